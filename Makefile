@@ -1,0 +1,37 @@
+# Two commands matter: `make demo` and `make test`. Both start from a fresh clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check bench docs clean
+help:            ## what can be made
+	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "twofold needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)   ## degrade bundled photographs, restore them, write demo/index.html, train for a minute
+	$(BIN)/twofold demo --output demo
+
+test: $(STAMP)   ## the test suite, ten minutes at most
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## the benchmarks; each writes benchmarks/results/NAME.json
+	for b in benchmarks/*.py; do name=$$(basename $$b .py); $(BIN)/python $$b --json benchmarks/results/$$name.json || exit 1; done
+
+docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
+	$(BIN)/python docs/tables.py
+
+clean:           ## everything that was made
+	rm -rf $(VENV) demo runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

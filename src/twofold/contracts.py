@@ -1,0 +1,143 @@
+"""What the parts of the library promise one another: four shapes of data, two kinds of callables, one family of errors.
+
+Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB or grey, with 0 for black and 1 for white.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class TwofoldError(Exception):
+    """Anything a user can mend. The message is one line: what was wrong, what was seen, what to do."""
+
+
+class ImageError(TwofoldError, ValueError):
+    """A picture, or a tensor that should be one, cannot be used."""
+
+
+class DataError(TwofoldError, ValueError):
+    """A folder of pictures cannot be used for training or evaluation."""
+
+
+class ConfigError(TwofoldError, ValueError):
+    """A recipe holds an unknown key or a value of the wrong type."""
+
+
+class WeightsError(TwofoldError, ValueError):
+    """A model file is missing, damaged, of another model, or of a kind that is never loaded."""
+
+
+@dataclass(frozen=True)
+class GuidanceKind:
+    """What a guidance map says about each pixel, and what scaling it means.
+
+    low, high: range of a legal value; `high` is None where there is no upper bound.
+    strength: one sentence on what a strength other than 1 does.
+    """
+
+    name: str
+    low: float
+    high: float | None
+    meaning: str
+    strength: str
+
+    def scaled(self, guidance: Tensor, strength: float) -> Tensor:
+        """`guidance (B, G, H, W)` times `strength`, kept inside the range of the kind.
+
+        >>> RAIN_REGION.scaled(torch.tensor([[[[0.4, 0.8]]]]), 1.5)
+        tensor([[[[0.6000, 1.0000]]]])
+        """
+        return (guidance * strength).clamp(self.low, self.high)
+
+
+NOISE_LEVEL = GuidanceKind(
+    "noise_level",
+    0.0,
+    1.0,
+    "standard deviation of the noise on the [0, 1] scale (0.01 is 2.55 grey levels)",
+    "below 1 keeps more grain and detail, above 1 smooths more",
+)
+RAIN_REGION = GuidanceKind(
+    "rain_region",
+    0.0,
+    1.0,
+    "how surely a pixel is covered by a rain streak",
+    "0 leaves the picture as it is, 0.5 removes about half of the rain, 1.5 also removes what is only suspected",
+)
+DEPTH = GuidanceKind(
+    "depth",
+    0.0,
+    None,
+    "distance from the camera, in units of the training data's typical distance",
+    "below 1 keeps some haze, above 1 removes more of it, most in the distance",
+)
+
+
+class Sample(NamedTuple):
+    """One batch of training material.
+
+    clean, observed: `(B, C, H, W)` in [0, 1]. guidance: `(B, G, H, W)`, the hidden cause, or None where nobody knows it.
+    known: what is told along with the picture and is not learned (blur kernels `(B, 1, h, w)`), or None.
+    """
+
+    clean: Tensor
+    observed: Tensor
+    guidance: Tensor | None = None
+    known: Tensor | None = None
+
+
+class Restored(NamedTuple):
+    """What a restorer returns: image `(B, C, H, W)`, not clamped; the guidance that was used; a solver's report, if any."""
+
+    image: Tensor
+    guidance: Tensor | None = None
+    report: Any = None
+
+
+class Restorer(Protocol):
+    """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
+
+    def __call__(
+        self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None
+    ) -> Restored: ...
+
+
+class Degradation(Protocol):
+    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the damage."""
+
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample: ...
+
+
+def check_images(images: Tensor, *, channels: int | None = None, name: str = "observed") -> Tensor:
+    """Returns `images` if it is a finite floating-point `(B, C, H, W)` batch with at least one pixel, else raises.
+
+    channels: how many there must be; None takes 1 (grey) and 3 (RGB).
+
+    Raises: ImageError, saying what was expected and what came.
+
+    >>> check_images(torch.zeros(4, 4))
+    Traceback (most recent call last):
+    twofold.contracts.ImageError: observed: expected a floating-point (B, C, H, W) batch, got (4, 4) torch.float32; \
+read files with twofold.images.read
+    """
+    if not isinstance(images, Tensor):
+        raise ImageError(f"{name}: expected a tensor, got {type(images).__name__}; read files with twofold.images.read")
+    shape = tuple(images.shape)
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ImageError(
+            f"{name}: expected a floating-point (B, C, H, W) batch, got {shape} {images.dtype}; "
+            "read files with twofold.images.read"
+        )
+    wanted = (1, 3) if channels is None else (channels,)
+    if shape[1] not in wanted:
+        raise ImageError(f"{name}: expected {' or '.join(map(str, wanted))} channels, got {shape[1]} in {shape}")
+    if images.numel() == 0:
+        raise ImageError(f"{name}: has no pixels, its shape is {shape}")
+    if not torch.isfinite(images).all():
+        raise ImageError(f"{name}: holds NaN or infinite values; mend or mask them before restoring")
+    return images

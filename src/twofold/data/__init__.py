@@ -1,0 +1,1 @@
+"""Training material: pairs on disk, synthetic pairs, crops in memory."""

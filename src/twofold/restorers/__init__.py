@@ -1,0 +1,1 @@
+"""Restorers: observed picture in, `Restored` out."""

@@ -1,0 +1,1 @@
+"""Search spaces: operations, the supernet, genotypes, losses."""
