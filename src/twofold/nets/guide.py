@@ -1,0 +1,48 @@
+"""The proxy network of hyper-guidance: it looks at the spoilt picture and draws the map that steers the restoration.
+
+Gao et al. 2022, §3.2 and Fig. 1: four 3×3 convolutions, ReLU between them. The width is not printed; 32 is that of the noise
+estimator the paper cites.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold.contracts import GuidanceKind
+
+
+class Guide(nn.Module):
+    """observed `(B, C, H, W)` → guidance `(B, 1, H, W)` inside the range of its kind.
+
+    kind: what the map means; a kind bounded on both sides ends in a sigmoid, one bounded below in a softplus.
+    stage: the guide also sees the current estimate and draws a new map at every stage of the reconstruction.
+    """
+
+    halo = 4
+    multiple = 1
+
+    def __init__(self, kind: GuidanceKind, *, channels: int = 3, width: int = 32, stage: bool = False) -> None:
+        super().__init__()
+        self.kind = kind
+        self.stage = stage
+        seen = 2 * channels if stage else channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(seen, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+
+    def forward(self, observed: Tensor, current: Tensor | None = None) -> Tensor:
+        if self.stage:
+            observed = torch.cat([observed, observed if current is None else current], 1)
+        raw: Tensor = self.layers(observed)
+        # A noise level lives near 0.01-0.1: dividing spreads that range over the softplus. A rain region is a probability.
+        if self.kind.name == "rain_region":
+            return torch.sigmoid(raw)
+        return F.softplus(raw - 2.0).clamp(max=self.kind.high)

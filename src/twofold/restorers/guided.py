@@ -1,0 +1,70 @@
+"""Reconstruction with hyper-guidance (Gao et al. 2022, eq. 1): a guide draws the map, the network restores by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from twofold.contracts import GuidanceKind, Restored
+from twofold.nets.guide import Guide
+
+
+class Guided(nn.Module):
+    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, known)` → restored.
+
+    A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the stage
+    kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
+    """
+
+    def __init__(self, guide: Guide, net: nn.Module) -> None:
+        super().__init__()
+        self.guide = guide
+        self.net = net
+
+    @property
+    def kind(self) -> GuidanceKind:
+        return self.guide.kind
+
+    @property
+    def halo(self) -> int | None:
+        return None if self.net.halo is None else self.net.halo + self.guide.halo  # type: ignore[operator, return-value]
+
+    @property
+    def multiple(self) -> int:
+        return self.net.multiple  # type: ignore[return-value]
+
+    def forward(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
+        known: Tensor | None = None,
+    ) -> Restored:
+        if guidance is None:
+            guidance = self.guide if self.guide.stage else self.guide(observed)
+        image = self.net(observed, guidance) if known is None else self.net(observed, guidance, known)
+        return Restored(image, guidance(observed, image) if callable(guidance) else guidance)
+
+
+class Plain(nn.Module):
+    """A network alone: the baseline every guided model is measured against. net: observed (and known) → restored."""
+
+    kind = None
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @property
+    def halo(self) -> int | None:
+        return self.net.halo  # type: ignore[return-value]
+
+    @property
+    def multiple(self) -> int:
+        return self.net.multiple  # type: ignore[return-value]
+
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+        if guidance is not None:
+            raise TypeError("this model takes no guidance")
+        return Restored(self.net(observed) if known is None else self.net(observed, None, known))

@@ -1,0 +1,208 @@
+"""The training loop: one for every scheme, readable top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from twofold.contracts import Sample
+from twofold.train import checkpoint
+from twofold.train.schemes import Scheme
+
+Batches = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of turn n, a pure function of n
+
+
+class Report(Protocol):
+    """Who is told what happens: a progress bar, a log file, a board, a test."""
+
+    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
+    def validated(self, done: int, scores: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Average:
+    """An exponential moving average of a restorer's parameters: what is validated and shipped.
+
+    decay: share of the old average kept at each step, reached gradually: min(decay, (1 + n) / (10 + n)).
+    """
+
+    parameters: dict[str, torch.Tensor]
+    decay: float
+
+    @classmethod
+    def of(cls, module: nn.Module, decay: float) -> Average:
+        return cls({name: value.detach().clone() for name, value in module.state_dict().items()}, decay)
+
+    @torch.no_grad()
+    def follow(self, module: nn.Module, step: int) -> None:
+        state = module.state_dict()
+        new = [state[name] for name in self.parameters]
+        torch._foreach_lerp_(list(self.parameters.values()), new, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[None]:
+        """The module with the averaged parameters; its own come back at the end."""
+        own = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.parameters)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and how often it is secured.
+
+    folder: gets `state.safetensors`. minutes: between checkpoints. epoch: turns between validations. main: False on all ranks
+    but the first, which write nothing.
+    """
+
+    folder: Path
+    minutes: float = 5.0
+    epoch: int = 1000
+    main: bool = True
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+
+def fit(
+    scheme: Scheme,
+    batches: Batches,
+    *,
+    until: int,
+    run: Run,
+    reports: Sequence[Report] = (),
+    average: Average | None = None,
+    validate: Callable[[int], dict[str, float]] | None = None,
+) -> None:
+    """Trains until `until` turns are done in all; a run found in its folder is continued as if it had never stopped.
+
+    validate: called with the number of turns done at the end of every epoch, with the averaged parameters in place.
+    Ctrl-C is heard between two turns: the state is secured, then KeyboardInterrupt raised. A second one stops at once.
+    """
+    done = resume(scheme, run, average)
+    secured = time.monotonic()
+    with interruption() as asked_to_stop:
+        while done < until:
+            started = time.perf_counter()
+            draws = batches(done)
+            losses = scheme.step(*draws)
+            done += 1
+            if average is not None:
+                average.follow(scheme.restorer, done)
+            images = sum(sample.clean.shape[0] for draw in draws for sample in draw)
+            for report in reports:
+                report.turn(done, until, losses, images / (time.perf_counter() - started))
+            if validate is not None and (done % run.epoch == 0 or done == until):
+                scores = validated(scheme, average, validate, done)
+                for report in reports:
+                    report.validated(done, scores)
+            stop = asked_to_stop()
+            if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
+                secure(scheme, run, average, done)
+                secured = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Holds the first Ctrl-C back: the function yielded says whether one came. Only the main thread can listen."""
+    came = False
+
+    def listen(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, former)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    former = signal.signal(signal.SIGINT, listen)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def validated(
+    scheme: Scheme, average: Average | None, validate: Callable[[int], dict[str, float]], done: int
+) -> dict[str, float]:
+    scheme.restorer.eval()
+    try:
+        with torch.no_grad():
+            if average is None:
+                return validate(done)
+            with average.applied_to(scheme.restorer):
+                return validate(done)
+    finally:
+        scheme.restorer.train()
+
+
+def secure(scheme: Scheme, run: Run, average: Average | None, done: int) -> None:
+    if run.main:
+        kept = None if average is None else average.parameters
+        checkpoint.write(run.state, {"done": done, "scheme": scheme.state_dict(), "average": kept})
+
+
+def resume(scheme: Scheme, run: Run, average: Average | None) -> int:
+    """The number of turns already done."""
+    if not run.state.exists():
+        return 0
+    state: dict[str, Any] = checkpoint.read(run.state)
+    scheme.load_state_dict(state["scheme"])
+    if average is not None and state["average"] is not None:
+        for name, value in average.parameters.items():
+            value.copy_(state["average"][name])
+    return int(state["done"])
+
+
+class JsonLines:
+    """Appends one JSON line a report to `path`: turn, losses, images/s; and every validation."""
+
+    def __init__(self, path: Path, every: int = 10) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.every = path, every
+
+    def _append(self, **facts: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(facts) + os.linesep)
+
+    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        if done % self.every == 0 or done == until:
+            self._append(turn=done, images_per_second=round(images_per_second, 2), **losses)
+
+    def validated(self, done: int, scores: dict[str, float]) -> None:
+        self._append(turn=done, validation=scores)
+
+
+class Board:
+    """The same for TensorBoard."""
+
+    def __init__(self, folder: Path, every: int = 10) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer, self.every = SummaryWriter(folder), every  # type: ignore[no-untyped-call]
+
+    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        if done % self.every == 0:
+            for name, value in {**losses, "images_per_second": images_per_second}.items():
+                self.writer.add_scalar(name, value, done)  # type: ignore[no-untyped-call]
+
+    def validated(self, done: int, scores: dict[str, float]) -> None:
+        for name, value in scores.items():
+            self.writer.add_scalar(f"validation/{name}", value, done)  # type: ignore[no-untyped-call]

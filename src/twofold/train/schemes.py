@@ -1,0 +1,259 @@
+"""Ways of training a restorer. A scheme holds what is learned and does one step; the loop around it is the same for all.
+
+Names as in Gao et al. 2022: θ are the guide's parameters, ω the reconstruction's; D_h carries true guidance maps, D_tr need
+not. With a guide that sees only the observation, the guide's loss does not depend on ω, so Algorithm 1 trains θ exactly as if
+alone: the control that shows it is `Frozen`, and docs/guidance.md holds the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold.contracts import DataError, Sample
+from twofold.restorers.guided import Guided
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Draw = Sequence[Sample]
+
+
+class Scheme(Protocol):
+    """One way of training: `step` sees the samples of one turn and returns what the log shows."""
+
+    restorer: nn.Module
+
+    def step(self, *draws: Draw) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a step is computed: the precision, and how gradients of several ranks become one."""
+
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    average: Callable[[Tensor], Tensor] | None = None  # mean over ranks; None on a single one
+
+
+class Learner:
+    """An optimizer with its schedule over some parameters: `descend(loss)` is one step.
+
+    schedule: the factor on the learning rate at step n, counted from 0. clip: largest norm of the gradient, 0 for none.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        schedule: Callable[[int], float] = lambda n: 1.0,
+        clip: float = 0.0,
+        machine: Machine | None = None,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.optimizer = optimizer(self.parameters)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.clip = clip
+        self.machine = machine or Machine()
+
+    def descend(self, loss: Tensor) -> None:
+        """Raises: FloatingPointError where the loss is not finite; the parameters are then left as they were."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss became {loss.item()}; lower the learning rate or clip the gradient (optimizer.clip)"
+            )
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        used = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
+        if self.machine.average is not None:  # one message for all: small networks pay per message
+            flat = self.machine.average(torch.cat([g.flatten() for _, g in used]))
+            parts = flat.split([g.numel() for _, g in used])
+            used = [(p, part.view_as(p)) for (p, _), part in zip(used, parts, strict=True)]
+        for p, g in used:
+            p.grad = g
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "schedule": {"last_epoch": self.schedule.last_epoch}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+
+
+class _Learned:
+    """What all schemes keep: the restorer and its learners."""
+
+    restorer: nn.Module
+
+    def _learners(self) -> dict[str, Learner]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Learner)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"restorer": self.restorer.state_dict(), **{n: x.state_dict() for n, x in self._learners().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.restorer.load_state_dict(state["restorer"])
+        for name, learner in self._learners().items():
+            learner.load_state_dict(state[name])
+
+
+def true_guidance(sample: Sample) -> Tensor:
+    """Raises: DataError where a sample carries no map."""
+    if sample.guidance is None:
+        raise DataError("training a guide needs true guidance maps: use synthetic data, or pairs with a guidance rule")
+    return sample.guidance
+
+
+@dataclass
+class Supervised(_Learned):
+    """The reconstruction loss alone, on everything the restorer has. For a network without guidance: plain training."""
+
+    restorer: nn.Module
+    loss: Loss
+    learner: Learner
+    machine: Machine = field(default_factory=Machine)
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        total = 0.0
+        (samples,) = draws
+        for sample in samples:
+            with self.machine.autocast():
+                restored = self.restorer(sample.observed, known=sample.known).image
+            loss = self.loss(restored.float(), sample.clean)
+            self.learner.descend(loss)
+            total += loss.item() / len(samples)
+        return {"restoration": total}
+
+
+def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
+    """g of Gao et al. 2022, eq. (6): mean squared error of the map; of the stage kind, the mean over the stages."""
+    maps: list[Tensor] = []
+    with machine.autocast():
+        if restorer.guide.stage:
+
+            def draw(observed: Tensor, current: Tensor) -> Tensor:
+                maps.append(restorer.guide(observed, current))
+                return maps[-1]
+
+            restorer(sample.observed, guidance=draw, known=sample.known)
+        else:
+            maps.append(restorer.guide(sample.observed))
+    truth = true_guidance(sample)
+    return torch.stack([F.mse_loss(m.float(), truth) for m in maps]).mean()
+
+
+def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Tensor, Tensor], Tensor]:
+    """The guide's map with ∂f/∂θ cut, as the ω-half of Algorithm 1 wants it."""
+    if restorer.guide.stage:
+        return lambda observed, current: restorer.guide(observed, current).detach()
+    with torch.no_grad():
+        drawn: Tensor = restorer.guide(sample.observed)
+    return drawn
+
+
+def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s in [0, 1].
+
+    Where the map is scaled by s, the target is `observed + s (clean − observed)`; a third of the steered samples have s = 0.
+    """
+    b = sample.clean.shape[0]
+    chosen, strength = torch.rand(2, b, generator=generator)
+    s = torch.where(chosen < share, (strength * 1.5 - 0.5).clamp(min=0.0), torch.ones(()))
+    s = s.to(sample.clean.device).view(b, 1, 1, 1)
+    return guidance * s, sample.observed + s * (sample.clean - sample.observed)
+
+
+@dataclass
+class GuidedTraining(_Learned):
+    """Algorithm 1 of Gao et al. 2022: θ on g over D_h, then ω on f over D_tr with the guidance detached.
+
+    The lengths of the two draws are the number of steps of each half. steering: share of the ω-samples that are steered
+    (0 is the paper; only for maps that say how much of the cause there is, such as a rain region).
+    """
+
+    restorer: Guided
+    loss: Loss
+    guide_learner: Learner
+    learner: Learner
+    machine: Machine = field(default_factory=Machine)
+    steering: float = 0.0
+    seed: int = 0
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        known_causes, samples = draws
+        g = 0.0
+        for sample in known_causes:
+            loss = guide_loss(self.restorer, sample, self.machine)
+            self.guide_learner.descend(loss)
+            g += loss.item() / len(known_causes)
+        f = 0.0
+        for sample in samples:
+            with self.machine.autocast():
+                guidance = detached_guidance(self.restorer, sample)
+                target = sample.clean
+                if self.steering and isinstance(guidance, Tensor):
+                    generator = torch.Generator().manual_seed(self.seed + self.learner.schedule.last_epoch)
+                    guidance, target = steered(sample, guidance, self.steering, generator)
+                restored = self.restorer(sample.observed, guidance=guidance, known=sample.known).image
+            loss = self.loss(restored.float(), target)
+            self.learner.descend(loss)
+            f += loss.item() / len(samples)
+        return {"restoration": f, "guidance": g}
+
+
+@dataclass
+class Naive(_Learned):
+    """f + g descended jointly over D_h, nothing detached: the paper's comparison."""
+
+    restorer: Guided
+    loss: Loss
+    learner: Learner
+    machine: Machine = field(default_factory=Machine)
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        f = g = 0.0
+        (samples,) = draws
+        for sample in samples:
+            with self.machine.autocast():
+                restored = self.restorer(sample.observed, known=sample.known)
+            restoration = self.loss(restored.image.float(), sample.clean)
+            guidance = F.mse_loss(restored.guidance.float(), true_guidance(sample))
+            self.learner.descend(restoration + guidance)
+            f += restoration.item() / len(samples)
+            g += guidance.item() / len(samples)
+        return {"restoration": f, "guidance": g}
+
+
+@dataclass
+class Frozen(_Learned):
+    """θ first, for `pretraining` turns, then ω with θ frozen: the control for Algorithm 1."""
+
+    restorer: Guided
+    loss: Loss
+    guide_learner: Learner
+    learner: Learner
+    pretraining: int
+    machine: Machine = field(default_factory=Machine)
+    seed: int = 0
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        known_causes, samples = draws
+        both = GuidedTraining(self.restorer, self.loss, self.guide_learner, self.learner, self.machine)
+        if self.guide_learner.schedule.last_epoch < self.pretraining * len(known_causes):
+            return {"guidance": both.step(known_causes, ())["guidance"]}
+        return {"restoration": both.step((), samples)["restoration"]}
+
+
+def trained_parameters(restorer: Guided) -> tuple[Iterator[nn.Parameter], Iterator[nn.Parameter]]:
+    """(θ, ω)."""
+    return restorer.guide.parameters(), restorer.net.parameters()

@@ -1,0 +1,211 @@
+"""Models by name: what a model is made of, the card that describes it, and the file that holds its weights.
+
+A model is one safetensors file whose header carries how to build it, so the file alone can be loaded; beside a shipped one lies
+its card. Weights are never unpickled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
+from twofold.nets.guide import Guide
+from twofold.nets.prenet import PReNet
+from twofold.nets.unet import UNet
+from twofold.restorers.guided import Guided, Plain
+
+KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
+
+
+class Settings(BaseModel):
+    """Plain facts from a file: unknown keys are errors, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class UNetSpec(Settings):
+    kind: Literal["unet"] = "unet"
+    widths: list[int] = [32, 64, 128]
+    blocks: list[int] = [1, 1, 3]
+
+    def build(self, channels: int, guidance: int) -> nn.Module:
+        return UNet(channels=channels, guidance=guidance, widths=self.widths, blocks=self.blocks)
+
+
+class PReNetSpec(Settings):
+    kind: Literal["prenet"] = "prenet"
+    recurrences: int = 6
+    width: int = 32
+
+    def build(self, channels: int, guidance: int) -> nn.Module:
+        return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
+
+
+NetSpec = Annotated[UNetSpec | PReNetSpec, Field(discriminator="kind")]
+
+
+class GuideSpec(Settings):
+    width: int = 32
+    stage: bool = False
+
+
+class GuidedSpec(Settings):
+    """A network steered by an estimated map."""
+
+    kind: Literal["guided"] = "guided"
+    guidance: Literal["noise_level", "rain_region", "depth"]
+    channels: int = 3
+    guide: GuideSpec = GuideSpec()
+    net: NetSpec
+
+    def build(self) -> Guided:
+        guide = Guide(
+            KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage
+        )
+        return Guided(guide, self.net.build(self.channels, 1))
+
+
+class PlainSpec(Settings):
+    """A network alone."""
+
+    kind: Literal["plain"] = "plain"
+    channels: int = 3
+    net: NetSpec
+
+    def build(self) -> Plain:
+        return Plain(self.net.build(self.channels, 0))
+
+
+ModelSpec = Annotated[GuidedSpec | PlainSpec, Field(discriminator="kind")]
+_MODEL: TypeAdapter[GuidedSpec | PlainSpec] = TypeAdapter(ModelSpec)
+
+
+class Card(BaseModel):
+    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    task: str
+    about: str
+    model: ModelSpec
+    parameters: int
+    bytes: int
+    sha256: str
+    data: list[str]
+    terms: str
+    command: str
+    seed: int
+    hours: float
+    protocol: str
+    numbers: dict[str, dict[str, float]]
+
+
+def cards() -> dict[str, Card]:
+    """Every shipped model by name."""
+    folder = resources.files("twofold") / "weights"
+    found = [Card.model_validate_json(f.read_text()) for f in folder.iterdir() if f.name.endswith(".json")]
+    return {card.name: card for card in sorted(found, key=lambda card: card.name)}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """«did you mean …» or the whole list, for an error message.
+
+    >>> nearest("derian", ["derain", "dehaze"])
+    "did you mean 'derain'? known: derain, dehaze"
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def save(path: Path, restorer: nn.Module, spec: GuidedSpec | PlainSpec, *, half: bool = False) -> str:
+    """Writes the weights with their specification in the header, atomically; returns the SHA-256 of the file.
+
+    half: store 16-bit floats (half the size; a value moves by less than 0.05 %).
+    """
+    tensors = {name: value.detach().contiguous() for name, value in restorer.state_dict().items()}
+    if half:
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        save_file(tensors, temporary, metadata={"twofold_model": spec.model_dump_json()})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise TwofoldError(f"cannot write {path}: {error}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read(path: Path) -> tuple[GuidedSpec | PlainSpec, dict[str, Tensor]]:
+    """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}; `twofold models` lists the shipped ones")
+    if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise WeightsError(f"{path} is a pickle: such files can run code and are never loaded; convert to safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}); fetch or train it again") from error
+    if "twofold_model" not in metadata:
+        raise WeightsError(f"{path} does not say which model it is; save it with twofold.zoo.save")
+    try:
+        spec = _MODEL.validate_json(metadata["twofold_model"])
+    except ValidationError as error:
+        raise WeightsError(f"{path} was written for a model this version does not know: {error.errors()[0]['msg']}") from error
+    return spec, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+
+
+def load(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
+    """A restorer in evaluation mode, by the name of a shipped model or the path of a weights file.
+
+    Raises: WeightsError for an unknown name, a damaged or foreign file.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".safetensors":
+        shipped = cards()
+        card = shipped.get(str(name_or_path))
+        if card is None:
+            raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
+        with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
+            if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
+                raise WeightsError(f"the weights of {card.name!r} are not those of its card; install twofold again")
+            spec, state = read(file)
+    else:
+        spec, state = read(path)
+    restorer = spec.build()
+    try:
+        restorer.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"{name_or_path}: the weights do not fit the model its header names ({first})") from error
+    return restorer.eval().to(device)
+
+
+def describe(card: Card) -> dict[str, Any]:
+    """A card as plain data, for `--json`."""
+    facts: dict[str, Any] = json.loads(card.model_dump_json())
+    return facts
