@@ -87,9 +87,10 @@ def colour_angle(restored: Tensor, clean: Tensor) -> Tensor:
     same_size(restored, clean)
     with torch.autocast(device_type=restored.device.type, enabled=False):
         restored, clean = full_precision(restored, clean)
-        darkest = 1 / 255
-        cosine = (F.normalize(restored, dim=1, eps=darkest) * F.normalize(clean, dim=1, eps=darkest)).sum(dim=1)
-        coloured = (restored.norm(dim=1) > darkest) & (clean.norm(dim=1) > darkest)
+        # Sums of squares, not norms: torch reduces norms over dimension 1 of a contiguous batch eight times slower.
+        lengths, darkest = restored.square().sum(dim=1) * clean.square().sum(dim=1), (1 / 255) ** 2
+        coloured = (restored.square().sum(dim=1) > darkest) & (clean.square().sum(dim=1) > darkest)
+        cosine = (restored * clean).sum(dim=1) / torch.where(coloured, lengths, 1.0).sqrt()
         angle = cosine.clamp(-0.999999, 0.999999).acos() * (180 / math.pi)
         return 0.1 * torch.where(coloured, angle, 0.0).mean()
 
