@@ -37,12 +37,14 @@ class GuidanceKind:
     """What a guidance map says about each pixel, and what scaling it means.
 
     low, high: range of a legal value; `high` is None where there is no upper bound.
+    white: the value that a white pixel stands for when a map is kept as a picture.
     strength: one sentence on what a strength other than 1 does.
     """
 
     name: str
     low: float
     high: float | None
+    white: float
     meaning: str
     strength: str
 
@@ -59,12 +61,14 @@ NOISE_LEVEL = GuidanceKind(
     "noise_level",
     0.0,
     1.0,
+    0.25,
     "standard deviation of the noise on the [0, 1] scale (0.01 is 2.55 grey levels)",
     "below 1 keeps more grain and detail, above 1 smooths more",
 )
 RAIN_REGION = GuidanceKind(
     "rain_region",
     0.0,
+    1.0,
     1.0,
     "how surely a pixel is covered by a rain streak",
     "0 leaves the picture as it is, 0.5 removes about half of the rain, 1.5 also removes what is only suspected",
@@ -73,6 +77,7 @@ DEPTH = GuidanceKind(
     "depth",
     0.0,
     None,
+    4.0,
     "distance from the camera, in units of the training data's typical distance",
     "below 1 keeps some haze, above 1 removes more of it, most in the distance",
 )

@@ -1,0 +1,80 @@
+"""Which verbs there are. Only the module of the verb in use is imported, so `--help` and `--version` cost no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import twofold
+
+VERBS = {
+    "restore": "restore photographs: a file, several, or a folder",
+    "degrade": "spoil clean photographs, and keep the true cause as a map",
+    "models": "what can be restored with, and how well it was measured",
+    "train": "train a model from a recipe, on your pairs or on synthetic ones",
+    "evaluate": "measure a model on pairs by an exact protocol",
+    "demo": "see it work: spoil, restore and train on bundled photographs",
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {about}" for verb, about in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: twofold VERB [OPTIONS] …",
+            "",
+            "Restores photographs with models learned on two levels.",
+            "",
+            *lines,
+            "",
+            "  twofold restore rainy.jpg -o dry.jpg --model derain",
+            "",
+            "twofold VERB --help explains a verb; twofold --version prints the version.",
+        ]
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command line and returns its exit code: 0 done, 1 something failed, 2 misused, 130 interrupted."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"twofold {twofold.__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"twofold: unknown verb {verb!r}{hint} `twofold --help` lists them", file=sys.stderr)
+        return 2
+    return _run_verb(verb, rest)
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    import click
+    import typer
+
+    from twofold.contracts import TwofoldError
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(import_module(f"twofold.cli.{verb}").command)
+    try:
+        return int(app(arguments, prog_name=f"twofold {verb}", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TwofoldError as error:
+        print(f"twofold: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        print("twofold: interrupted; nothing half-written was left behind", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `twofold models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
