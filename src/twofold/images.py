@@ -12,8 +12,10 @@ import io
 import os
 import struct
 import sys
+import threading
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -53,6 +55,7 @@ _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     (b"BM", BmpImageFile),
 )
+_warnings_lock = threading.Lock()
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
 
 
@@ -258,7 +261,8 @@ def to_kind_of(picture: Picture, original: Source) -> Image.Image | NDArray[Any]
 def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
     def opened() -> ImageFile.ImageFile:
         file.seek(0)
-        return opener(file)
+        with _without_warnings():
+            return opener(file)
 
     file.seek(0)
     if opener is TiffImageFile and (page := _unknown_to_pillow(file)) is not None:
@@ -283,6 +287,14 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
     else:
         samples = halves[0].astype(np.uint16) << 8 | halves[1]
     return _with_metadata(_picture(_with_transparent_colour(samples, half)), half)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps Pillow's warnings about damaged camera notes to itself; locked, because filters belong to all threads."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_size(width: int, height: int, size: int, largest: int) -> None:
@@ -331,7 +343,8 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 
 def _from_pil(image: Image.Image) -> Picture:
-    image.load()
+    with _without_warnings() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
+        image.load()
     profile = image.info.get("icc_profile") or b""
     transparent = "transparency" in image.info
     if image.mode.startswith("I"):
@@ -378,7 +391,8 @@ def _with_transparent_colour(samples: NDArray[np.uint16], image: Image.Image) ->
 
 def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | None = None) -> Picture:
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
-    exif = image.getexif()
+    with _without_warnings():
+        exif = image.getexif()
     kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
     if profile is None:
         profile = image.info.get("icc_profile") or b""
