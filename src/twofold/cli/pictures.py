@@ -21,10 +21,11 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: where it comes from, where its result goes."""
+    """One picture: where it comes from, where its result goes, and its name below the folder it was found in."""
 
     source: Path
     target: Path
+    name: Path
 
 
 def jobs(inputs: Sequence[Path], output: Path | None, *, suffix: str | None, marker: str) -> list[Job]:
@@ -50,7 +51,7 @@ def jobs(inputs: Sequence[Path], output: Path | None, *, suffix: str | None, mar
                 target = output
             else:
                 target = (output / source.name).with_suffix(ending)
-            found.append(Job(source, target))
+            found.append(Job(source, target, source.relative_to(path) if inside else Path(source.name)))
     if not found:
         raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
     sources, targets = {job.source.resolve() for job in found}, set()

@@ -16,7 +16,7 @@ from twofold.contracts import GuidanceKind
 class Guide(nn.Module):
     """observed `(B, C, H, W)` → guidance `(B, 1, H, W)` inside the range of its kind.
 
-    kind: what the map means; a kind bounded on both sides ends in a sigmoid, one bounded below in a softplus.
+    kind: what the map means; a share (rain region) ends in a sigmoid, an amount (noise level, depth) in a softplus.
     stage: the guide also sees the current estimate and draws a new map at every stage of the reconstruction.
     """
 
@@ -42,7 +42,7 @@ class Guide(nn.Module):
         if self.stage:
             observed = torch.cat([observed, observed if current is None else current], 1)
         raw: Tensor = self.layers(observed)
-        # A noise level lives near 0.01-0.1: dividing spreads that range over the softplus. A rain region is a probability.
-        if self.kind.name == "rain_region":
+        if self.kind.high == self.kind.white:  # a share, from none to all
             return torch.sigmoid(raw)
-        return F.softplus(raw - 2.0).clamp(max=self.kind.high)
+        # an amount: at the start about an eighth of what the kind shows as white, which is the middle of common values
+        return (self.kind.white * F.softplus(raw - 2.0)).clamp(self.kind.low, self.kind.high)

@@ -88,14 +88,16 @@ def fit(
     reports: Sequence[Report] = (),
     average: Average | None = None,
     validate: Callable[[int], dict[str, float]] | None = None,
-) -> None:
+) -> float:
     """Trains until `until` turns are done in all; a run found in its folder is continued as if it had never stopped.
+
+    Returns the seconds that training and validation took, earlier parts of the run included.
 
     validate: called with the number of turns done at the end of every epoch, with the averaged parameters in place.
     Ctrl-C is heard between two turns: the state is secured, then KeyboardInterrupt raised. A second one stops at once.
     """
-    done = resume(scheme, run, average)
-    secured = time.monotonic()
+    done, seconds = resume(scheme, run, average)
+    began = secured = time.monotonic()
     with interruption() as asked_to_stop:
         while done < until:
             started = time.perf_counter()
@@ -113,10 +115,11 @@ def fit(
                     report.validated(done, scores)
             stop = asked_to_stop()
             if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
-                secure(scheme, run, average, done)
                 secured = time.monotonic()
+                secure(scheme, run, average, done, seconds + secured - began)
             if stop:
                 raise KeyboardInterrupt
+    return seconds + time.monotonic() - began
 
 
 @contextmanager
@@ -153,22 +156,23 @@ def validated(
         scheme.restorer.train()
 
 
-def secure(scheme: Scheme, run: Run, average: Average | None, done: int) -> None:
+def secure(scheme: Scheme, run: Run, average: Average | None, done: int, seconds: float) -> None:
     if run.main:
         kept = None if average is None else average.parameters
-        checkpoint.write(run.state, {"done": done, "scheme": scheme.state_dict(), "average": kept})
+        state = {"done": done, "seconds": seconds, "scheme": scheme.state_dict(), "average": kept}
+        checkpoint.write(run.state, state)
 
 
-def resume(scheme: Scheme, run: Run, average: Average | None) -> int:
-    """The number of turns already done."""
+def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, float]:
+    """The number of turns already done, and the seconds they took."""
     if not run.state.exists():
-        return 0
+        return 0, 0.0
     state: dict[str, Any] = checkpoint.read(run.state)
     scheme.load_state_dict(state["scheme"])
     if average is not None and state["average"] is not None:
         for name, value in average.parameters.items():
             value.copy_(state["average"][name])
-    return int(state["done"])
+    return int(state["done"]), float(state["seconds"])
 
 
 class JsonLines:

@@ -237,3 +237,8 @@ def _known_keys() -> set[str]:
         keys.update(model.model_fields)
         todo.extend(model.__subclasses__())
     return keys
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included: `parse(yaml.safe_load(dump(r))) == r`."""
+    return str(yaml.safe_dump(recipe.model_dump(), sort_keys=False, width=120))

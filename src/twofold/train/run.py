@@ -1,0 +1,167 @@
+"""A recipe becomes a run: objects are built from its strings, the loop is started, and the result is written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twofold import losses, zoo
+from twofold.contracts import ConfigError, TwofoldError
+from twofold.train import data as material
+from twofold.train import recipe as recipes
+from twofold.train import schemes
+from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit
+
+
+def build_loss(weights: dict[recipes.LossName, float]) -> schemes.Loss:
+    """The weighted sum of named losses."""
+    terms = [(getattr(losses, name), weight) for name, weight in weights.items()]
+    if not terms:
+        raise ConfigError("loss: a recipe needs at least one loss, such as {l1: 1.0}")
+    return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
+
+
+def build_schedule(settings: recipes.Schedule, turns: int) -> Callable[[int], float]:
+    """The factor on the learning rate at step n of `turns`.
+
+    >>> cosine = build_schedule(recipes.Schedule(kind="cosine", warmup=2), 10)
+    >>> [round(cosine(n), 2) for n in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def factor(n: int) -> float:
+        if n < settings.warmup:
+            return (n + 1) / settings.warmup
+        done = (n - settings.warmup) / max(turns - settings.warmup, 1)
+        if settings.kind == "cosine":
+            return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        if settings.kind == "steps":
+            return float(settings.factor ** sum(n >= share * turns for share in settings.milestones))
+        return 1.0
+
+    return factor
+
+
+def build_optimizer(settings: recipes.Optimizer) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    def build(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        lr, decay = settings.learning_rate, settings.weight_decay
+        if settings.kind == "sgd":
+            return torch.optim.SGD(parameters, lr, momentum=settings.momentum, weight_decay=decay)
+        first, second = settings.betas
+        family = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
+        return family(parameters, lr, betas=(first, second), weight_decay=decay)
+
+    return build
+
+
+def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.Machine) -> schemes.Scheme:
+    """Raises: ConfigError where the scheme needs a guide and the model has none."""
+    loss, spec = build_loss(recipe.loss), recipe.scheme
+
+    def learner(module: nn.Module, settings: recipes.Optimizer, steps: float) -> schemes.Learner:
+        schedule = build_schedule(recipe.schedule, max(round(steps), 1))
+        return schemes.Learner(
+            module.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
+        )
+
+    if isinstance(spec, recipes.SupervisedSpec):
+        return schemes.Supervised(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
+    if not isinstance(restorer, schemes.Guided):
+        raise ConfigError(f"scheme.kind: {spec.kind!r} trains a guide, but model.kind is {recipe.model.kind!r}")
+    if isinstance(spec, recipes.NaiveSpec):
+        return schemes.Naive(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
+    if isinstance(spec, recipes.FrozenSpec):
+        first = round(spec.pretraining * recipe.turns)
+        theta = learner(restorer.guide, recipe.guide_optimizer, first)
+        omega = learner(restorer.net, recipe.optimizer, recipe.turns - first)
+        return schemes.Frozen(restorer, loss, theta, omega, first, machine)
+    theta = learner(restorer.guide, recipe.guide_optimizer, recipe.turns * spec.guide_steps)
+    omega = learner(restorer.net, recipe.optimizer, recipe.turns * spec.steps)
+    return schemes.GuidedTraining(restorer, loss, theta, omega, machine, spec.steering, recipe.seed)
+
+
+def machine_of(precision: str, device: str) -> tuple[Any, schemes.Machine, torch.device]:
+    """The accelerator, where a step is computed, and the device. Ranks come from `accelerate launch`.
+
+    Raises: ConfigError where the package accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ConfigError("training needs more packages: pip install 'twofold[train]'") from error
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+    average = (lambda flat: accelerator.reduce(flat, "mean")) if accelerator.num_processes > 1 else None
+    place = accelerator.device if device in ("auto", "cpu") else torch.device(device)
+    return accelerator, schemes.Machine(accelerator.autocast, average), place
+
+
+def train(
+    recipe: recipes.Recipe,
+    root: Path,
+    folder: Path,
+    *,
+    device: str = "auto",
+    minutes: float = 5.0,
+    reports: Sequence[Report] = (),
+) -> dict[str, Any]:
+    """Trains by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts of the result.
+
+    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
+    """
+    accelerator, machine, place = machine_of(recipe.precision, device)
+    keep_recipe(recipe, folder)
+    torch.manual_seed(recipe.seed)
+    restorer = recipe.model.build().to(place, memory_format=torch.channels_last)
+    scheme = build_scheme(recipe, restorer, machine)
+    batches = material.batches(recipe, root, place, rank=accelerator.process_index, ranks=accelerator.num_processes)
+    pairs = material.validation(recipe, root)
+    average = Average.of(restorer, recipe.average) if recipe.average else None
+    main = accelerator.is_main_process
+    run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
+    if main:
+        reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder)]
+
+    scores: dict[str, float] = {}
+
+    def validate(done: int) -> dict[str, float]:
+        if main:
+            zoo.save(folder / "model.safetensors", restorer, recipe.model)
+            material.sheet(folder / "samples" / f"{done:07d}.png", restorer, batches(0)[-1][0])
+            scores.update(material.scores(restorer, pairs, recipe))
+        return scores
+
+    seconds = fit(scheme, batches, until=recipe.turns, run=run, reports=reports, average=average, validate=validate)
+    facts = {
+        "recipe": recipe.name,
+        "turns": recipe.turns,
+        "seed": recipe.seed,
+        "protocol": recipe.protocol,
+        "validation": scores,
+        "hours": round(seconds / 3600, 3),
+        "device": str(place),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    if main and scores:  # empty where a finished run is asked for again
+        (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def keep_recipe(recipe: recipes.Recipe, folder: Path) -> None:
+    """Writes recipe.yaml beside the run. A longer run of the same recipe may go on; anything else that differs is an error."""
+    path = folder / "recipe.yaml"
+    if path.exists():
+        kept = recipes.read(path)
+        if kept.model_copy(update={"turns": recipe.turns}) != recipe:
+            raise ConfigError(f"{folder} holds a run of another recipe ({path}); name another folder with --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipes.dump(recipe))
+    except OSError as error:
+        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
