@@ -30,7 +30,9 @@ def circular_conv_norm(weight: Tensor, size: int | tuple[int, int]) -> Tensor:
     piece of the circular one on a grid that is larger by the kernel minus one, whose norm therefore bounds it.
 
     weight: `(out, in, h, w)`, as in `torch.nn.Conv2d` with one group and stride 1. size: H and W, at least
-    the kernel's. Returns a scalar. Raises: ValueError for a weight that is no convolution or a size smaller than the kernel.
+    the kernel's. Returns a scalar.
+
+    Raises: ValueError for a weight that is no convolution or a size smaller than the kernel.
 
     >>> box = torch.full((1, 1, 3, 3), 1 / 9)              # a mean filter keeps a constant picture as it is
     >>> round(circular_conv_norm(box, 8).item(), 6)
@@ -48,7 +50,7 @@ def circular_conv_norm(weight: Tensor, size: int | tuple[int, int]) -> Tensor:
     spectrum = torch.fft.rfft2(weight, s=(height, width)).permute(2, 3, 0, 1)
     wide = weight.shape[0] <= weight.shape[1]
     gram = spectrum @ spectrum.mH if wide else spectrum.mH @ spectrum
-    # The Gram matrix squares the condition number, which harms the small eigenvalues alone and is cheaper than an SVD.
+    # The smaller Gram matrix: squaring harms the small singular values alone, and nobody asks for those.
     largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1].max()
     return largest.clamp_min(0).sqrt()
 
