@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twofold import losses
 from twofold.contracts import ImageError
+from twofold.nets.perceptual import FeatureDistance, squeezenet
 
 ALL = [
     losses.l1,
@@ -119,6 +120,19 @@ def test_a_batch_counts_as_the_mean_of_its_pictures(loss: losses.Loss) -> None:
     x, y = pictures(3, 3, 16, 16)
     single = torch.stack([loss(x[i : i + 1], y[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(loss(x, y), single.mean())
+
+
+def test_a_perceptual_loss_is_the_mean_distance_and_pulls_on_the_restored_picture_alone() -> None:
+    distance = FeatureDistance(squeezenet(), (1, 4))
+    loss = losses.WeightedSum(((1.0, losses.smooth_l1), (0.04, losses.Perceptual(distance))))
+    x, y = pictures(2, 3, 32, 32)
+    x.requires_grad_()
+    value = loss(x, y)
+    torch.testing.assert_close(value, losses.smooth_l1(x, y) + 0.04 * distance(x, y).mean())
+    value.backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in distance.parameters())
 
 
 def test_colour_angle_ignores_brightness_and_sees_hue() -> None:

@@ -1,0 +1,235 @@
+"""Evaluation: tables, intervals, the papers' rows, and everything that can be wrong with a folder of pairs."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from skimage import data
+from torch import Tensor
+
+from twofold.contracts import DataError, ImageError, Restored
+from twofold.evaluate import Evaluation, evaluate, interval, paper_datasets, paper_rows
+from twofold.metrics import PROTOCOLS
+
+RGB = PROTOCOLS["rgb"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    observed: Path
+    clean: Path
+    name: str
+
+
+def tensors(count: int = 3, size: int = 24) -> list[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(256, (count, 1, 3, size, size), generator=generator) / 255
+    return [(f"{i}", (image - 0.1 * (i + 1)).clamp(0, 1), image) for i, image in enumerate(clean)]
+
+
+def brighter(observed: Tensor) -> Restored:
+    return Restored(observed + 0.05)
+
+
+def files(folder: Path, count: int = 3) -> list[Pair]:
+    photo = data.astronaut()
+    pairs = []
+    for i in range(count):
+        clean = photo[32 * i : 32 * i + 32, :40]
+        pair = Pair(folder / f"{i}-observed.png", folder / f"{i}-clean.png", f"scene {i}")
+        Image.fromarray(clean // 2).save(pair.observed)
+        Image.fromarray(clean).save(pair.clean)
+        pairs.append(pair)
+    return pairs
+
+
+def test_every_picture_has_its_score_and_the_inputs() -> None:
+    pairs = tensors()
+    result = evaluate(brighter, pairs, RGB)
+    for row, (name, observed, clean) in zip(result.rows, pairs, strict=True):
+        after, before = RGB.score(observed + 0.05, clean), RGB.score(observed, clean)
+        assert (row.name, row.psnr, row.ssim) == (name, after.psnr.item(), after.ssim.item())
+        assert (row.input_psnr, row.input_ssim) == (before.psnr.item(), before.ssim.item())
+        assert row.seconds > 0
+    assert result.failures == ()
+
+
+def test_means_are_over_pictures() -> None:
+    result = evaluate(brighter, tensors(), RGB)
+    summary = result.summary()
+    assert summary.psnr == pytest.approx(sum(row.psnr for row in result.rows) / 3)
+    assert summary.gain == pytest.approx(summary.psnr - summary.input_psnr)
+    assert summary.pictures == 3
+
+
+def test_the_untouched_input_gains_nothing() -> None:
+    summary = evaluate(Restored, tensors(), RGB).summary()
+    assert (summary.psnr, summary.ssim) == (summary.input_psnr, summary.input_ssim)
+    assert (summary.gain, summary.gain_interval) == (0, (0, 0))
+
+
+def test_the_interval_is_students() -> None:
+    values = [30.1, 31.7, 28.4, 33.0, 29.9]
+    expected = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / 5, scale=stats.sem(values))
+    assert interval(values) == pytest.approx(expected)
+    assert interval([30.0]) is None
+    assert interval([30.0, math.inf]) is None
+
+
+def test_the_interval_holds_the_mean_as_often_as_it_says() -> None:
+    draws = torch.randn(2000, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    held = [low < 0 < high for low, high in (interval(row) or (1.0, -1.0) for row in draws.tolist())]
+    assert sum(held) / len(held) == pytest.approx(0.95, abs=0.02)
+
+
+def test_files_are_read_and_a_broken_one_costs_only_itself(tmp_path: Path) -> None:
+    pairs = files(tmp_path, 5)
+    pairs[0].observed.write_bytes(b"")
+    pairs[1].clean.unlink()
+    Image.fromarray(data.astronaut()[:31, :40]).save(pairs[3].clean)
+    result = evaluate(brighter, pairs, RGB)
+    assert [row.name for row in result.rows] == ["scene 2", "scene 4"]
+    assert [failure.name for failure in result.failures] == ["scene 0", "scene 1", "scene 3"]
+    assert "(1, 3, 32, 40)" in result.failures[2].error
+    assert "(1, 3, 31, 40)" in result.failures[2].error
+    assert result.summary().failed == 3
+    assert "scene 1" in result.to_markdown()
+
+
+def test_a_restored_picture_with_nan_is_a_failure_and_never_a_number() -> None:
+    def spoils_the_second(observed: Tensor) -> Restored:
+        return Restored(observed * math.nan if torch.equal(observed, tensors()[1][1]) else observed)
+
+    result = evaluate(spoils_the_second, tensors(), RGB)
+    assert [row.name for row in result.rows] == ["0", "2"]
+    assert "NaN" in result.failures[0].error
+
+
+def test_a_restored_picture_of_another_size_is_a_failure() -> None:
+    with pytest.raises(DataError, match="one shape"):
+        evaluate(lambda observed: Restored(observed[..., 1:]), tensors(), RGB)
+
+
+def test_a_restorer_that_refuses_a_picture_is_reported() -> None:
+    def refuses(observed: Tensor) -> Restored:
+        raise ImageError("too dark")
+
+    with pytest.raises(DataError, match="the first of 3: 0: too dark"):
+        evaluate(refuses, tensors(), RGB)
+
+
+def test_a_bug_in_a_restorer_is_not_hidden() -> None:
+    def buggy(observed: Tensor) -> Restored:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        evaluate(buggy, tensors(), RGB)
+
+
+def test_no_pairs_are_an_error() -> None:
+    with pytest.raises(DataError, match="no pairs were given"):
+        evaluate(brighter, [], RGB)
+
+
+def test_restoring_keeps_no_graph() -> None:
+    weight = torch.ones((), requires_grad=True)
+    seen = []
+
+    def learned(observed: Tensor) -> Restored:
+        seen.append(observed * weight)
+        return Restored(seen[-1])
+
+    evaluate(learned, tensors(1), RGB)
+    assert not seen[0].requires_grad
+
+
+def test_progress_is_told_after_every_picture() -> None:
+    calls: list[tuple[int, int | None]] = []
+    evaluate(brighter, tensors(), RGB, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    calls.clear()
+    evaluate(brighter, iter(tensors(2)), RGB, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, None), (2, None)]
+
+
+def test_json_has_summary_and_protocol_and_survives_a_perfect_picture() -> None:
+    pairs = tensors()
+    pairs.append(("same", pairs[0][2], pairs[0][2]))
+    text = evaluate(Restored, pairs, RGB, model="identity", dataset="rain100l").to_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads(text, parse_constant=refuse)
+    assert next(iter(content)) == "model"
+    assert content["protocol"]["name"] == "rgb"
+    assert content["summary"]["pictures"] == 4
+    assert float(content["images"][3]["psnr"]) == math.inf
+    assert content["summary"]["psnr_interval"] is None
+    assert [row["method"] for row in content["papers"]][-1] == "IRHG"
+
+
+def test_markdown_shows_the_floor_and_the_papers_rows() -> None:
+    text = evaluate(brighter, tensors(), PROTOCOLS["lol-rgb-gtmean"], model="brighter", dataset="LOL").to_markdown()
+    assert "| untouched input |" in text
+    assert "scaled to the mean of the clean one" in text
+    assert "| RetinexNet | 16.3076 | 0.4362 | 0.4997 |" in text
+    assert "not stated" in text
+    assert "comparable only on the same" in text
+    assert "scaled to" not in evaluate(brighter, tensors(), PROTOCOLS["lol-rgb"]).to_markdown()
+
+
+@pytest.mark.parametrize("name", ["result.json", "result.md"])
+def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = evaluate(brighter, tensors(), RGB)
+    path = tmp_path / name
+    path.write_text("before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(DataError, match=f"cannot write .*{name}: No space left"):
+            result.write(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    assert path.read_text() == "before"
+    result.write(path)
+    assert path.read_text() == (result.to_markdown() if name.endswith("md") else result.to_json())
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = evaluate(brighter, tensors(1), RGB)
+    with pytest.raises(DataError, match="nowhere"):
+        result.write(tmp_path / "nowhere" / "result.json")
+
+
+def test_the_papers_numbers_are_as_printed() -> None:
+    assert len(paper_datasets()) == 13
+    assert sum(len(paper_rows(dataset)) for dataset in paper_datasets()) == 204
+    hyper = {row.setting: row.psnr for row in paper_rows("Levin") if row.method == "hyper-training"}
+    assert hyper["noise 0.6 %"] == 33.74
+    best = next(row for row in paper_rows("UIEB") if row.method == "HBLALS")
+    assert (best.psnr, best.ssim, best.lpips) == (23.0009, 0.8630, 0.0822)
+    assert all(row.protocol in ("", *PROTOCOLS) for dataset in paper_datasets() for row in paper_rows(dataset))
+
+
+def test_an_unknown_data_set_names_the_nearest() -> None:
+    with pytest.raises(DataError, match="did you mean 'Rain100H'"):
+        paper_rows("rain200h")
+    with pytest.raises(DataError, match="did you mean"):
+        evaluate(brighter, tensors(), RGB, dataset="zzz")
+
+
+def test_one_picture_has_no_interval() -> None:
+    result: Evaluation = evaluate(brighter, tensors(1), RGB)
+    assert result.summary().psnr_interval is None
+    assert json.loads(result.to_json())["summary"]["psnr_interval"] is None
+    assert " … " not in result.to_markdown()
