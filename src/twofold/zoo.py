@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
+from twofold.files import replacing
 from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
@@ -141,20 +140,11 @@ def save(path: Path, restorer: nn.Module, spec: GuidedSpec | PlainSpec, *, half:
     tensors = {name: value.detach().contiguous() for name, value in restorer.state_dict().items()}
     if half:
         tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        save_file(tensors, temporary, metadata={"twofold_model": spec.model_dump_json()})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise TwofoldError(f"cannot write {path}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"twofold_model": spec.model_dump_json()})
+        except SafetensorError as error:
+            raise TwofoldError(f"cannot write {path}: {error}") from error
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

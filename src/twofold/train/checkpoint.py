@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from twofold.contracts import TwofoldError, WeightsError
+from twofold.files import replacing
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -56,19 +55,11 @@ def write(path: Path, state: Any) -> None:
     skeleton = pack(state, tensors)
     # shared storage (tied weights, views of one buffer) is stored once for each name
     tensors = {name: t.clone() if t.untyped_storage().nbytes() != t.nbytes else t for name, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        save_file(tensors, temporary, metadata={"twofold_state": json.dumps(skeleton)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise TwofoldError(f"cannot write {path}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"twofold_state": json.dumps(skeleton)})
+        except SafetensorError as error:
+            raise TwofoldError(f"cannot write {path}: {error}") from error
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> Any:

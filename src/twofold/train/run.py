@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from twofold import losses, zoo
-from twofold.contracts import ConfigError, TwofoldError
+from twofold.contracts import ConfigError
+from twofold.files import write_text
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
@@ -149,7 +150,7 @@ def train(
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     if main and scores:  # empty where a finished run is asked for again
-        (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     return facts
 
 
@@ -160,8 +161,4 @@ def keep_recipe(recipe: recipes.Recipe, folder: Path) -> None:
         kept = recipes.read(path)
         if kept.model_copy(update={"turns": recipe.turns}) != recipe:
             raise ConfigError(f"{folder} holds a run of another recipe ({path}); name another folder with --output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipes.dump(recipe))
-    except OSError as error:
-        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, recipes.dump(recipe))
