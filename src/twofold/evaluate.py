@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from twofold import images
 from twofold.contracts import DataError, Restored, TwofoldError
+from twofold.files import write_text
 from twofold.metrics import Protocol
 
 
@@ -187,24 +186,9 @@ class Evaluation:
     def write(self, path: Path) -> None:
         """Writes Markdown to a path that ends in `.md`, else JSON; the file appears whole or not at all.
 
-        Raises: DataError where the folder cannot be written to.
+        Raises: TwofoldError where the folder cannot be written to.
         """
-        path = Path(path)
-        text = self.to_markdown() if path.suffix == ".md" else self.to_json()
-        try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise DataError(
-                f"cannot write {path}: {error.strerror}; name a file in a folder you may write to"
-            ) from error
+        write_text(path, self.to_markdown() if path.suffix == ".md" else self.to_json())
 
 
 def evaluate(

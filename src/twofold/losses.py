@@ -128,7 +128,7 @@ def laplacian(restored: Tensor, clean: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The mean over the batch of a distance of `twofold.nets.perceptual`: losses (e) and (f) of Zhu et al. 2022, Table 1.
+    """The batch mean of a distance of `twofold.nets.perceptual`: losses (e) and (f) of Zhu et al. 2022, Table 1.
 
     distance: `(restored, clean) -> (B,)`, with its network on the device of the pictures.
     """
@@ -137,21 +137,6 @@ class Perceptual:
 
     def __call__(self, restored: Tensor, clean: Tensor) -> Tensor:
         return self.distance(restored, clean).mean()
-
-
-@dataclass(frozen=True)
-class WeightedSum:
-    """Several losses at once, each (weight, loss). Paper A's for haze: smooth ℓ1 and 0.04 times a perceptual loss.
-
-    >>> both = WeightedSum(((1.0, l1), (2.0, l2)))
-    >>> both(torch.full((1, 3, 2, 2), 0.75), torch.full((1, 3, 2, 2), 0.5))
-    tensor(0.3750)
-    """
-
-    terms: tuple[tuple[float, Loss], ...]
-
-    def __call__(self, restored: Tensor, clean: Tensor) -> Tensor:
-        return torch.stack([weight * loss(restored, clean) for weight, loss in self.terms]).sum()
 
 
 def _difference(restored: Tensor, clean: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def ssim_gaussian_zero_padded(restored: Tensor, clean: Tensor) -> Tensor:
     >>> ssim_gaussian_zero_padded(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
     tensor([1.])
     """
-    return _ssim(restored, clean, taps=_gaussian(), padding=5)
+    return _ssim(restored, clean, taps=_gaussian(clean.device), padding=5)
 
 
 def ssim_gaussian_valid(restored: Tensor, clean: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def ssim_gaussian_valid(restored: Tensor, clean: Tensor) -> Tensor:
     >>> ssim_gaussian_valid(torch.full((1, 1, 16, 16), 0.1), torch.full((1, 1, 16, 16), 0.2))
     tensor([0.8004], dtype=torch.float64)
     """
-    return _ssim(restored.double(), clean.double(), taps=_gaussian(), padding=0)
+    return _ssim(restored.double(), clean.double(), taps=_gaussian(clean.device), padding=0)
 
 
 def ssim_wang(restored: Tensor, clean: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def ssim_skimage_uniform7(restored: Tensor, clean: Tensor) -> Tensor:
 
     Raises: ImageError for a picture with a side below 7 pixels.
     """
-    taps = torch.full((7,), 1 / 7, dtype=torch.float64)
+    taps = torch.full((7,), 1 / 7, dtype=torch.float64, device=clean.device)
     return _ssim(restored.double(), clean.double(), taps=taps, padding=0, sample_covariance=True)
 
 
@@ -153,9 +153,9 @@ def _windowed(images: Tensor, taps: Tensor, padding: int) -> Tensor:
     return planes.reshape(*images.shape[:-2], *planes.shape[-2:])
 
 
-def _gaussian() -> Tensor:
-    """`(11,)`: Gaussian of standard deviation 1.5 pixels, sum 1."""
-    distance = torch.arange(-5, 6, dtype=torch.float64)
+def _gaussian(device: torch.device) -> Tensor:
+    """`(11,)`: Gaussian of standard deviation 1.5 pixels, sum 1; made on the device, since a copy to it would wait."""
+    distance = torch.arange(-5, 6, dtype=torch.float64, device=device)
     taps = torch.exp(-distance.square() / (2 * 1.5**2))
     return taps / taps.sum()
 
