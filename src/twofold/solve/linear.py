@@ -54,7 +54,7 @@ def matrix_map(matrix: Tensor) -> LinearMap:
     >>> K.forward(torch.ones(1, 2)), K.norm
     (tensor([[3., 4., 0.]]), tensor(4.))
     """
-    return LinearMap(lambda x: x @ matrix.mT, lambda y: y @ matrix, torch.linalg.matrix_norm(matrix.detach(), 2))
+    return LinearMap(lambda x: x @ matrix.mT, lambda y: y @ matrix, torch.linalg.matrix_norm(matrix, 2))
 
 
 def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -90,7 +90,7 @@ def convolution_map(kernel: Tensor, size: tuple[int, int]) -> LinearMap:
     return LinearMap(
         lambda x: _filter(x, spectrum),
         lambda y: _filter(y, spectrum.conj()),
-        spectrum.detach().abs().max(),
+        spectrum.abs().max(),
     )
 
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -42,7 +41,7 @@ from twofold.solve.linear import (
     require_within,
     transfer_function,
 )
-from twofold.solve.params import SolveError, State, axpy, scale, subtract
+from twofold.solve.params import SolveError, State, axpy, leaves, norm, pull, rebuild, scale, subtract, tensors
 
 Prox = Callable[[Tensor, Number], Tensor]
 """prox(v, t) = argmin_u g(u) + ‖u − v‖² / (2 t); `t` is a number or broadcasts against `v`."""
@@ -73,6 +72,31 @@ def stretch(operator: Operator, p: State, q: State, *, metric: Metric | None = N
     metric = metric_of(operator) if metric is None else metric
     after = metric_norm(metric, subtract(operator(p), operator(q)), per_sample=True)
     return after / metric_norm(metric, subtract(p, q), per_sample=True)
+
+
+def contraction_factor(
+    operator: Operator, at: State, *, steps: int = 60, generator: torch.Generator | None = None
+) -> Tensor:
+    """The spectral radius of the Jacobian of T at a state, a scalar, estimated by power iteration.
+
+    Near its fixed point the iteration u ← T(u) gains this factor a step in the long run: below 1 it contracts there, in
+    some norm. The mean growth over the second half of the steps is taken, which also serves complex eigenvalues. One
+    product with the Jacobian a step. generator: for the start; None takes torch's global one.
+
+    >>> halves = torch.tensor([[0.5, 1.0], [0.0, 0.25]])
+    >>> round(contraction_factor(lambda u: u @ halves, torch.ones(1, 2)).item(), 2)
+    0.5
+    """
+    with torch.enable_grad():
+        u = leaves(at)
+        image = tensors(operator(u))
+    draw = [torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device) for t in tensors(at)]
+    v, growth = rebuild(at, draw), []
+    for _ in range(steps):
+        v = scale(1 / norm(v).clamp_min(1e-30), v)
+        v = rebuild(at, pull(image, tensors(u), tensors(v), retain_graph=True))
+        growth.append(norm(v))
+    return torch.stack(growth[steps // 2 :]).clamp_min(1e-30).log().mean().exp()
 
 
 def unit_interval(raw: Tensor, *, high: float = 0.99) -> Tensor:
@@ -165,27 +189,26 @@ class DataProx:
     kernel: Tensor
     penalty: Number
     metric: Metric = field(default=Euclidean(), init=False)
+    _data: Tensor = field(init=False, repr=False)
+    _power: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_within(self.penalty, low=0, name="penalty")
-
-    @cached_property
-    def _spectra(self) -> tuple[Tensor, Tensor]:
-        """conj(k̂) ŷ and |k̂|², computed once for all steps."""
+        # Once for all steps, and now: on first use it might happen under no_grad and cut the kernel off for ever.
         blur = transfer_function(self.kernel, (self.observed.shape[-2], self.observed.shape[-1]))
         exact = self.observed.to(torch.promote_types(self.observed.dtype, torch.float32))
-        return blur.conj() * torch.fft.rfft2(exact), blur.real.square() + blur.imag.square()
+        object.__setattr__(self, "_data", blur.conj() * torch.fft.rfft2(exact))
+        object.__setattr__(self, "_power", blur.real.square() + blur.imag.square())
 
     @property
     def lipschitz(self) -> Tensor:
         """The exact Lipschitz constant, a scalar."""
-        share: Tensor = self.penalty / (self.penalty + self._spectra[1])
+        share: Tensor = self.penalty / (self.penalty + self._power)
         return share.max()
 
     def __call__(self, z: Tensor) -> Tensor:
-        data, power = self._spectra
         exact = z.to(torch.promote_types(z.dtype, torch.float32))
-        x = (data + self.penalty * torch.fft.rfft2(exact)) / (power + self.penalty)
+        x = (self._data + self.penalty * torch.fft.rfft2(exact)) / (self._power + self.penalty)
         restored: Tensor = torch.fft.irfft2(x, s=z.shape[-2:])
         return restored.to(z.dtype)
 
