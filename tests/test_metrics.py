@@ -193,3 +193,17 @@ def test_inputs_of_the_validation_scenes_score_as_published(rain: str, psnr: flo
         values.append(PROTOCOLS["y-matlab"].score(pair[0], pair[1]).psnr)
     assert len(values) == 12
     assert torch.cat(values).mean().item() == pytest.approx(psnr, abs=0.005)
+
+
+def test_the_page_on_protocols_lists_every_protocol_and_variant_as_it_is() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8").splitlines()
+    for name, protocol in PROTOCOLS.items():
+        _, _, _, written, ssim, border, scaled, _, _ = next(row for row in page if row.startswith(f"| `{name}`")).split(
+            "|"
+        )
+        assert ssim.strip() == f"`{protocol.ssim}`"
+        assert int(border) == protocol.border
+        assert ("yes" in scaled) == protocol.gt_mean
+        assert ("clamped," in written) == protocol.clamp
+        assert {"truncate": ", truncated", "round": ", rounded", "none": "nor rounded"}[protocol.rounding] in written
+    assert all(any(row.startswith(f"| `{name}`") for row in page) for name in SSIM)
