@@ -1,0 +1,95 @@
+"""Pictures kept in memory as bytes, and crops of them: decoding happens once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twofold import images
+from twofold.contracts import DataError, TwofoldError
+
+Plan = tuple[float, float, float, float, float, float]
+
+
+def read_bytes(path: Path) -> Tensor:
+    """A picture as RGB bytes `(3, H, W)`."""
+    pixels = images.read(path).pixels[0]
+    return (pixels * 255).round().to(torch.uint8).expand(3, -1, -1).contiguous()
+
+
+def read_all(paths: Sequence[Path], progress: Callable[[int], None] | None = None) -> list[Tensor]:
+    """Every picture as bytes, decoded on all cores.
+
+    Raises: DataError naming the first files that cannot be read.
+    """
+    wrong: list[str] = []
+
+    def read(path: Path) -> Tensor | None:
+        try:
+            return read_bytes(path)
+        except TwofoldError as error:
+            wrong.append(str(error))
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(read, paths))
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise DataError(f"{len(wrong)} of {len(paths)} pictures cannot be read: {'; '.join(wrong[:3])}{more}")
+    return [picture for picture in found if picture is not None]
+
+
+def plan(generator: torch.Generator) -> Plan:
+    """All that is random about a crop, drawn at once: picture, place down and across, two mirrors, a quarter turn."""
+    first, second, third, fourth, fifth, sixth = torch.rand(6, generator=generator).tolist()
+    return first, second, third, fourth, fifth, sixth
+
+
+@dataclass(frozen=True)
+class CropCache:
+    """pictures: bytes `(C, H, W)`, sizes may differ. turns: crops may also be turned by 90° (not for rain, which falls down)."""
+
+    pictures: Sequence[Tensor]
+    turns: bool = False
+
+    @classmethod
+    def of(cls, paths: Iterable[Path], *, turns: bool = False) -> CropCache:
+        """Raises: DataError where there is none, or one cannot be read."""
+        files = list(paths)
+        if not files:
+            raise DataError("no pictures to train on: the folder is empty, or every file was left out")
+        return cls(read_all(files), turns)
+
+    def crop(self, size: int, choice: Plan) -> Tensor:
+        """Bytes `(C, size, size)`; a picture that is too small goes on mirrored."""
+        which, top, left, mirror, flip, turn = choice
+        picture = self.pictures[int(which * len(self.pictures))]
+        _, height, width = picture.shape
+        if height < size or width < size:
+            picture = _mirrored(picture, size)
+            _, height, width = picture.shape
+        y, x = int(top * (height - size + 1)), int(left * (width - size + 1))
+        part = picture[:, y : y + size, x : x + size]
+        axes = [axis for axis, drawn in ((2, mirror), (1, flip)) if drawn < 0.5]
+        if axes:
+            part = part.flip(axes)
+        return part.transpose(1, 2) if self.turns and turn < 0.5 else part
+
+
+def _mirrored(picture: Tensor, size: int) -> Tensor:
+    for axis in (1, 2):
+        length = picture.shape[axis]
+        if length < size:
+            there = torch.arange(size) % (2 * length)
+            picture = picture.index_select(axis, torch.minimum(there, 2 * length - 1 - there))
+    return picture
+
+
+def as_floats(crops: Sequence[Tensor]) -> Tensor:
+    """Bytes `(C, h, w)` each → `(B, C, h, w)` floats in [0, 1]."""
+    return torch.stack(list(crops)).float().div_(255)
