@@ -15,7 +15,7 @@ from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
-from twofold.train.schemes import Frozen, GuidedTraining, Learner, Naive, Scheme, Supervised, steered
+from twofold.train.schemes import Frozen, GuidedTraining, Learner, Naive, Scheme, Supervised, load_state, state_of, steered
 
 
 def rainy(seed: int, size: int = 24) -> Sample:
@@ -139,7 +139,7 @@ def test_a_scheme_restored_from_its_state_goes_on_bit_for_bit() -> None:
     first = GuidedTraining(restorer, l1, learner(restorer.guide), learner(restorer.net))
     second = GuidedTraining(twin, l1, learner(twin.guide), learner(twin.net))
     first.step([rainy(0)], [rainy(1)])
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    load_state(second, copy.deepcopy(state_of(first)))
     for scheme in (first, second):
         scheme.step([rainy(2)], [rainy(3)])
     assert same(values(restorer), values(twin))

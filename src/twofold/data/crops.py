@@ -52,7 +52,10 @@ def plan(generator: torch.Generator) -> Plan:
 
 @dataclass(frozen=True)
 class CropCache:
-    """pictures: bytes `(C, H, W)`, sizes may differ. turns: crops may also be turned by 90° (not for rain, which falls down)."""
+    """pictures: bytes `(C, H, W)`, sizes may differ. Crops are mirrored left to right.
+
+    turns: they are also mirrored upside down and turned by 90°; not for scenes with weather, in which down is down.
+    """
 
     pictures: Sequence[Tensor]
     turns: bool = False
@@ -75,7 +78,7 @@ class CropCache:
             _, height, width = picture.shape
         y, x = int(top * (height - size + 1)), int(left * (width - size + 1))
         part = picture[:, y : y + size, x : x + size]
-        axes = [axis for axis, drawn in ((2, mirror), (1, flip)) if drawn < 0.5]
+        axes = [axis for axis, drawn in ((2, mirror), (1, flip)) if drawn < 0.5 and (self.turns or axis == 2)]
         if axes:
             part = part.flip(axes)
         return part.transpose(1, 2) if self.turns and turn < 0.5 else part

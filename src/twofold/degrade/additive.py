@@ -72,7 +72,9 @@ class GaussianNoise:
         if not 0 <= low <= high:
             raise ValueError(f"level: expected 0 <= low <= high, got {self.level}")
         if high > 1:
-            raise ValueError(f"level is on the [0, 1] scale, got {self.level}; {high:g} grey levels are {high / 255:.4f}")
+            raise ValueError(
+                f"level is on the [0, 1] scale, got {self.level}; {high:g} grey levels are {high / 255:.4f}"
+            )
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         check_images(clean, name="clean")
@@ -159,7 +161,9 @@ def streak_layers(pictures: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     layers = []
     for observed, clean in pictures:
         if observed.shape != clean.shape:
-            raise DataError(f"a rainy picture is {tuple(observed.shape)} and its clean one {tuple(clean.shape)}; crop one")
+            raise DataError(
+                f"a rainy picture is {tuple(observed.shape)} and its clean one {tuple(clean.shape)}; crop one"
+            )
         layers.append(((observed - clean)[0] * 255).round().to(torch.int16))
     return layers
 
@@ -173,8 +177,8 @@ class HarvestedRain:
 
     layers: Sequence[Tensor]
     strength: tuple[float, float] = (0.6, 1.2)
-    scale: tuple[float, float] = (0.75, 1.4)
-    double: float = 0.15
+    scale: tuple[float, float] = (0.8, 1.3)
+    double: float = 0.1
     threshold: float = 10 / 255
     quantise: bool = True
 

@@ -70,4 +70,6 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return unpack(json.loads(metadata["twofold_state"]), tensors)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} is not a training state that can be resumed ({error}); remove it to start anew") from error
+        raise WeightsError(
+            f"{path} is not a training state that can be resumed ({error}); remove it to start anew"
+        ) from error

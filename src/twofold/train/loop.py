@@ -18,7 +18,7 @@ from torch import nn
 
 from twofold.contracts import Sample
 from twofold.train import checkpoint
-from twofold.train.schemes import Scheme
+from twofold.train.schemes import Scheme, load_state, state_of
 
 Batches = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of turn n, a pure function of n
 
@@ -159,7 +159,7 @@ def validated(
 def secure(scheme: Scheme, run: Run, average: Average | None, done: int, seconds: float) -> None:
     if run.main:
         kept = None if average is None else average.parameters
-        state = {"done": done, "seconds": seconds, "scheme": scheme.state_dict(), "average": kept}
+        state = {"done": done, "seconds": seconds, "scheme": state_of(scheme), "average": kept}
         checkpoint.write(run.state, state)
 
 
@@ -168,7 +168,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, floa
     if not run.state.exists():
         return 0, 0.0
     state: dict[str, Any] = checkpoint.read(run.state)
-    scheme.load_state_dict(state["scheme"])
+    load_state(scheme, state["scheme"])
     if average is not None and state["average"] is not None:
         for name, value in average.parameters.items():
             value.copy_(state["average"][name])
@@ -200,13 +200,13 @@ class Board:
     def __init__(self, folder: Path, every: int = 10) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer, self.every = SummaryWriter(folder), every  # type: ignore[no-untyped-call]
+        self.writer, self.every = SummaryWriter(folder), every
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:
             for name, value in {**losses, "images_per_second": images_per_second}.items():
-                self.writer.add_scalar(name, value, done)  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(name, value, done)
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         for name, value in scores.items():
-            self.writer.add_scalar(f"validation/{name}", value, done)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(f"validation/{name}", value, done)

@@ -137,7 +137,9 @@ class FrozenSpec(Settings):
 
 
 SchemeSpec = Annotated[SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec, Field(discriminator="kind")]
-LossName = Literal["l1", "l2", "smooth_l1", "charbonnier", "negative_ssim", "colour_angle", "ssim_distance", "tv", "laplacian"]
+LossName = Literal[
+    "l1", "l2", "smooth_l1", "charbonnier", "negative_ssim", "colour_angle", "ssim_distance", "total_variation", "laplacian"
+]
 
 
 class Recipe(Settings):

@@ -14,7 +14,9 @@ from torch import nn
 
 from twofold import losses, zoo
 from twofold.contracts import ConfigError
+from twofold.data.batches import Share
 from twofold.files import write_text
+from twofold.restorers.guided import Guided
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
@@ -74,7 +76,7 @@ def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.M
 
     if isinstance(spec, recipes.SupervisedSpec):
         return schemes.Supervised(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
-    if not isinstance(restorer, schemes.Guided):
+    if not isinstance(restorer, Guided):
         raise ConfigError(f"scheme.kind: {spec.kind!r} trains a guide, but model.kind is {recipe.model.kind!r}")
     if isinstance(spec, recipes.NaiveSpec):
         return schemes.Naive(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
@@ -119,9 +121,10 @@ def train(
     accelerator, machine, place = machine_of(recipe.precision, device)
     keep_recipe(recipe, folder)
     torch.manual_seed(recipe.seed)
-    restorer = recipe.model.build().to(place, memory_format=torch.channels_last)
+    restorer: nn.Module = recipe.model.build()
+    restorer = restorer.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     scheme = build_scheme(recipe, restorer, machine)
-    batches = material.batches(recipe, root, place, rank=accelerator.process_index, ranks=accelerator.num_processes)
+    batches = material.batches(recipe, root, place, Share(accelerator.process_index, accelerator.num_processes))
     pairs = material.validation(recipe, root)
     average = Average.of(restorer, recipe.average) if recipe.average else None
     main = accelerator.is_main_process

@@ -26,11 +26,10 @@ Draw = Sequence[Sample]
 class Scheme(Protocol):
     """One way of training: `step` sees the samples of one turn and returns what the log shows."""
 
-    restorer: nn.Module
+    @property
+    def restorer(self) -> nn.Module: ...
 
     def step(self, *draws: Draw) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Learner:
         used = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
         if self.machine.average is not None:  # one message for all: small networks pay per message
             flat = self.machine.average(torch.cat([g.flatten() for _, g in used]))
-            parts = flat.split([g.numel() for _, g in used])
+            parts = torch.split(flat, [g.numel() for _, g in used])
             used = [(p, part.view_as(p)) for (p, _), part in zip(used, parts, strict=True)]
         for p, g in used:
             p.grad = g
@@ -90,21 +89,14 @@ class Learner:
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 
 
-class _Learned:
-    """What all schemes keep: the restorer and its learners."""
+def state_of(scheme: Scheme) -> dict[str, Any]:
+    """What must be kept to go on later: the state of every module and learner that the scheme holds."""
+    return {name: part.state_dict() for name, part in vars(scheme).items() if hasattr(part, "state_dict")}
 
-    restorer: nn.Module
 
-    def _learners(self) -> dict[str, Learner]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Learner)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"restorer": self.restorer.state_dict(), **{n: x.state_dict() for n, x in self._learners().items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.restorer.load_state_dict(state["restorer"])
-        for name, learner in self._learners().items():
-            learner.load_state_dict(state[name])
+def load_state(scheme: Scheme, state: dict[str, Any]) -> None:
+    for name, part in state.items():
+        getattr(scheme, name).load_state_dict(part)
 
 
 def true_guidance(sample: Sample) -> Tensor:
@@ -115,7 +107,7 @@ def true_guidance(sample: Sample) -> Tensor:
 
 
 @dataclass
-class Supervised(_Learned):
+class Supervised:
     """The reconstruction loss alone, on everything the restorer has. For a network without guidance: plain training."""
 
     restorer: nn.Module
@@ -174,7 +166,7 @@ def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Gen
 
 
 @dataclass
-class GuidedTraining(_Learned):
+class GuidedTraining:
     """Algorithm 1 of Gao et al. 2022: θ on g over D_h, then ω on f over D_tr with the guidance detached.
 
     The lengths of the two draws are the number of steps of each half. steering: share of the ω-samples that are steered
@@ -212,7 +204,7 @@ class GuidedTraining(_Learned):
 
 
 @dataclass
-class Naive(_Learned):
+class Naive:
     """f + g descended jointly over D_h, nothing detached: the paper's comparison."""
 
     restorer: Guided
@@ -235,7 +227,7 @@ class Naive(_Learned):
 
 
 @dataclass
-class Frozen(_Learned):
+class Frozen:
     """θ first, for `pretraining` turns, then ω with θ frozen: the control for Algorithm 1."""
 
     restorer: Guided

@@ -1,0 +1,154 @@
+"""The material of a run: sources and pairs from the folders a recipe names, scores and sample pictures on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from twofold import evaluate, images, tiling
+from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
+from twofold.data import pairs as layouts
+from twofold.data.batches import Batches, Share
+from twofold.data.crops import CropCache, as_floats, read_all
+from twofold.data.pairs import Pair
+from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.degrade import additive
+from twofold.metrics import PROTOCOLS
+from twofold.sheets import contact_sheet
+from twofold.train import recipe as recipes
+from twofold.zoo import nearest
+
+NOISE_LAYOUTS = {
+    "uniform": additive.uniform,
+    "halves": additive.halves,
+    "quadrants": additive.quadrants,
+    "smooth": additive.smooth,
+}
+
+
+def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
+    """Raises: DataError for a folder that is not there or holds no picture."""
+    found: list[Path] = []
+    for folder in folders:
+        place = root / folder.path
+        if not place.is_dir():
+            raise DataError(f"{place}: no such folder; --data names the folder that the recipe's paths start from")
+        files = images.find([place])
+        kept = [
+            f for i, f in enumerate(files) if not folder.every or (i % folder.every == 0) == (folder.keep == "picked")
+        ]
+        if not kept:
+            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.SUFFIXES)}")
+        found += kept
+    return found
+
+
+def pairs_of(groups: Sequence[recipes.Pairs], root: Path) -> list[Pair]:
+    found: list[Pair] = []
+    for group in groups:
+        pairs = layouts.find_pairs(root / group.root, observed=group.observed, clean=group.clean)
+        found += layouts.every(pairs, group.every, picked=group.keep == "picked")
+    return found
+
+
+def build_degradation(settings: recipes.DegradationSpec, root: Path) -> Degradation:
+    if isinstance(settings, recipes.Noise):
+        low, high = settings.level
+        return additive.GaussianNoise((low, high), NOISE_LAYOUTS[settings.layout])
+    if isinstance(settings, recipes.Streaks):
+        return additive.RainStreaks()
+    pairs = pairs_of(settings.pairs, root)
+    rainy, clean = read_all([p.observed for p in pairs]), read_all([p.clean for p in pairs])
+    return additive.HarvestedRain(additive.streak_layers(zip(map(_floats, rainy), map(_floats, clean), strict=True)))
+
+
+def _floats(picture: Tensor) -> Tensor:
+    return as_floats([picture])
+
+
+def build_source(settings: recipes.Synthetic | recipes.Paired, crop: int, root: Path) -> Source:
+    if isinstance(settings, recipes.Synthetic):
+        return SyntheticCrops(
+            CropCache.of(files_of(settings.clean, root)), build_degradation(settings.degradation, root), crop
+        )
+    pairs = pairs_of(settings.pairs, root)
+    observed, clean = CropCache.of(p.observed for p in pairs), CropCache.of(p.clean for p in pairs)
+    for pair, a, b in zip(pairs, observed.pictures, clean.pictures, strict=True):
+        if a.shape != b.shape:
+            raise DataError(
+                f"{pair.observed} is {tuple(a.shape[1:])} pixels and {pair.clean} {tuple(b.shape[1:])}; crop one"
+            )
+    return PairCrops(observed, clean, crop, additive.rain_region if settings.guidance == "rain_region" else None)
+
+
+def build_mixture(sources: Sequence[recipes.Synthetic | recipes.Paired], crop: int, root: Path) -> Source:
+    return Mixture([build_source(s, crop, root) for s in sources], [s.weight for s in sources])
+
+
+def batches(
+    recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
+) -> Callable[[int], tuple[Sequence[Sample], ...]]:
+    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its own."""
+    data, scheme = recipe.data, recipe.scheme
+    train = build_mixture(data.train, data.crop, root)
+    causes = train if data.guidance is None else build_mixture(data.guidance, data.crop, root)
+
+    def stream(source: Source, seed: int) -> Batches:
+        return Batches(source, data.batch, seed=seed, share=share, device=device)
+
+    if isinstance(scheme, recipes.SupervisedSpec):
+        first = stream(train, recipe.seed)
+        return lambda n: ([first(n)],)
+    if isinstance(scheme, recipes.NaiveSpec):
+        first = stream(causes, recipe.seed)
+        return lambda n: ([first(n)],)
+    per_turn = (scheme.guide_steps, scheme.steps) if isinstance(scheme, recipes.GuidedTrainingSpec) else (1, 1)
+    both = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
+    return lambda n: tuple([s(n * k + i) for i in range(k)] for s, k in zip(both, per_turn, strict=True))
+
+
+def validation(recipe: recipes.Recipe, root: Path) -> dict[str, list[Pair]]:
+    """Pairs by the name of their set. Raises: ConfigError for an unknown protocol."""
+    if recipe.protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
+    sets = {name: pairs_of([group], root) for name, group in recipe.data.validation.items()}
+    return {name: pairs[: recipe.data.limit or None] for name, pairs in sets.items()}
+
+
+def scores(restorer: nn.Module, sets: dict[str, list[Pair]], recipe: recipes.Recipe) -> dict[str, float]:
+    """`{set/psnr, set/ssim, set/input_psnr, set/input_ssim}`: means under the recipe's protocol."""
+    device = next(restorer.parameters()).device
+    multiple: int = restorer.multiple  # type: ignore[assignment]
+
+    def whole(observed: torch.Tensor) -> Restored:
+        height, width = observed.shape[-2:]
+        seen = tiling.padded(observed, multiple).to(device)
+        return Restored(restorer(seen).image[..., :height, :width].float().cpu())
+
+    found: dict[str, float] = {}
+    for name, pairs in sets.items():
+        summary = evaluate.evaluate(whole, pairs, PROTOCOLS[recipe.protocol]).summary()
+        for fact in ("psnr", "ssim", "input_psnr", "input_ssim"):
+            found[f"{name}/{fact}"] = getattr(summary, fact)
+    return found
+
+
+def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
+    """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
+    observed = sample.observed[:4]
+    restored = restorer(observed, known=None if sample.known is None else sample.known[:4])
+    rows = []
+    for i in range(observed.shape[0]):
+        row = [observed[i : i + 1], restored.image[i : i + 1], sample.clean[i : i + 1]]
+        if restored.guidance is not None:
+            drawn = restored.guidance[i : i + 1]
+            row.insert(1, drawn / drawn.max().clamp(min=1e-6))
+        rows.append(row)
+    titles = ["observed", "restored", "clean"]
+    if restored.guidance is not None:
+        titles.insert(1, "guidance")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, images.Picture(contact_sheet(titles, rows, height=observed.shape[-2])))
