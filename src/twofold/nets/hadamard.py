@@ -1,0 +1,305 @@
+"""The Hadamard network (Zhu et al. 2022, §2.1): y = u ⊗ v is undone by u = y ⊘ v, on features, seven times in a row.
+
+One skeleton with two fillings. A `Cell` says which module sits at each place: mixtures of candidates make the network that
+is searched (`twofold.search.supernet`), single operations the network that was found (`twofold.search.genotype`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from twofold.contracts import ImageError
+
+GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
+
+
+class Place(NamedTuple):
+    """Where in the skeleton a module sits.
+
+    group: "encoder", "unit1", "unit2", …, or "decoder". row: position in the group along the data; in a unit, the numerator's
+    operations come before the divisor's. inputs: channels coming in.
+    """
+
+    group: str
+    row: int
+    inputs: int
+
+    @property
+    def in_unit(self) -> bool:
+        """Whether this is a place of a Hadamard unit; the others are of the feature convert modules."""
+        return self.group.startswith("unit")
+
+
+Cell = Callable[[Place, int], nn.Module]  # (where, outgoing channels) → a module that keeps height and width
+
+
+def paper_divisor(v: Tensor) -> Tensor:
+    """sigmoid(ReLU(v)), in [1/2, 1): as published; a unit at most doubles, and the guard is never met.
+
+    >>> paper_divisor(torch.tensor([-20.0, 0.0]))
+    tensor([0.5000, 0.5000])
+    """
+    return torch.sigmoid(F.relu(v)).clamp(min=GUARD)
+
+
+def sigmoid_divisor(v: Tensor) -> Tensor:
+    """sigmoid(v), at least `GUARD`: amplifies up to 100 times. Below the guard (v < −4.6) its gradient is 0.
+
+    >>> sigmoid_divisor(torch.tensor([-20.0, 0.0]))
+    tensor([0.0100, 0.5000])
+    """
+    return torch.sigmoid(v).clamp(min=GUARD)
+
+
+def softplus_divisor(v: Tensor) -> Tensor:
+    """softplus(v) + `GUARD`: amplifies and attenuates; its gradient is nowhere 0.
+
+    >>> softplus_divisor(torch.tensor([-20.0, 0.0]))
+    tensor([0.0100, 0.7031])
+    """
+    return F.softplus(v) + GUARD
+
+
+Combine = Callable[[Tensor, Tensor], Tensor]  # outputs of both branches, before their last ReLU → the unit's output
+
+
+@dataclass(frozen=True)
+class Divide:
+    """ReLU(u) ⊘ divisor(v) (Zhu et al. 2022, eq. 1), never below float32: a half-precision divisor loses the dark parts."""
+
+    divisor: Callable[[Tensor], Tensor] = paper_divisor
+
+    def __call__(self, u: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast(device_type=u.device.type, enabled=False):
+            wide = torch.promote_types(u.dtype, torch.float32)
+            return (F.relu(u).to(wide) / self.divisor(v.to(wide))).to(u.dtype)
+
+
+def subtract(u: Tensor, v: Tensor) -> Tensor:
+    """ReLU(u) − ReLU(v): the ablation that has both branches but no division."""
+    return F.relu(u) - F.relu(v)
+
+
+COMBINATIONS: dict[str, Combine | None] = {  # their names in recipes and model cards
+    "divide": Divide(),
+    "divide-sigmoid": Divide(sigmoid_divisor),
+    "divide-softplus": Divide(softplus_divisor),
+    "subtract": subtract,
+    "none": None,
+}
+
+
+class FeatureNorm(nn.Module):
+    """`(B, C, H, W)` → the same with mean 0 and variance 1 in every channel of every picture; nothing is learned.
+
+    Each pixel of the result depends on the whole picture. `frozen_statistics` holds mean and variance fixed, and with them
+    the network becomes local.
+    """
+
+    eps = 1e-5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measuring = False
+        self.statistics: tuple[Tensor, Tensor] | None = None  # mean, variance: (B, C, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.measuring:
+            variance, mean = torch.var_mean(features, dim=(2, 3), correction=0, keepdim=True)
+            self.statistics = mean, variance
+        if self.statistics is not None:
+            mean, variance = self.statistics
+            return (features - mean) * torch.rsqrt(variance + self.eps)
+        # As a group norm, because it is the fastest of torch's four ways in both memory layouts and takes a single pixel.
+        return torch.group_norm(features, features.shape[1], eps=self.eps)
+
+
+@contextmanager
+def frozen_statistics(net: nn.Module, observed: Tensor) -> Iterator[None]:
+    """Inside, every `FeatureNorm` of `net` uses the statistics it has on `observed (B, C, H, W)`.
+
+    Measured on the whole picture, tiles with a halo of `net.local_halo` give exactly the untiled result; measured on a
+    thumbnail, nearly so, and no picture is ever processed whole.
+    """
+    norms = [module for module in net.modules() if isinstance(module, FeatureNorm)]
+    try:
+        for norm in norms:
+            norm.measuring = True
+        with torch.no_grad():
+            net(observed)
+        for norm in norms:
+            norm.measuring = False
+        yield
+    finally:
+        for norm in norms:
+            norm.measuring, norm.statistics = False, None
+
+
+class Branch(nn.Module):
+    """F → F + norm(op(ReLU(norm(op(… F))))): R_u or R_v of a unit, before its last ReLU."""
+
+    def __init__(self, operations: list[nn.Module]) -> None:
+        super().__init__()
+        self.operations = nn.ModuleList(operations)
+        self.norm = nn.ModuleList(FeatureNorm() for _ in operations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = features
+        for n, (operation, norm) in enumerate(zip(self.operations, self.norm, strict=True)):
+            inner = norm(operation(F.relu(inner) if n else inner))
+        return features + inner
+
+
+class HadamardUnit(nn.Module):
+    """F → ReLU(R_u(F)) ⊘ divisor(R_v(F)); without a divisor branch, ReLU(R_u(F))."""
+
+    def __init__(self, numerator: Branch, divisor: Branch | None, combine: Combine | None) -> None:
+        super().__init__()
+        self.numerator = numerator
+        self.divisor = divisor
+        self.combine = combine
+
+    @property
+    def radius(self) -> int:
+        return max(_radius(self.numerator), 0 if self.divisor is None else _radius(self.divisor))
+
+    def forward(self, features: Tensor) -> Tensor:
+        u: Tensor = self.numerator(features)
+        if self.divisor is None or self.combine is None:
+            return F.relu(u)
+        return self.combine(u, self.divisor(features))
+
+
+class ResidualBlock(nn.Module):
+    """F → F + op(ReLU(op(F))): half of a feature convert module."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner: Tensor = self.second(F.relu(self.first(features)))
+        return features + inner
+
+
+class HadamardNet(nn.Module):
+    """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
+
+    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half of it.
+    units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3). combine: how a unit
+    joins its branches; None leaves the divisor branch out (8 operations in the other one then keep the parameter count).
+    checkpointed: training keeps only the inputs of units and blocks and computes the rest twice; the same gradients from
+    about a fifth of the memory, at a third more time.
+
+    Instance norm makes every output pixel depend on all of the picture, hence `halo = None`: see `frozen_statistics`.
+    """
+
+    halo: int | None = None
+    multiple = 4
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        width: int = 32,
+        units: int = 7,
+        ops_per_branch: int = 4,
+        combine: Combine | None = COMBINATIONS["divide"],
+        checkpointed: bool = False,
+    ) -> None:
+        super().__init__()
+        half = width // 2
+        self.checkpointed = checkpointed
+
+        def blocks(group: str, first_row: int, channels: int) -> nn.Sequential:
+            ops = [cell(Place(group, first_row + n, channels), channels) for n in range(4)]
+            return nn.Sequential(ResidualBlock(*ops[:2]), ResidualBlock(*ops[2:]))
+
+        def branch(group: str, first_row: int) -> Branch:
+            return Branch([cell(Place(group, first_row + n, width), width) for n in range(ops_per_branch)])
+
+        def unit(n: int) -> HadamardUnit:
+            group = f"unit{n + 1}"
+            divisor = None if combine is None else branch(group, ops_per_branch)
+            return HadamardUnit(branch(group, 0), divisor, combine)
+
+        self.head = cell(Place("encoder", 0, 3), half)
+        self.encode_full = blocks("encoder", 1, half)
+        self.down_half = nn.Conv2d(half, width, 2, stride=2, bias=False)
+        self.encode_half = blocks("encoder", 5, width)
+        self.down_quarter = nn.Conv2d(width, width, 2, stride=2, bias=False)
+        self.units = nn.ModuleList(unit(n) for n in range(units))
+        self.up_half = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False)
+        self.decode_half = blocks("decoder", 0, width)
+        self.up_full = nn.ConvTranspose2d(width, half, 2, stride=2, bias=False)
+        self.decode_full = blocks("decoder", 4, half)
+        self.tail = cell(Place("decoder", 8, half), 3)
+
+    @property
+    def local_halo(self) -> int:
+        """Receptive-field radius in pixels once the statistics are frozen."""
+        full = sum(map(_radius, (self.head, self.encode_full, self.decode_full, self.tail)))
+        half = sum(map(_radius, (self.encode_half, self.decode_half)))
+        exact = full + 2 * half + 4 * sum(map(_radius, self.units)) + 3  # + 3: a pixel sees the 4×4 block it lies in
+        return exact + -exact % self.multiple
+
+    def forward(self, observed: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """Raises: ImageError for a guidance map; this network finds the hidden factor v by itself."""
+        if guidance is not None:
+            raise ImageError("the Hadamard network takes no guidance map, got one; call it with the picture alone")
+        height, width = observed.shape[2:]
+        padded, top = _padded(observed, 2, self.multiple)
+        padded, left = _padded(padded, 3, self.multiple)
+        half = self.down_half(self._chain(self.encode_full, self.head(padded)))
+        quarter = self.down_quarter(self._chain(self.encode_half, half))
+        features = self._chain(self.units, quarter)
+        features = self._chain(self.decode_half, self.up_half(features + quarter))
+        features = self._chain(self.decode_full, self.up_full(features + half))
+        restored: Tensor = self.tail(features)
+        return restored[:, :, top : top + height, left : left + width]
+
+    def _chain(self, parts: Iterable[nn.Module], features: Tensor) -> Tensor:
+        for part in parts:
+            features = _recomputed(part, features) if self.checkpointed and torch.is_grad_enabled() else part(features)
+        return features
+
+
+def _recomputed(part: nn.Module, features: Tensor) -> Tensor:
+    """`part(features)`, whose inside is not kept but computed again in the backward pass.
+
+    The parameters of this moment are part of what is kept: under `torch.func.functional_call` the module holds others by the
+    time the backward pass runs, and the gradient would silently be that of another network.
+    """
+    names, tensors = zip(*part.named_parameters(), strict=True) if any(True for _ in part.parameters()) else ((), ())
+
+    def compute(features: Tensor, *tensors: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(part, dict(zip(names, tensors, strict=True)), (features,))
+        return result
+
+    result: Tensor = checkpoint(compute, features, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _radius(part: nn.Module) -> int:
+    """Receptive-field radius of a chain of modules; the smallest parts say theirs as `radius`."""
+    own = getattr(part, "radius", None)
+    return own if isinstance(own, int) else sum(map(_radius, part.children()))
+
+
+def _padded(images: Tensor, dim: int, multiple: int) -> tuple[Tensor, int]:
+    """`images` mirrored at both ends of `dim` to a multiple, and how many pixels were added before the first."""
+    size = images.shape[dim]
+    before, after = -size % multiple // 2, (-size % multiple + 1) // 2
+    if not after:
+        return images, 0
+    amounts = (0, 0, before, after) if dim == 2 else (before, after, 0, 0)
+    return F.pad(images, amounts, mode="reflect" if size > after else "replicate"), before

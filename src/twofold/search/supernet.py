@@ -1,0 +1,99 @@
+"""The network that is searched: at every place a softmax-weighted sum of all candidates (Zhu et al. 2022, §2.3).
+
+Candidates share work. Identity, plain, dilated and residual convolutions are linear in one input, so their weighted sum is
+one convolution, whose kernel is the weighted sum of their kernels; so is the half of a dense candidate that sees the input
+itself. Only what is left of a dense candidate, ReLU(inner(x)) and its convolution, needs passes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold.nets.hadamard import Cell, HadamardNet, Place
+from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate, Convolution, Dense, Skip, convolve
+
+
+class Mixture(nn.Module):
+    """Σ softmax(logits)ᵢ · candidateᵢ(x), one logit a candidate.
+
+    logits: starting values (n,), near 0. The first lead of one candidate over the others is chance: fix their seed.
+    """
+
+    def __init__(self, candidates: Mapping[str, Candidate], inputs: int, outputs: int, *, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.candidates = nn.ModuleDict({name: make(inputs, outputs) for name, make in candidates.items()})
+        self.radius = max(int(candidate.radius) for candidate in self.candidates.values())
+        self.register_buffer("identity", torch.eye(outputs, inputs)[:, :, None, None], persistent=False)
+
+    def weights(self) -> Tensor:
+        """How much of each candidate: (n,), positive, sum 1."""
+        return self.logits.softmax(0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        terms: list[Tensor] = []
+        kernels: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # by size and dilation: weights and kernels
+        adding: list[Tensor] = []  # weights of the candidates that add their input
+        for weight, candidate in zip(self.weights().unbind(), self.candidates.values(), strict=True):
+            match candidate:
+                case Skip():
+                    adding.append(weight)
+                case Convolution():
+                    kernels.setdefault((candidate.size, candidate.dilation), []).append((weight, candidate.weight))
+                    if candidate.residual:
+                        adding.append(weight)
+                case Dense():
+                    kernels.setdefault((candidate.size, 1), []).append((weight, candidate.visible_kernel()))
+                    terms.append(candidate.hidden_part(features, weight))
+                case _:
+                    terms.append(weight * candidate(features))
+        if adding:
+            kernels.setdefault((1, 1), []).append((torch.stack(adding).sum(), self.identity))
+
+        # A dilated kernel joins the plain ones where it fits inside the largest of them; else it is cheaper alone.
+        merged: list[Tensor] = []
+        extent = max((size for size, dilation in kernels if dilation == 1), default=0)
+        for (size, dilation), members in kernels.items():
+            kernel = _weighted_sum(members)
+            if dilation * (size - 1) < extent:
+                merged.append(_spread(kernel, dilation, extent))
+            else:
+                terms.append(convolve(features, kernel, dilation=dilation))
+        if merged:
+            terms.append(convolve(features, sum(merged[1:], start=merged[0])))
+        return sum(terms[1:], start=terms[0])
+
+
+def _weighted_sum(members: list[tuple[Tensor, Tensor]]) -> Tensor:
+    weights, kernels = zip(*members, strict=True)
+    return torch.tensordot(torch.stack(weights), torch.stack(kernels), 1)
+
+
+def _spread(kernel: Tensor, dilation: int, extent: int) -> Tensor:
+    """The plain kernel (outputs, inputs, extent, extent) that does what a dilated one does."""
+    size = kernel.shape[-1]
+    if dilation > 1:
+        kernel = F.pad(kernel[..., None, :, None], (0, dilation - 1, 0, 0, 0, dilation - 1))
+        kernel = kernel.flatten(4, 5).flatten(2, 3)  # every tap is now followed by dilation − 1 zeros, the last one too
+    margin = (extent - dilation * (size - 1) - 1) // 2
+    end = margin - (dilation - 1)
+    return F.pad(kernel, (margin, end, margin, end)) if margin or end else kernel
+
+
+def mixtures(generator: torch.Generator, *, noise: float = 1e-3) -> Cell:
+    """The filling that makes a `HadamardNet` the supernet; logits start as `noise` · standard normal.
+
+    >>> net = HadamardNet(mixtures(torch.Generator().manual_seed(0)), units=1)
+    >>> sum(p.numel() for p in net.parameters())
+    0
+    """
+
+    def cell(place: Place, outputs: int) -> Mixture:
+        candidates = UNIT_CANDIDATES if place.in_unit else CONVERT_CANDIDATES
+        logits = noise * torch.randn(len(candidates), generator=generator)
+        return Mixture(candidates, place.inputs, outputs, logits=logits)
+
+    return cell
