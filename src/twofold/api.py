@@ -21,7 +21,8 @@ Tile = int | Literal["auto"] | None
 class Model:
     """A loaded restorer that takes any kind of picture.
 
-    `model(image)` returns `Restored`: the picture as the kind of thing that was given, and the guidance map `(1, 1, H, W)`.
+    `model(image)` returns `Restored`: the picture as the kind of thing that was given, and the guidance map `(1, 1,
+    H, W)`.
     """
 
     name: str
@@ -81,7 +82,9 @@ class Model:
         return replace(picture, pixels=pixels.mean(1, keepdim=True) if grey else pixels), drawn
 
     def _given(self, guidance: Source, observed: Tensor) -> Tensor:
-        """A map that is a picture file holds `value / kind.white`; a tensor or float array holds the values themselves."""
+        """A map that is a picture file holds `value / kind.white`; a tensor or float array holds the values
+        themselves.
+        """
         if self.kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
         values = images.from_any(guidance).pixels.float().mean(1, keepdim=True)
@@ -89,7 +92,9 @@ class Model:
             values = values * self.kind.white
         if values.shape[-2:] != observed.shape[-2:]:
             seen, wanted = "×".join(map(str, values.shape[-2:])), "×".join(map(str, observed.shape[-2:]))
-            raise ImageError(f"the guidance map is {seen} pixels (height × width), the picture {wanted}; resize the map")
+            raise ImageError(
+                f"the guidance map is {seen} pixels (height × width), the picture {wanted}; resize the map"
+            )
         low, high = self.kind.low, self.kind.high
         if values.min() < low or (high is not None and values.max() > high):
             raise ImageError(
@@ -101,7 +106,9 @@ class Model:
 
 @dataclass(frozen=True)
 class _Local:
-    """What is done to one tile: `(B, C, h, w)`, or with a given map `(B, C + 1, h, w)` → picture and map side by side."""
+    """What is done to one tile: `(B, C, h, w)`, or with a given map `(B, C + 1, h, w)` → picture and map side by
+    side.
+    """
 
     restorer: nn.Module
     kind: GuidanceKind | None
@@ -116,7 +123,9 @@ class _Local:
         guidance: Tensor | None = stack[:, 3:] if stack.shape[1] > 3 else None
         if self.strength != 1:
             if guidance is None:
-                guidance = self.restorer(observed).guidance if self.restorer.guide.stage else self.restorer.guide(observed)  # type: ignore
+                guidance = (
+                    self.restorer(observed).guidance if self.restorer.guide.stage else self.restorer.guide(observed)
+                )  # type: ignore
             guidance = self.kind.scaled(guidance, self.strength)
         restored = self.restorer(observed, guidance=guidance)
         return torch.cat([restored.image, restored.guidance], 1)
@@ -143,11 +152,12 @@ def restore(
     device: torch.device | str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Restored:
-    """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in [0, 1].
+    """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in
+    [0, 1].
 
-    guidance: a map used instead of the estimated one; of the picture's size. strength: 0 to 1.5, scales the map; what that
-    means is said by the kind of the map (`twofold.load(name).kind.strength`). tile: side in pixels, "auto" by memory, None for
-    the whole picture at once; the result is the same. progress: told the share done, 0 to 1.
+    guidance: a map used instead of the estimated one; of the picture's size. strength: 0 to 1.5, scales the map; what
+    that means is said by the kind of the map (`twofold.load(name).kind.strength`). tile: side in pixels, "auto" by
+    memory, None for the whole picture at once; the result is the same. progress: told the share done, 0 to 1.
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped).
 

@@ -104,8 +104,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80re
 figure {{ margin: 0 }} img {{ width: 100% }} pre {{ background: #f4f4f4; padding: 1rem; overflow: auto }}
 </style>
 <h1>twofold</h1>
-<p>Photographs that come with scikit-image, spoilt by the library's own degradations and restored with the shipped weights.
-The guidance map is what the model believes of the cause; it can be replaced or scaled.</p>
+<p>Photographs that come with scikit-image, spoilt by the library's own degradations and restored with the
+shipped weights. The guidance map is what the model believes of the cause; it can be replaced or scaled.</p>
 <pre>{html.escape(table)}</pre>
 {"".join(figures)}
 """
@@ -120,7 +120,9 @@ def _jpeg(picture: Tensor) -> str:
 
 def table(results: Sequence[Shown]) -> str:
     lines = [f"{'photograph':<12} {'model':<10} {'before':>8} {'after':>8} {'seconds':>8}"]
-    lines += [f"{r.scene.name:<12} {r.scene.model:<10} {r.before:8.2f} {r.after:8.2f} {r.seconds:8.2f}" for r in results]
+    lines += [
+        f"{r.scene.name:<12} {r.scene.model:<10} {r.before:8.2f} {r.after:8.2f} {r.seconds:8.2f}" for r in results
+    ]
     return "\n".join(lines)
 
 

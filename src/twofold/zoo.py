@@ -1,7 +1,7 @@
 """Models by name: what a model is made of, the card that describes it, and the file that holds its weights.
 
-A model is one safetensors file whose header carries how to build it, so the file alone can be loaded; beside a shipped one lies
-its card. Weights are never unpickled.
+A model is one safetensors file whose header carries how to build it, so the file alone can be loaded; beside a
+shipped one lies its card. Weights are never unpickled.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class GuidedSpec(Settings):
     net: NetSpec
 
     def build(self) -> Guided:
-        guide = Guide(
-            KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage
-        )
+        guide = Guide(KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage)
         return Guided(guide, self.net.build(self.channels, 1))
 
 
@@ -94,7 +92,9 @@ _MODEL: TypeAdapter[GuidedSpec | PlainSpec] = TypeAdapter(ModelSpec)
 
 
 class Card(BaseModel):
-    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a run."""
+    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a
+    run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -165,7 +165,9 @@ def read(path: Path) -> tuple[GuidedSpec | PlainSpec, dict[str, Tensor]]:
     try:
         spec = _MODEL.validate_json(metadata["twofold_model"])
     except ValidationError as error:
-        raise WeightsError(f"{path} was written for a model this version does not know: {error.errors()[0]['msg']}") from error
+        raise WeightsError(
+            f"{path} was written for a model this version does not know: {error.errors()[0]['msg']}"
+        ) from error
     return spec, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 

@@ -23,5 +23,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print the card
     for card in found:
         names = "\n".join(card.numbers)
         scores = "\n".join(f"{n['input_psnr']:.2f} → {n['psnr']:.2f}" for n in card.numbers.values())
-        table.add_row(card.name, card.about, f"{card.bytes / 1e6:.1f} MB", f"{names}\n({card.protocol})", scores, card.terms)
+        table.add_row(
+            card.name, card.about, f"{card.bytes / 1e6:.1f} MB", f"{names}\n({card.protocol})", scores, card.terms
+        )
     Console().print(table)

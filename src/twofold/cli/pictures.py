@@ -29,7 +29,8 @@ class Job:
 
 
 def jobs(inputs: Sequence[Path], output: Path | None, *, suffix: str | None, marker: str) -> list[Job]:
-    """Pairs inputs with outputs. A single file goes to `output` if that is named like a picture, else into the folder `output`.
+    """Pairs inputs with outputs. A single file goes to `output` if that is named like a picture, else into the folder
+    `output`.
 
     Without an output, `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept.
 
@@ -95,14 +96,24 @@ class Outcome:
 @contextmanager
 def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
     """A progress bar on standard error; the function yielded says how much is done. Silent where nobody watches."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.update(task, completed=done)
 
 
-def each(work: Sequence[Job], act: Callable[[Job, Callable[[float], None]], dict[str, Any]], *, skip: bool, what: str) -> Outcome:
-    """Runs `act(job, progress)` on every job; a failure is kept and the rest goes on. progress takes a share in [0, 1]."""
+def each(
+    work: Sequence[Job], act: Callable[[Job, Callable[[float], None]], dict[str, Any]], *, skip: bool, what: str
+) -> Outcome:
+    """Runs `act(job, progress)` on every job; a failure is kept and the rest goes on. progress takes a share in [0,
+    1].
+    """
     outcome = Outcome()
     with bar(len(work), what) as show:
         for number, job in enumerate(work):

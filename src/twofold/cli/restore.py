@@ -18,19 +18,23 @@ def command(
     inputs: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them (sub-folders are kept).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File or folder. Without it: photo-restored.jpg, FOLDER-restored.")
+        Path | None,
+        typer.Option("-o", "--output", help="File or folder. Without it: photo-restored.jpg, FOLDER-restored."),
     ] = None,
     guidance_out: Annotated[
         Path | None, typer.Option(help="Keep the guidance map: a file for one picture, a folder for several.")
     ] = None,
     guidance: Annotated[
-        Path | None, typer.Option(help="Use this map (painted, or kept before and changed) instead of the estimated one.")
+        Path | None,
+        typer.Option(help="Use this map (painted, or kept before and changed) instead of the estimated one."),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 to 1.5: scales the guidance map. 0.5 does about half.")] = 1.0,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")] = None,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> int:
     """Restores photographs.
@@ -57,7 +61,11 @@ def command(
         started = time.perf_counter()
         picture = images.read(job.source)
         restored, drawn = loaded.restore(
-            picture, guidance=guidance, strength=strength, tile=size, progress=progress  # type: ignore[arg-type]
+            picture,
+            guidance=guidance,
+            strength=strength,
+            tile=size,
+            progress=progress,  # type: ignore[arg-type]
         )
         images.write(job.target, restored)
         facts = {"input": str(job.source), "output": str(job.target), "model": model, "strength": strength}

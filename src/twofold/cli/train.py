@@ -56,8 +56,8 @@ def command(
 ) -> None:
     """Trains a model.
 
-    The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on from) and
-    model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
+    The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
+    from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
     Several processes: `accelerate launch -m twofold train …`.

@@ -22,8 +22,8 @@ class Share(NamedTuple):
 class Batches:
     """`batches(n)` is the batch of step n. Its sample i comes from a generator seeded with (seed, n · size + i) alone.
 
-    So a resumed run sees what an uninterrupted one sees, two ranks together see what one sees, and the batch after the one
-    asked for is made ahead in a thread without changing anything.
+    So a resumed run sees what an uninterrupted one sees, two ranks together see what one sees, and the batch after
+    the one asked for is made ahead in a thread without changing anything.
 
     size: of the whole batch, all ranks together. Raises: DataError if it cannot be shared evenly.
     """

@@ -120,7 +120,9 @@ def _matched(root: Path, layout: Layout) -> list[Pair]:
 
 
 def _partner(stem: str, layout: Layout, cleans: dict[str, Path]) -> Path | None:
-    """By the layout's key, by the whole name, else by dropping the name's parts from the end (scene_density ↔ scene_RGB)."""
+    """By the layout's key, by the whole name, else by dropping the name's parts from the end (scene_density ↔
+    scene_RGB).
+    """
     for key in (layout.key(stem), stem):
         if key in cleans:
             return cleans[key]
@@ -145,6 +147,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def every(pairs: Sequence[Pair], n: int, *, picked: bool) -> list[Pair]:
-    """Each n-th clean scene by name with all its pairs (`picked`), or all the others: a split by scene, never by crop."""
+    """Each n-th clean scene by name with all its pairs (`picked`), or all the others: a split by scene, never by
+    crop.
+    """
     scenes = {scene: i for i, scene in enumerate(sorted({pair.clean for pair in pairs}))}
     return [pair for pair in pairs if not n or (scenes[pair.clean] % n == 0) == picked]

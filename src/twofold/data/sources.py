@@ -16,7 +16,9 @@ Source = Callable[[torch.Generator], Sample]
 
 @dataclass(frozen=True)
 class SyntheticCrops:
-    """A clean crop, spoilt anew at every draw. margin: extra pixels for degradations that return less than they are given."""
+    """A clean crop, spoilt anew at every draw. margin: extra pixels for degradations that return less than they are
+    given.
+    """
 
     clean: CropCache
     degradation: Degradation

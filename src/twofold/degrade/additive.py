@@ -57,10 +57,11 @@ def _grid(
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """White Gaussian noise. Guidance `(B, 1, H, W)`: its standard deviation on the [0, 1] scale (0.01 is 2.55 grey levels).
+    """White Gaussian noise. Guidance `(B, 1, H, W)`: its standard deviation on the [0, 1] scale (0.01 is 2.55 grey
+    levels).
 
-    level: range that each sample draws from. layout: how levels lie on the picture. quantise: round to 8 bits, which also
-    clamps; without it the observed picture may leave [0, 1], as the paper's does.
+    level: range that each sample draws from. layout: how levels lie on the picture. quantise: round to 8 bits, which
+    also clamps; without it the observed picture may leave [0, 1], as the paper's does.
     """
 
     level: tuple[float, float] = (0.01, 0.05)
@@ -88,7 +89,8 @@ class GaussianNoise:
 def rain_region(observed: Tensor, clean: Tensor, *, threshold: float = 10 / 255) -> Tensor:
     """Where it rains, `(B, 1, H, W)`, 1 or 0: the brightest channel of observed − clean exceeds `threshold`.
 
-    The data sets' own maps come from R of B = O + S·R (JORDER, Yang et al. 2017) with a threshold that is nowhere written.
+    The data sets' own maps come from R of B = O + S·R (JORDER, Yang et al. 2017) with a threshold that is nowhere
+    written.
     """
     return ((observed - clean).amax(1, keepdim=True) > threshold).to(clean)
 
@@ -104,9 +106,9 @@ def _rained(clean: Tensor, streaks: Tensor, *, threshold: float, quantise: bool)
 class RainStreaks:
     """Drawn rain: sparse drops, each smeared along the direction of the wind, in layers from near to far.
 
-    angle: degrees from the vertical. length, width: pixels of the nearest layer. density: share of pixels in which a streak of
-    the nearest layer begins. strength: brightness of a streak. layers: each farther one is shorter, thinner, denser, fainter.
-    Ranges are drawn from once per sample.
+    angle: degrees from the vertical. length, width: pixels of the nearest layer. density: share of pixels in which a
+    streak of the nearest layer begins. strength: brightness of a streak. layers: each farther one is shorter,
+    thinner, denser, fainter. Ranges are drawn from once per sample.
     """
 
     angle: tuple[float, float] = (-25.0, 25.0)
@@ -142,7 +144,7 @@ class RainStreaks:
 
 
 def _line(length: float, width: float, angle: float) -> Tensor:
-    """A streak `(1, 1, k, k)`, 1 at its middle, Gaussian across and fading towards its ends; angle from the vertical."""
+    """A streak `(1, 1, k, k)`, 1 at its middle, Gaussian across, fading towards its ends; angle from the vertical."""
     half = math.ceil(length / 2 + 2 * width)
     axis = torch.arange(-half, half + 1, dtype=torch.float32)
     y, x = axis.view(-1, 1), axis.view(1, -1)
@@ -170,7 +172,8 @@ def streak_layers(pictures: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class HarvestedRain:
-    """Real streak layers laid on other photographs: flipped, scaled, shifted, made weaker or stronger, sometimes two at once.
+    """Real streak layers laid on other photographs: flipped, scaled, shifted, made weaker or stronger, sometimes two
+    at once.
 
     layers: of `streak_layers`. strength, scale: ranges. double: share of samples that get a second layer.
     """

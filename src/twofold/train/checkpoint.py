@@ -1,4 +1,6 @@
-"""A training run on disk: one safetensors file with the tensors, their arrangement in its header, written whole or not at all."""
+"""A training run on disk: one safetensors file with the tensors, their arrangement in its header, written whole or
+not at all.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ def build_mixture(sources: Sequence[recipes.Synthetic | recipes.Paired], crop: i
 def batches(
     recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its own."""
+    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
+    own.
+    """
     data, scheme = recipe.data, recipe.scheme
     train = build_mixture(data.train, data.crop, root)
     causes = train if data.guidance is None else build_mixture(data.guidance, data.crop, root)

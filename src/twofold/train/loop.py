@@ -65,8 +65,8 @@ class Average:
 class Run:
     """Where a run lives and how often it is secured.
 
-    folder: gets `state.safetensors`. minutes: between checkpoints. epoch: turns between validations. main: False on all ranks
-    but the first, which write nothing.
+    folder: gets `state.safetensors`. minutes: between checkpoints. epoch: turns between validations. main: False on
+    all ranks but the first, which write nothing.
     """
 
     folder: Path

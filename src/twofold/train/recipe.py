@@ -20,7 +20,9 @@ Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Folder(Settings):
-    """Pictures below the data root. `every: 5, keep: rest` leaves out each fifth file by name; `keep: picked` takes only those."""
+    """Pictures below the data root. `every: 5, keep: rest` leaves out each fifth file by name; `keep: picked` takes
+    only those.
+    """
 
     path: str
     every: int = 0
@@ -83,7 +85,9 @@ Source = Annotated[Synthetic | Paired, Field(discriminator="kind")]
 
 
 class Data(Settings):
-    """crop: side in pixels. batch: samples of all ranks together. guidance: D_h where it is not the training data itself."""
+    """crop: side in pixels. batch: samples of all ranks together. guidance: D_h where it is not the training data
+    itself.
+    """
 
     crop: int = 112
     batch: int = 8
@@ -138,7 +142,15 @@ class FrozenSpec(Settings):
 
 SchemeSpec = Annotated[SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec, Field(discriminator="kind")]
 LossName = Literal[
-    "l1", "l2", "smooth_l1", "charbonnier", "negative_ssim", "colour_angle", "ssim_distance", "total_variation", "laplacian"
+    "l1",
+    "l2",
+    "smooth_l1",
+    "charbonnier",
+    "negative_ssim",
+    "colour_angle",
+    "ssim_distance",
+    "total_variation",
+    "laplacian",
 ]
 
 

@@ -158,7 +158,9 @@ def train(
 
 
 def keep_recipe(recipe: recipes.Recipe, folder: Path) -> None:
-    """Writes recipe.yaml beside the run. A longer run of the same recipe may go on; anything else that differs is an error."""
+    """Writes recipe.yaml beside the run. A longer run of the same recipe may go on; anything else that differs is an
+    error.
+    """
     path = folder / "recipe.yaml"
     if path.exists():
         kept = recipes.read(path)

@@ -1,8 +1,9 @@
-"""Ways of training a restorer. A scheme holds what is learned and does one step; the loop around it is the same for all.
+"""Ways of training a restorer. A scheme holds what is learned and does one step; the loop around it is the same for
+all.
 
-Names as in Gao et al. 2022: θ are the guide's parameters, ω the reconstruction's; D_h carries true guidance maps, D_tr need
-not. With a guide that sees only the observation, the guide's loss does not depend on ω, so Algorithm 1 trains θ exactly as if
-alone: the control that shows it is `Frozen`, and docs/guidance.md holds the comparison.
+Names as in Gao et al. 2022: θ are the guide's parameters, ω the reconstruction's; D_h carries true guidance maps,
+D_tr need not. With a guide that sees only the observation, the guide's loss does not depend on ω, so Algorithm 1
+trains θ exactly as if alone: the control that shows it is `Frozen`, and docs/guidance.md holds the comparison.
 """
 
 from __future__ import annotations
@@ -154,9 +155,11 @@ def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Te
 
 
 def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s in [0, 1].
+    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s in
+    [0, 1].
 
-    Where the map is scaled by s, the target is `observed + s (clean − observed)`; a third of the steered samples have s = 0.
+    Where the map is scaled by s, the target is `observed + s (clean − observed)`; a third of the steered samples have
+    s = 0.
     """
     b = sample.clean.shape[0]
     chosen, strength = torch.rand(2, b, generator=generator)
