@@ -1,0 +1,82 @@
+"""Makes a shipped model of a finished run: 16-bit weights and the card that describes them, into the package.
+
+    python benchmarks/cards.py runs/derain --data DATA
+
+The numbers on the card are those of the stored weights, measured anew on the recipe's validation pairs by its protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from twofold import api, zoo
+from twofold.contracts import Restored
+from twofold.evaluate import evaluate
+from twofold.files import write_text
+from twofold.metrics import PROTOCOLS
+from twofold.train import data as material
+from twofold.train import recipe as recipes
+
+WEIGHTS = Path(zoo.__file__).parent / "weights"
+
+
+def sources(recipe: recipes.Recipe) -> list[str]:
+    """Every folder that training saw, and which part of it."""
+
+    def part(every: int, keep: str) -> str:
+        if not every:
+            return ""
+        return f" (every {every}th scene alone)" if keep == "picked" else f" (without every {every}th scene)"
+
+    found: list[str] = []
+    for source in [*recipe.data.train, *(recipe.data.guidance or [])]:
+        if isinstance(source, recipes.Synthetic):
+            found += [f"{folder.path}{part(folder.every, folder.keep)}" for folder in source.clean]
+        pairs = source.pairs if isinstance(source, recipes.Paired) else getattr(source.degradation, "pairs", [])
+        found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
+    return list(dict.fromkeys(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    options = parser.parse_args()
+    recipe = recipes.read(options.run / "recipe.yaml")
+    result = json.loads((options.run / "result.json").read_text())
+    spec, state = zoo.read(options.run / "model.safetensors")
+    restorer = spec.build()
+    restorer.load_state_dict(state)
+    weights = WEIGHTS / f"{recipe.name}.safetensors"
+    digest = zoo.save(weights, restorer, spec, half=True)
+
+    model = api.load(weights, device="cpu")
+    numbers = {}
+    for name, pairs in material.validation(recipe, options.data).items():
+        summary = evaluate(lambda image: Restored(model(image).image), pairs, PROTOCOLS[recipe.protocol]).summary()
+        facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
+        numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
+        print(name, numbers[name])
+    card = zoo.Card(
+        name=recipe.name,
+        task=recipe.task,
+        about=recipe.about,
+        model=spec,
+        parameters=sum(p.numel() for p in restorer.parameters()),
+        bytes=weights.stat().st_size,
+        sha256=digest,
+        data=sources(recipe),
+        terms=recipe.terms,
+        command=f"twofold train {recipe.name} --data DATA",
+        seed=recipe.seed,
+        hours=result["hours"],
+        protocol=recipe.protocol,
+        numbers=numbers,
+    )
+    write_text(WEIGHTS / f"{recipe.name}.json", card.model_dump_json(indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Writes the tables of README and docs from the files that commands made.
+
+    python docs/tables.py            writes them
+    python docs/tables.py --check    exits 1 if one is not what its file says
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; the function of that name below makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WEIGHTS = ROOT / "src" / "twofold" / "weights"
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
+
+
+def result(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def models() -> str:
+    """Every card: validation pictures, before → after."""
+    body = []
+    for path in sorted(WEIGHTS.glob("*.json")):
+        card = json.loads(path.read_text())
+        for dataset, n in card["numbers"].items():
+            body.append(
+                [
+                    f"`{card['name']}`",
+                    f"{card['bytes'] / 1e6:.1f} MB",
+                    f"{dataset} ({n['pictures']} held-out pictures)",
+                    f"`{card['protocol']}`",
+                    f"{n['input_psnr']:.2f} / {n['input_ssim']:.4f}",
+                    f"**{n['psnr']:.2f}** / {n['ssim']:.4f}",
+                ]
+            )
+    return rows(["model", "size", "measured on", "protocol", "untouched (PSNR / SSIM)", "restored"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {"models": models}
+
+
+def renewed(text: str) -> str:
+    """The text with every table between its marks made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}"
+
+    return re.sub(r"(<!-- table (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        new = renewed(text)
+        if new != text:
+            stale.append(path.relative_to(ROOT))
+            if "--check" not in sys.argv:
+                path.write_text(new)
+    for path in stale:
+        print(f"{path}: {'not what its files say; run make docs' if '--check' in sys.argv else 'written'}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
