@@ -268,7 +268,7 @@ def test_contractions_converge_at_the_predicted_factor():
     ("make", "value"), [(KrasnoselskiiMann, 0.0), (KrasnoselskiiMann, 1.2), (Anderson, 0.0), (Truncated, 0)]
 )
 def test_settings_that_make_no_sense_are_refused(make, value):
-    with pytest.raises(SolveError, match="relaxation|at least one"):
+    with pytest.raises(SolveError, match=r"relaxation|at least one"):
         make(value)
 
 

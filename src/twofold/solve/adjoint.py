@@ -65,8 +65,8 @@ class LinearSolver(Protocol):
 class Unrolled:
     """Differentiates through every step that was taken.
 
-    checkpointed: keep only the iterates and compute each step again backward: K states instead of K steps' activations,
-    for one more evaluation of T a step. The start is differentiated too.
+    checkpointed: keep only the iterates and compute each step again backward: K states instead of K steps'
+    activations, for one more evaluation of T a step. The start is differentiated too.
     """
 
     checkpointed: bool = False
@@ -138,7 +138,8 @@ class NormalEquations:
         def minus(product: Product, v: State) -> State:
             return subtract(v, product(v))
 
-        # The residual of the normal equations is not that of the equation: ask for more, the caller checks the latter.
+        # The residual of the normal equations is not that of the equation: ask for more, the caller checks the
+        # latter.
         return conjugate_gradient(
             lambda v: minus(forward, minus(transposed, v)),
             minus(forward, g),
@@ -219,7 +220,8 @@ class _SwapCotangent(torch.autograd.Function):
 def solve_adjoint(linear: LinearSolver, operator: Operator, at: State, g: State, *, per_sample: bool = True) -> State:
     """v with v = Jᵀ v + g, J the Jacobian of the operator at a state.
 
-    Raises: AdjointError where ‖Jᵀ v + g − v‖ exceeds the tolerance of `linear`, relative to the larger of ‖g‖ and ‖v‖.
+    Raises: AdjointError where ‖Jᵀ v + g − v‖ exceeds the tolerance of `linear`, relative to the larger of ‖g‖
+    and ‖v‖.
 
     >>> solve_adjoint(NeumannSeries(), lambda u: u / 2, torch.zeros(1, 1), torch.ones(1, 1))
     tensor([[2.0000]])

@@ -19,8 +19,8 @@ def fixed_point(
     """Looks for u = T(u) and returns a `Solution` whose value can be differentiated in the tensors that T holds.
 
     operator: state → state; its `metric`, if it has one, measures the residual. start: `(B, ...)` tensors, or with
-    per_sample=False any state, then seen as one point. solver: how to step and when to stop. adjoint: how the solution
-    is differentiated. Outside grad mode every adjoint costs nothing.
+    per_sample=False any state, then seen as one point. solver: how to step and when to stop. adjoint: how the
+    solution is differentiated. Outside grad mode every adjoint costs nothing.
 
     Raises: SolveError for a state without samples; AdjointError in `backward`, from `Implicit` alone.
 

@@ -1,7 +1,7 @@
 """How much a convolution can stretch a picture: its operator norm, exactly or from above.
 
-The spectral norm of the weight reshaped to a matrix is *not* this number: it ignores that neighbouring windows overlap.
-Three answers, from sharp and particular to loose and general:
+The spectral norm of the weight reshaped to a matrix is *not* this number: it ignores that neighbouring windows
+overlap. Three answers, from sharp and particular to loose and general:
 
 =========================  =======================================  ===============================
 function                   holds for                                cost

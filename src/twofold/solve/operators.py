@@ -48,7 +48,8 @@ Prox = Callable[[Tensor, Number], Tensor]
 
 
 class Operator(Protocol):
-    """u ↦ T(u). An operator may carry a `metric`; without one it is taken to be non-expansive in the Euclidean norm."""
+    """u ↦ T(u). An operator may carry a `metric`; without one it is taken to be non-expansive in the Euclidean
+    norm."""
 
     def __call__(self, u: State, /) -> State: ...
 
@@ -79,9 +80,9 @@ def contraction_factor(
 ) -> Tensor:
     """The spectral radius of the Jacobian of T at a state, a scalar, estimated by power iteration.
 
-    Near its fixed point the iteration u ← T(u) gains this factor a step in the long run: below 1 it contracts there, in
-    some norm. The mean growth over the second half of the steps is taken, which also serves complex eigenvalues. One
-    product with the Jacobian a step. generator: for the start; None takes torch's global one.
+    Near its fixed point the iteration u ← T(u) gains this factor a step in the long run: below 1 it contracts
+    there, in some norm. The mean growth over the second half of the steps is taken, which also serves complex
+    eigenvalues. One product with the Jacobian a step. generator: for the start; None takes torch's global one.
 
     >>> halves = torch.tensor([[0.5, 1.0], [0.0, 0.25]])
     >>> round(contraction_factor(lambda u: u @ halves, torch.ones(1, 2)).item(), 2)

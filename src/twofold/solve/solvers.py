@@ -18,9 +18,9 @@ class Solution(NamedTuple):
     """What a solve came to: an outcome is data, so nothing raises here when it has not converged.
 
     value: the state. steps: evaluations of T. residual: ‖T(u) − u‖ in T's metric, at the last iterate that was
-    evaluated; the value is one step further, where a non-expansive T leaves no more than that. converged: whether that
-    met the tolerance. history: the residual at every step. Shapes: `(B,)` and `(steps, B)`; without samples `()` and
-    `(steps,)`.
+    evaluated; the value is one step further, where a non-expansive T leaves no more than that. converged:
+    whether that met the tolerance. history: the residual at every step. Shapes: `(B,)` and `(steps, B)`;
+    without samples `()` and `(steps,)`.
     """
 
     value: State
@@ -44,8 +44,9 @@ def iterate(operator: Operator, start: State, *, solver: Solver, per_sample: boo
     """Runs a solver until ‖T(u) − u‖ ≤ tolerance · max(1, ‖u‖), norms in T's metric, or its steps are spent.
 
     per_sample: the first dimension counts samples, each of which is watched, stops and is accelerated by itself, so a
-    solution does not depend on its neighbours in the batch; otherwise the state is one point, as the weights of a net.
-    tolerance 0 takes every step. Differentiable like any other computation; `fixed_point` offers cheaper ways.
+    solution does not depend on its neighbours in the batch; otherwise the state is one point, as the weights
+    of a net. tolerance 0 takes every step. Differentiable like any other computation; `fixed_point` offers
+    cheaper ways.
 
     >>> solution = iterate(lambda u: u / 2 + 1, torch.zeros(1, 1), solver=KrasnoselskiiMann(relaxation=1.0))
     >>> round(solution.value.item(), 4), solution.converged.item()
@@ -76,7 +77,8 @@ def iterate(operator: Operator, start: State, *, solver: Solver, per_sample: boo
             if not bool(active.any()):
                 break
     record = torch.stack(history)
-    # A sample that has stopped keeps the residual that stopped it, so the last line of the record judges every sample.
+    # A sample that has stopped keeps the residual that stopped it, so the last line of the record judges every
+    # sample.
     small = small if active is None else ~active & record[-1].isfinite()
     return Solution(u, len(history), record[-1], small, record)
 

@@ -1,0 +1,148 @@
+"""How the lower level moves: one differentiable step at a time, on any tree of parameters.
+
+A dynamics turns a `Bilevel` problem into a step (k, upper parameters, state) → state. Its state holds the lower
+parameters and whatever the method remembers beside them. Steps are pure: nothing is written in place, and what
+a step computes can be differentiated in the upper parameters and in the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from twofold.solve.operators import Operator
+from twofold.solve.params import SolveError, State, gradient, zeros_like
+
+Loss = Callable[[State, State], Tensor]
+"""(upper parameters, lower parameters) → scalar."""
+
+
+class Bilevel(NamedTuple):
+    """min_w upper(w, u(w)), where u(w) is what the lower level makes of w.
+
+    upper, lower: losses of (upper parameters, lower parameters), each a tree of tensors. Both must be functions
+    of these two alone: a mini-batch is drawn outside, dropout is switched off. lower may be None where the
+    dynamics bring their own operator.
+    """
+
+    upper: Loss
+    lower: Loss | None
+
+
+class Dynamics(Protocol):
+    """minimises_lower: whether its rest points are the stationary points of the lower loss, which implicit
+    gradients need."""
+
+    @property
+    def minimises_lower(self) -> bool: ...
+    def begin(self, params: State) -> State: ...
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State: ...
+    def params(self, state: State) -> State: ...
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """u ← u − step ∇_u lower(w, u). Settles where step < 2 / L, L the largest curvature of the lower loss."""
+
+    step_size: float
+
+    minimises_lower = True
+
+    def begin(self, params: State) -> State:
+        return params
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        return tree_map(lambda u, g: u - self.step_size * g, state, lower_gradient(problem, upper, state))
+
+    def params(self, state: State) -> State:
+        return state
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Heavy ball: v ← momentum v + ∇_u lower;  u ← u − step v, as `torch.optim.SGD(momentum=...)` does it.
+    State: (u, v)."""
+
+    step_size: float
+    momentum: float = 0.9
+
+    minimises_lower = True
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, v = state
+        v = tree_map(lambda v_, g: self.momentum * v_ + g, v, lower_gradient(problem, upper, u))
+        return tree_map(lambda u_, v_: u_ - self.step_size * v_, u, v), v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015), with epsilon inside the root, √(v + epsilon²): outside it, the root has an infinite
+    derivative wherever a gradient is zero, and NaN is what an unrolled gradient becomes. State: (u, m, v)."""
+
+    step_size: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    minimises_lower = True
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params), zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, m, v = state
+        g = lower_gradient(problem, upper, u)
+        b1, b2 = self.betas
+        m = tree_map(lambda m_, g_: b1 * m_ + (1 - b1) * g_, m, g)
+        v = tree_map(lambda v_, g_: b2 * v_ + (1 - b2) * g_**2, v, g)
+        c1, c2 = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
+        move = lambda u_, m_, v_: u_ - self.step_size * (m_ / c1) / (v_ / c2 + self.epsilon**2).sqrt()  # noqa: E731
+        return tree_map(move, u, m, v), m, v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+
+@dataclass(frozen=True)
+class FixedPointSteps:
+    """u ← T(u; w), where operator(w) makes T: the lower level as a fixed point instead of a minimum.
+
+    The operator is made anew at every step, so what is costly in w alone, as the norms of a net's layers, is
+    better done once outside and handed in as part of w.
+    """
+
+    operator: Callable[[State], Operator]
+
+    minimises_lower = False
+
+    def begin(self, params: State) -> State:
+        return params
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        return self.operator(upper)(state)
+
+    def params(self, state: State) -> State:
+        return state
+
+
+def lower_gradient(problem: Bilevel, upper: State, lower: State) -> State:
+    """∇_u lower(w, u), differentiable iff grad mode is on.
+
+    >>> import torch
+    >>> problem = Bilevel(upper=lambda w, u: u.sum(), lower=lambda w, u: (w * u**2).sum())
+    >>> lower_gradient(problem, torch.tensor(3.0), torch.tensor(2.0)).item()
+    12.0
+    """
+    if problem.lower is None:
+        raise SolveError("these dynamics descend the lower loss, and the problem has none (lower=None)")
+    loss = problem.lower
+    return gradient(lambda u: loss(upper, u), lower)
