@@ -1,7 +1,8 @@
-"""The Hadamard network (Zhu et al. 2022, §2.1): y = u ⊗ v is undone by u = y ⊘ v, on features, seven times in a row.
+"""The Hadamard network (Zhu et al. 2022, §2.1): y = u ⊗ v is undone by u = y ⊘ v, on features, seven times over.
 
-One skeleton with two fillings. A `Cell` says which module sits at each place: mixtures of candidates make the network that
-is searched (`twofold.search.supernet`), single operations the network that was found (`twofold.search.genotype`).
+One skeleton with two fillings. A `Cell` says which module sits at each place: mixtures of candidates make the network
+that is searched (`twofold.search.supernet`), single operations the network that was found
+(`twofold.search.genotype`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
+from twofold.tiling import padded
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
 
@@ -24,8 +26,8 @@ GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
 class Place(NamedTuple):
     """Where in the skeleton a module sits.
 
-    group: "encoder", "unit1", "unit2", …, or "decoder". row: position in the group along the data; in a unit, the numerator's
-    operations come before the divisor's. inputs: channels coming in.
+    group: "encoder", "unit1", "unit2", …, or "decoder". row: position in the group along the data; in a unit, the
+    numerator's operations come before the divisor's. inputs: channels coming in.
     """
 
     group: str
@@ -73,7 +75,7 @@ Combine = Callable[[Tensor, Tensor], Tensor]  # outputs of both branches, before
 
 @dataclass(frozen=True)
 class Divide:
-    """ReLU(u) ⊘ divisor(v) (Zhu et al. 2022, eq. 1), never below float32: a half-precision divisor loses the dark parts."""
+    """ReLU(u) ⊘ divisor(v) (Zhu et al. 2022, eq. 1), never below float32: half a precision loses the dark parts."""
 
     divisor: Callable[[Tensor], Tensor] = paper_divisor
 
@@ -100,8 +102,8 @@ COMBINATIONS: dict[str, Combine | None] = {  # their names in recipes and model 
 class FeatureNorm(nn.Module):
     """`(B, C, H, W)` → the same with mean 0 and variance 1 in every channel of every picture; nothing is learned.
 
-    Each pixel of the result depends on the whole picture. `frozen_statistics` holds mean and variance fixed, and with them
-    the network becomes local.
+    Each pixel of the result depends on the whole picture. `frozen_statistics` holds mean and variance fixed, and with
+    them the network becomes local.
     """
 
     eps = 1e-5
@@ -118,7 +120,7 @@ class FeatureNorm(nn.Module):
         if self.statistics is not None:
             mean, variance = self.statistics
             return (features - mean) * torch.rsqrt(variance + self.eps)
-        # As a group norm, because it is the fastest of torch's four ways in both memory layouts and takes a single pixel.
+        # A group norm is the fastest of torch's four ways in both memory layouts, and takes a single pixel.
         return torch.group_norm(features, features.shape[1], eps=self.eps)
 
 
@@ -169,7 +171,7 @@ class HadamardUnit(nn.Module):
 
     @property
     def radius(self) -> int:
-        return max(_radius(self.numerator), 0 if self.divisor is None else _radius(self.divisor))
+        return max(radius_of(self.numerator), 0 if self.divisor is None else radius_of(self.divisor))
 
     def forward(self, features: Tensor) -> Tensor:
         u: Tensor = self.numerator(features)
@@ -194,11 +196,11 @@ class ResidualBlock(nn.Module):
 class HadamardNet(nn.Module):
     """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
 
-    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half of it.
-    units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3). combine: how a unit
-    joins its branches; None leaves the divisor branch out (8 operations in the other one then keep the parameter count).
-    checkpointed: training keeps only the inputs of units and blocks and computes the rest twice; the same gradients from
-    about a fifth of the memory, at a third more time.
+    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half
+    of it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3).
+    combine: how a unit joins its branches; None leaves the divisor branch out (8 operations in the other one then
+    keep the parameter count). checkpointed: training keeps only the inputs of units and blocks and computes the rest
+    twice; the same gradients from about a fifth of the memory, at a third more time.
 
     Instance norm makes every output pixel depend on all of the picture, hence `halo = None`: see `frozen_statistics`.
     """
@@ -218,6 +220,7 @@ class HadamardNet(nn.Module):
     ) -> None:
         super().__init__()
         half = width // 2
+        self.ops_per_branch = ops_per_branch
         self.checkpointed = checkpointed
 
         def blocks(group: str, first_row: int, channels: int) -> nn.Sequential:
@@ -247,9 +250,9 @@ class HadamardNet(nn.Module):
     @property
     def local_halo(self) -> int:
         """Receptive-field radius in pixels once the statistics are frozen."""
-        full = sum(map(_radius, (self.head, self.encode_full, self.decode_full, self.tail)))
-        half = sum(map(_radius, (self.encode_half, self.decode_half)))
-        exact = full + 2 * half + 4 * sum(map(_radius, self.units)) + 3  # + 3: a pixel sees the 4×4 block it lies in
+        full = sum(map(radius_of, (self.head, self.encode_full, self.decode_full, self.tail)))
+        half = sum(map(radius_of, (self.encode_half, self.decode_half)))
+        exact = full + 2 * half + 4 * sum(map(radius_of, self.units)) + 3  # + 3: a pixel sees the 4×4 block it lies in
         return exact + -exact % self.multiple
 
     def forward(self, observed: Tensor, guidance: Tensor | None = None) -> Tensor:
@@ -257,15 +260,14 @@ class HadamardNet(nn.Module):
         if guidance is not None:
             raise ImageError("the Hadamard network takes no guidance map, got one; call it with the picture alone")
         height, width = observed.shape[2:]
-        padded, top = _padded(observed, 2, self.multiple)
-        padded, left = _padded(padded, 3, self.multiple)
-        half = self.down_half(self._chain(self.encode_full, self.head(padded)))
+        whole = padded(observed, self.multiple)
+        half = self.down_half(self._chain(self.encode_full, self.head(whole)))
         quarter = self.down_quarter(self._chain(self.encode_half, half))
         features = self._chain(self.units, quarter)
         features = self._chain(self.decode_half, self.up_half(features + quarter))
         features = self._chain(self.decode_full, self.up_full(features + half))
         restored: Tensor = self.tail(features)
-        return restored[:, :, top : top + height, left : left + width]
+        return restored[:, :, :height, :width]
 
     def _chain(self, parts: Iterable[nn.Module], features: Tensor) -> Tensor:
         for part in parts:
@@ -276,8 +278,8 @@ class HadamardNet(nn.Module):
 def _recomputed(part: nn.Module, features: Tensor) -> Tensor:
     """`part(features)`, whose inside is not kept but computed again in the backward pass.
 
-    The parameters of this moment are part of what is kept: under `torch.func.functional_call` the module holds others by the
-    time the backward pass runs, and the gradient would silently be that of another network.
+    The parameters of this moment are part of what is kept: under `torch.func.functional_call` the module holds others
+    by the time the backward pass runs, and the gradient would silently be that of another network.
     """
     names, tensors = zip(*part.named_parameters(), strict=True) if any(True for _ in part.parameters()) else ((), ())
 
@@ -289,17 +291,7 @@ def _recomputed(part: nn.Module, features: Tensor) -> Tensor:
     return result
 
 
-def _radius(part: nn.Module) -> int:
+def radius_of(part: nn.Module) -> int:
     """Receptive-field radius of a chain of modules; the smallest parts say theirs as `radius`."""
     own = getattr(part, "radius", None)
-    return own if isinstance(own, int) else sum(map(_radius, part.children()))
-
-
-def _padded(images: Tensor, dim: int, multiple: int) -> tuple[Tensor, int]:
-    """`images` mirrored at both ends of `dim` to a multiple, and how many pixels were added before the first."""
-    size = images.shape[dim]
-    before, after = -size % multiple // 2, (-size % multiple + 1) // 2
-    if not after:
-        return images, 0
-    amounts = (0, 0, before, after) if dim == 2 else (before, after, 0, 0)
-    return F.pad(images, amounts, mode="reflect" if size > after else "replicate"), before
+    return own if isinstance(own, int) else sum(map(radius_of, part.children()))

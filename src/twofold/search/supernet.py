@@ -1,18 +1,22 @@
 """The network that is searched: at every place a softmax-weighted sum of all candidates (Zhu et al. 2022, §2.3).
 
-Candidates share work. Identity, plain, dilated and residual convolutions are linear in one input, so their weighted sum is
-one convolution, whose kernel is the weighted sum of their kernels; so is the half of a dense candidate that sees the input
-itself. Only what is left of a dense candidate, ReLU(inner(x)) and its convolution, needs passes of its own.
+Candidates share work. Identity, plain, dilated and residual convolutions are linear in one input, so their weighted
+sum is one convolution, whose kernel is the weighted sum of their kernels; so is the half of a dense candidate that
+sees the input itself. Only what is left of a dense candidate, ReLU(inner(x)) and its convolution, needs passes of its
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.nets.hadamard import Cell, HadamardNet, Place
+from twofold.nets.hadamard import Cell, Place, radius_of
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate, Convolution, Dense, Skip, convolve
 
 
@@ -22,12 +26,15 @@ class Mixture(nn.Module):
     logits: starting values (n,), near 0. The first lead of one candidate over the others is chance: fix their seed.
     """
 
-    def __init__(self, candidates: Mapping[str, Candidate], inputs: int, outputs: int, *, logits: Tensor) -> None:
+    identity: Tensor
+
+    def __init__(self, candidates: Mapping[str, Candidate], place: Place, outputs: int, *, logits: Tensor) -> None:
         super().__init__()
+        self.place = place
         self.logits = nn.Parameter(logits)
-        self.candidates = nn.ModuleDict({name: make(inputs, outputs) for name, make in candidates.items()})
-        self.radius = max(int(candidate.radius) for candidate in self.candidates.values())
-        self.register_buffer("identity", torch.eye(outputs, inputs)[:, :, None, None], persistent=False)
+        self.candidates = nn.ModuleDict({name: make(place.inputs, outputs) for name, make in candidates.items()})
+        self.radius = max(map(radius_of, self.candidates.values()))
+        self.register_buffer("identity", torch.eye(outputs, place.inputs)[:, :, None, None], persistent=False)
 
     def weights(self) -> Tensor:
         """How much of each candidate: (n,), positive, sum 1."""
@@ -63,13 +70,15 @@ class Mixture(nn.Module):
             else:
                 terms.append(convolve(features, kernel, dilation=dilation))
         if merged:
-            terms.append(convolve(features, sum(merged[1:], start=merged[0])))
-        return sum(terms[1:], start=terms[0])
+            terms.append(convolve(features, reduce(add, merged)))
+        total: Tensor = reduce(add, terms)
+        return total
 
 
 def _weighted_sum(members: list[tuple[Tensor, Tensor]]) -> Tensor:
     weights, kernels = zip(*members, strict=True)
-    return torch.tensordot(torch.stack(weights), torch.stack(kernels), 1)
+    total: Tensor = torch.tensordot(torch.stack(weights), torch.stack(kernels), 1)
+    return total
 
 
 def _spread(kernel: Tensor, dilation: int, extent: int) -> Tensor:
@@ -86,14 +95,31 @@ def _spread(kernel: Tensor, dilation: int, extent: int) -> Tensor:
 def mixtures(generator: torch.Generator, *, noise: float = 1e-3) -> Cell:
     """The filling that makes a `HadamardNet` the supernet; logits start as `noise` · standard normal.
 
+    >>> from twofold.nets.hadamard import HadamardNet
     >>> net = HadamardNet(mixtures(torch.Generator().manual_seed(0)), units=1)
-    >>> sum(p.numel() for p in net.parameters())
-    0
+    >>> sum(logits.numel() for logits in architecture(net).values())            # 8 × 9, and 9 × 4 at either end
+    144
     """
 
     def cell(place: Place, outputs: int) -> Mixture:
         candidates = UNIT_CANDIDATES if place.in_unit else CONVERT_CANDIDATES
         logits = noise * torch.randn(len(candidates), generator=generator)
-        return Mixture(candidates, place.inputs, outputs, logits=logits)
+        return Mixture(candidates, place, outputs, logits=logits)
 
     return cell
+
+
+def mixtures_of(net: nn.Module) -> dict[str, Mixture]:
+    """Every mixture by its module name, in the order of the data."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Mixture)}
+
+
+def architecture(net: nn.Module) -> dict[str, nn.Parameter]:
+    """α: the logits of all places, by parameter name (as `torch.func.functional_call` takes them)."""
+    return {f"{name}.logits": mixture.logits for name, mixture in mixtures_of(net).items()}
+
+
+def weights(net: nn.Module) -> dict[str, nn.Parameter]:
+    """ω: every parameter that is not architecture."""
+    chosen = architecture(net)
+    return {name: value for name, value in net.named_parameters() if name not in chosen}

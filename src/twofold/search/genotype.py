@@ -1,0 +1,194 @@
+"""What an architecture search finds: one operation for every place, and the network made of them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twofold.contracts import ConfigError
+from twofold.files import write_text
+from twofold.nets.hadamard import COMBINATIONS, Cell, Combine, HadamardNet, Place
+from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
+from twofold.search.supernet import mixtures_of
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The names of the chosen operations: "encoder" and "decoder" (9 each), "unit1", "unit2", … (numerator, divisor).
+
+    ops_per_branch: operations in one branch of a unit. A unit has one branch (no division) or two.
+
+    Raises: ConfigError for an unknown operation or a wrong number of them.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    ops_per_branch: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", {group: tuple(names) for group, names in self.groups.items()})
+        expected = ["encoder", *(f"unit{n + 1}" for n in range(self.units)), "decoder"]
+        if list(self.groups) != expected:
+            raise ConfigError(
+                f"a genotype has the groups encoder, unit1, unit2, …, decoder, got {', '.join(self.groups)}"
+            )
+        for group, names in self.groups.items():
+            known = candidates_of(group)
+            counts = {self.ops_per_branch, 2 * self.ops_per_branch} if group.startswith("unit") else {9}
+            if len(names) not in counts:
+                raise ConfigError(f"genotype: {group} has {len(names)} operations, expected {sorted(counts)[-1]}")
+            for name in names:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+                    raise ConfigError(f"genotype: {group} has no operation {name!r}; the nearest is {near!r}")
+
+    @property
+    def units(self) -> int:
+        return len(self.groups) - 2
+
+    @property
+    def skip_ratio(self) -> float:
+        """Share of the units' places that were given to SC: near 1, the search has collapsed to doing nothing.
+
+        >>> uniform("SC", "3-C").skip_ratio
+        1.0
+        """
+        names = [name for group, names in self.groups.items() if group.startswith("unit") for name in names]
+        return names.count("SC") / max(len(names), 1)
+
+    def network(
+        self, *, width: int = 32, combine: Combine | None = COMBINATIONS["divide"], checkpointed: bool = False
+    ) -> HadamardNet:
+        """The found network, its parameters drawn anew.
+
+        >>> sum(p.numel() for p in uniform("3-C", "3-C").network().parameters())
+        621408
+        """
+        units = [names for group, names in self.groups.items() if group.startswith("unit")]
+        if any(len(names) // self.ops_per_branch != (1 if combine is None else 2) for names in units):
+            raise ConfigError("genotype and `combine` disagree: a division takes two branches a unit, none takes one")
+        return HadamardNet(
+            self._cell(),
+            width=width,
+            units=self.units,
+            ops_per_branch=self.ops_per_branch,
+            combine=combine,
+            checkpointed=checkpointed,
+        )
+
+    def _cell(self) -> Cell:
+        def cell(place: Place, outputs: int) -> nn.Module:
+            return candidates_of(place.group)[self.groups[place.group][place.row]](place.inputs, outputs)
+
+        return cell
+
+    def to_json(self) -> str:
+        return json.dumps({"ops_per_branch": self.ops_per_branch, "groups": self.groups}, indent=1)
+
+    def write(self, path: Path) -> None:
+        write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Raises: ConfigError where the text is not a genotype."""
+        try:
+            found: dict[str, Any] = json.loads(text)
+            groups = {str(group): tuple(map(str, names)) for group, names in found["groups"].items()}
+            return cls(groups, int(found.get("ops_per_branch", 4)))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"not a genotype: {error!r}; use a genotype.json that a search wrote") from error
+
+
+def candidates_of(group: str) -> dict[str, Candidate]:
+    """The table of operations that a group chooses from."""
+    return UNIT_CANDIDATES if group.startswith("unit") else CONVERT_CANDIDATES
+
+
+def uniform(in_units: str, elsewhere: str, *, units: int = 7, ops_per_branch: int = 4, branches: int = 2) -> Genotype:
+    """The same operation everywhere: the controls of Table 5."""
+    middle = {f"unit{n + 1}": (in_units,) * ops_per_branch * branches for n in range(units)}
+    return Genotype({"encoder": (elsewhere,) * 9, **middle, "decoder": (elsewhere,) * 9}, ops_per_branch)
+
+
+def derive(supernet: HadamardNet) -> Genotype:
+    """The strongest candidate of every place, SC included (Zhu et al. 2022; of two equally strong ones, the first)."""
+    groups: dict[str, list[str]] = {}
+    for mixture in sorted(mixtures_of(supernet).values(), key=lambda mixture: mixture.place.row):
+        chosen = list(mixture.candidates)[int(mixture.logits.argmax())]
+        groups.setdefault(mixture.place.group, []).append(chosen)
+    unit = sorted(group for group in groups if group.startswith("unit"))
+    unit.sort(key=lambda group: int(group.removeprefix("unit")))
+    ordered = {group: tuple(groups[group]) for group in ("encoder", *unit, "decoder")}
+    return Genotype(ordered, supernet.ops_per_branch)
+
+
+def shares(supernet: nn.Module) -> dict[str, Tensor]:
+    """Softmax weights by group, `(rows, candidates)`, detached: what a search displays while it runs."""
+    rows: dict[str, dict[int, Tensor]] = {}
+    for mixture in mixtures_of(supernet).values():
+        rows.setdefault(mixture.place.group, {})[mixture.place.row] = mixture.weights().detach()
+    return {group: torch.stack([found[row] for row in sorted(found)]) for group, found in rows.items()}
+
+
+def entropy(supernet: nn.Module) -> float:
+    """How undecided the search is: the mean over all places of the weights' entropy, 1 for uniform, 0 for decided."""
+    rows = [row for table in shares(supernet).values() for row in table]
+    each = [-float((row * row.clamp_min(1e-30).log()).sum()) / math.log(len(row)) for row in rows]
+    return sum(each) / len(each)
+
+
+def copy_weights(supernet: HadamardNet, found: HadamardNet) -> None:
+    """Gives a found network the parameters that its operations have in the supernet, in place: a warm start."""
+    genotype = derive(supernet)
+    for name, mixture in mixtures_of(supernet).items():
+        chosen = mixture.candidates[genotype.groups[mixture.place.group][mixture.place.row]]
+        found.get_submodule(name).load_state_dict(chosen.state_dict())
+    own = dict(supernet.named_parameters())
+    with torch.no_grad():
+        for name, value in found.named_parameters():
+            if name in own:  # the down- and upsamplings
+                value.copy_(own[name])
+
+
+def picture(genotype: Genotype, path: Path) -> None:
+    """Draws the architecture as a PNG: one row a group, one box an operation, in the order of the data.
+
+    Raises: ConfigError where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib; pip install 'twofold[train]'") from error
+    names = list(dict.fromkeys([*UNIT_CANDIDATES, *CONVERT_CANDIDATES]))
+    columns = max(map(len, genotype.groups.values()))
+    figure = Figure(figsize=(1.0 + columns, 0.5 * len(genotype.groups) + 0.6), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(-1.2, columns), ylim=(len(genotype.groups), -0.9))
+    axes.set_axis_off()
+    for row, (group, chosen) in enumerate(genotype.groups.items()):
+        axes.text(-1.1, row + 0.4, group, va="center", fontsize=10)
+        for column, name in enumerate(chosen):
+            shade = "white" if name == "SC" else f"C{names.index(name) % 10}"
+            axes.add_patch(_box(column, row, shade))
+            axes.text(column + 0.46, row + 0.4, name, ha="center", va="center", fontsize=9)
+        if group.startswith("unit") and len(chosen) > genotype.ops_per_branch:
+            axes.axvline(genotype.ops_per_branch - 0.04, color="black", lw=0.5)
+    heads = ["R_u: numerator", "R_v: divisor"]
+    for n, head in enumerate(heads):
+        axes.text(n * genotype.ops_per_branch, -0.35, head, fontsize=9, style="italic")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, facecolor="white")
+
+
+def _box(column: int, row: int, shade: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column, row), 0.92, 0.8, facecolor=shade, edgecolor="black", alpha=0.55, lw=0.6)
