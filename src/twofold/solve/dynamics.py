@@ -42,6 +42,7 @@ class Dynamics(Protocol):
     def begin(self, params: State) -> State: ...
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State: ...
     def params(self, state: State) -> State: ...
+    def replace(self, state: State, params: State) -> State: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class GradientDescent:
 
     def params(self, state: State) -> State:
         return state
+
+    def replace(self, state: State, params: State) -> State:
+        return params
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class Momentum:
 
     def params(self, state: State) -> State:
         return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,9 @@ class Adam:
     def params(self, state: State) -> State:
         return state[0]
 
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
 
 @dataclass(frozen=True)
 class FixedPointSteps:
@@ -132,6 +142,9 @@ class FixedPointSteps:
 
     def params(self, state: State) -> State:
         return state
+
+    def replace(self, state: State, params: State) -> State:
+        return params
 
 
 def lower_gradient(problem: Bilevel, upper: State, lower: State) -> State:
