@@ -1,0 +1,206 @@
+"""How networks are run: every recipe computes the same picture, the choice never loses, and is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold import runtime
+from twofold.nets.prenet import PReNet
+from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, fused, plain, run
+
+ALL = (plain(), *CANDIDATES, Recipe(bfloat16=True), Recipe(fused=True))
+
+
+class Block(nn.Module):
+    """What the fusing pass looks for, in one small network, and what it must leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.gates = nn.Conv2d(8, 12, 1)
+        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=3, bias=False)
+        self.mirrored = nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")
+        self.last = nn.Conv2d(6, 3, 3, padding="same")
+        self.act = nn.ReLU()
+
+    def forward(self, observed: Tensor, extra: Tensor | None = None) -> Tensor:
+        x = self.act(self.first(observed))
+        y = F.relu(x + self.second(x))  # residual: sum and activation join the convolution
+        kept = self.first(observed) + 1  # the convolution is used again, the sum is with a number
+        a, b = self.gates(y + kept).chunk(2, 1)
+        z = torch.sigmoid(a) * torch.tanh(b)
+        z = F.relu(F.relu(self.grouped(z)) + torch.sigmoid(z))  # the outer activation changes nothing
+        z = self.mirrored(z).relu()
+        out = self.last(z) + observed
+        return out if extra is None else out * extra
+
+
+def network(seed: int = 0) -> Block:
+    torch.manual_seed(seed)
+    return Block()
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=str)
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_every_recipe_computes_the_same_picture(recipe: Recipe, inputs: int) -> None:
+    net = network()
+    images = torch.rand(inputs, 2, 3, 33, 18).unbind()
+    expected = net(*images)
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    got = run(net, recipe, inputs=inputs)(*images)
+    assert got.dtype == torch.float32
+    assert not got.requires_grad
+    assert (got - expected).abs().max() < (0.02 if recipe.bfloat16 else 1e-5)
+    assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
+    assert torch.equal(run(net, recipe, inputs=inputs)(*images), got)  # the inputs were not written over
+
+
+@given(seed=st.integers(0, 100), height=st.integers(1, 20), width=st.integers(1, 20))
+@settings(max_examples=15, deadline=None)
+def test_fusing_is_exact_at_every_size(seed: int, height: int, width: int) -> None:
+    net = network(seed)
+    net.mirrored.padding_mode = "zeros"  # mirroring needs two pixels
+    images = torch.rand(1, 3, height, width)
+    assert torch.allclose(run(net, Recipe(fused=True))(images), net(images), atol=1e-5)
+
+
+def test_the_residual_network_is_fused_down_to_convolutions_and_gates() -> None:
+    operations = [node for node in fused(PReNet(recurrences=2)).graph.nodes if node.op == "call_function"]
+    names = [getattr(node.target, "__name__", str(node.target)) for node in operations]
+    assert names.count("relu") + names.count("relu_") == 2  # one a recurrence: only the first block's input has a sign
+    assert names.count("sigmoid") == 0
+    assert names.count("tanh") + names.count("tanh_") == 2  # of the memory; that of the gate is part of its convolution
+
+
+class WithMap(nn.Module):
+    """Tracing cannot tell a map from a function that draws one, so the network is given a function."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, observed: Tensor, guidance: Tensor | None = None) -> Tensor:
+        return self.network(observed, lambda *_: guidance)
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=str)
+@pytest.mark.parametrize("guidance", [0, 1])
+def test_prenet_runs_by_every_recipe(recipe: Recipe, guidance: int) -> None:
+    torch.manual_seed(1)
+    net = PReNet(guidance=guidance, recurrences=2)
+    images = (torch.rand(1, 3, 40, 24), torch.rand(1, 1, 40, 24))[: 1 + guidance]
+    error = run(WithMap(net), recipe, inputs=len(images))(*images) - net(*images)
+    assert error.square().mean().sqrt() < (2e-3 if recipe.bfloat16 else 1e-6)
+
+
+def test_a_precise_sum_is_not_rounded_to_the_precision_of_its_first_operand() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 3, padding=1)
+            nn.init.zeros_(self.layer.weight)
+            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + x
+
+    images = torch.rand(1, 3, 8, 8)
+    assert torch.equal(run(Residual(), Recipe(bfloat16=True, fused=True))(images), images)
+
+
+def test_denormal_weights_are_flushed_and_the_picture_stays_bit_identical() -> None:
+    net = network()
+    with torch.no_grad():
+        net.first.weight[0] = 1e-39
+        net.first.weight[1, 0, 0, 0] = -1e-40
+    images = torch.rand(1, 3, 16, 16)
+    before = net(images)
+    assert flush_denormals_(net) == 28
+    assert flush_denormals_(net) == 0
+    assert torch.equal(net(images), before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({}, plain()),  # all the same: the simplest
+        ({CANDIDATES[0]: 0.97}, plain()),  # too little to be more than noise
+        ({CANDIDATES[0]: 0.5}, CANDIDATES[0]),
+        ({CANDIDATES[0]: 0.5, CANDIDATES[3]: 0.49}, CANDIDATES[0]),
+        ({CANDIDATES[0]: 0.5, CANDIDATES[3]: 0.3}, CANDIDATES[3]),
+        (dict.fromkeys(CANDIDATES, 2.0), plain()),  # never loses to plain float32
+    ],
+)
+def test_the_fastest_is_chosen_and_plain_float32_wins_ties(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[Recipe, float], expected: Recipe
+) -> None:
+    class Runner:
+        def __init__(self, _: nn.Module, recipe: Recipe, **__: int) -> None:
+            self.seconds = seconds.get(recipe, 1.0)
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x
+
+    monkeypatch.setattr(runtime, "run", Runner)
+    monkeypatch.setattr(runtime, "_seconds", lambda runner, _: runner.seconds)
+    assert choose(nn.Identity(), torch.rand(1, 3, 8, 8)) == expected
+
+
+def test_a_recipe_that_fails_or_deviates_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(_: nn.Module, recipe: Recipe, **__: int) -> object:
+        if recipe.fused:
+            raise RuntimeError("no such kernel")
+        return lambda x: x + (float("nan") if recipe.bfloat16 else 0.01) * recipe.channels_last
+
+    monkeypatch.setattr(runtime, "run", runner)
+    monkeypatch.setattr(runtime, "_seconds", lambda _, __: 1.0)
+    assert choose(nn.Identity(), torch.rand(1, 3, 8, 8)) == plain()
+
+
+def test_a_network_that_cannot_be_traced_is_still_run() -> None:
+    class Moody(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.mean() > 0 else -x
+
+    assert not choose(Moody(), torch.rand(1, 3, 8, 8)).fused
+
+
+def test_the_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = network(), torch.rand(1, 3, 16, 16)
+    first = choose(net, images, cache=tmp_path / "cache", rounds=1)
+    monkeypatch.setattr(runtime, "_fastest", lambda *_: pytest.fail("measured again"))
+    assert choose(net, images, cache=tmp_path / "cache") == first
+    assert choose(net, torch.rand(1, 3, 17, 20), cache=tmp_path / "cache") == first  # the same size class
+
+
+def test_another_network_size_or_thread_count_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(runtime, "_fastest", lambda *_: asked.append(1) or plain())
+    choose(network(), torch.rand(1, 3, 16, 16), cache=tmp_path)
+    choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 16, 16), cache=tmp_path)
+    choose(network(), torch.rand(1, 3, 64, 64), cache=tmp_path)
+    choose(network(5), torch.rand(1, 3, 16, 16), cache=tmp_path)  # other weights, same network
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"key": 1}'])
+def test_a_damaged_cache_costs_a_measurement(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipes.json").write_text(content)
+    recipe = choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8), cache=tmp_path, rounds=1)
+    assert recipe in ALL
+    kept = json.loads((tmp_path / "recipes.json").read_text())
+    assert any(answer == runtime.asdict(recipe) for answer in kept.values())
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8), cache=tmp_path / "file", rounds=1) in ALL
