@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from twofold import runtime
 from twofold.nets.prenet import PReNet
-from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, fused, plain, run
+from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, fused, peak_bytes, plain, run
 
 ALL = (plain(), *CANDIDATES, Recipe(bfloat16=True), Recipe(fused=True))
 
@@ -199,6 +199,26 @@ def test_a_damaged_cache_costs_a_measurement(tmp_path: Path, content: str) -> No
     assert recipe in ALL
     kept = json.loads((tmp_path / "recipes.json").read_text())
     assert any(answer == runtime.asdict(recipe) for answer in kept.values())
+
+
+def test_peak_memory_is_counted_without_inputs_views_and_what_was_freed() -> None:
+    images = torch.zeros(1, 4, 10, 10)  # 1600 bytes
+
+    def chain(x: Tensor) -> Tensor:
+        first = x[:, :2] + 1  # 800
+        second = torch.cat([first, first.flip(3)], 1)  # 800 more, then 1600
+        del first
+        return second.relu_().view(1, 4, 100)
+
+    assert peak_bytes(chain, images) == 3200
+    assert peak_bytes(lambda x: x.flip(2).flip(2).flip(2), images) == 3200
+
+
+def test_fused_convolutions_hold_less_memory_than_plain_ones() -> None:
+    net, images = PReNet(recurrences=2), torch.rand(1, 3, 64, 64)
+    held = {recipe: peak_bytes(run(net, recipe), images) / images[0, 0].numel() for recipe in ALL}
+    assert held[Recipe(channels_last=True, bfloat16=True, fused=True)] < 480
+    assert held[plain()] > 1500
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import operator
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
 _TOLERANCE = 2e-3
@@ -141,6 +143,49 @@ def choose(
     recipe = _fastest(network, given, candidates, rounds)
     _save(cache, {**known, key: asdict(recipe)})
     return recipe
+
+
+def peak_bytes(runner: Callable[..., Tensor], given: Tensor | tuple[Tensor, ...]) -> int:
+    """Bytes of tensors that `runner` holds at once beyond its inputs; divided by the pixels, what `tiling.Budget` asks.
+
+    Counts tensors as operations return them; a compiled function hides its own.
+
+    >>> peak_bytes(lambda x: (x + 1) * 2, torch.zeros(1, 1, 8, 8))
+    512
+    """
+    held = _Held()
+    with held, torch.inference_mode():
+        runner(*given) if isinstance(given, tuple) else runner(given)
+    return held.peak
+
+
+class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every tensor made while it is on, from the operation that returns it until nobody holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self.holders: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)} - self.holders.keys()
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and (place := tensor.untyped_storage().data_ptr()) not in given:
+                size = tensor.untyped_storage().nbytes()
+                if place not in self.holders:
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                self.holders[place] = self.holders.get(place, 0) + 1
+                weakref.finalize(tensor, self._released, place, size)
+        return result
+
+    def _released(self, place: int, size: int) -> None:
+        self.holders[place] -= 1
+        if not self.holders[place]:
+            del self.holders[place]
+            self.now -= size
 
 
 def _fastest(network: nn.Module, given: tuple[Tensor, ...], candidates: Iterable[Recipe], rounds: int) -> Recipe:
