@@ -101,15 +101,17 @@ def batches(
     def stream(source: Source, seed: int) -> Batches:
         return Batches(source, data.batch, seed=seed, share=share, device=device)
 
-    if isinstance(scheme, recipes.SupervisedSpec):
-        first = stream(train, recipe.seed)
-        return lambda n: ([first(n)],)
-    if isinstance(scheme, recipes.NaiveSpec):
-        first = stream(causes, recipe.seed)
-        return lambda n: ([first(n)],)
-    per_turn = (scheme.guide_steps, scheme.steps) if isinstance(scheme, recipes.GuidedTrainingSpec) else (1, 1)
-    both = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
-    return lambda n: tuple([s(n * k + i) for i in range(k)] for s, k in zip(both, per_turn, strict=True))
+    if isinstance(scheme, recipes.SupervisedSpec | recipes.NaiveSpec):
+        only = stream(train if isinstance(scheme, recipes.SupervisedSpec) else causes, recipe.seed)
+        return lambda n: ([only(n)],)
+    theta, omega = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
+    if isinstance(
+        scheme, recipes.FrozenSpec
+    ):  # each half counts its own turns, and so sees what the guided scheme sees
+        first = scheme.first(recipe.turns)
+        return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
+    halves = (theta, scheme.guide_steps), (omega, scheme.steps)
+    return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
 def validation(recipe: recipes.Recipe, root: Path) -> dict[str, list[Pair]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 import time
@@ -16,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from twofold.contracts import Sample
+from twofold.contracts import Sample, WeightsError
+from twofold.files import write_text
 from twofold.train import checkpoint
 from twofold.train.schemes import Scheme, load_state, state_of
 
@@ -32,7 +32,7 @@ class Report(Protocol):
 
 @dataclass
 class Average:
-    """An exponential moving average of a restorer's parameters: what is validated and shipped.
+    """An exponential moving average of a restorer's parameters and buffers: what is validated and shipped.
 
     decay: share of the old average kept at each step, reached gradually: min(decay, (1 + n) / (10 + n)).
     """
@@ -42,7 +42,8 @@ class Average:
 
     @classmethod
     def of(cls, module: nn.Module, decay: float) -> Average:
-        return cls({name: value.detach().clone() for name, value in module.state_dict().items()}, decay)
+        state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+        return cls({name: value.detach().clone() for name, value in state.items()}, decay)
 
     @torch.no_grad()
     def follow(self, module: nn.Module, step: int) -> None:
@@ -54,7 +55,7 @@ class Average:
     def applied_to(self, module: nn.Module) -> Iterator[None]:
         """The module with the averaged parameters; its own come back at the end."""
         own = {name: value.clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self.parameters)
+        module.load_state_dict({**own, **self.parameters})
         try:
             yield
         finally:
@@ -157,6 +158,7 @@ def validated(
 
 
 def secure(scheme: Scheme, run: Run, average: Average | None, done: int, seconds: float) -> None:
+    """Raises: TwofoldError where the state cannot be written; the former one is then still whole."""
     if run.main:
         kept = None if average is None else average.parameters
         state = {"done": done, "seconds": seconds, "scheme": state_of(scheme), "average": kept}
@@ -164,29 +166,48 @@ def secure(scheme: Scheme, run: Run, average: Average | None, done: int, seconds
 
 
 def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, float]:
-    """The number of turns already done, and the seconds they took."""
+    """The number of turns already done, and the seconds they took.
+
+    Raises: WeightsError for a damaged state, or one of another model, scheme or average.
+    """
+    if run.main:
+        for orphan in run.folder.glob(f".{run.state.name}.*"):  # a kill while it was written
+            orphan.unlink(missing_ok=True)
     if not run.state.exists():
         return 0, 0.0
     state: dict[str, Any] = checkpoint.read(run.state)
-    load_state(scheme, state["scheme"])
-    if average is not None and state["average"] is not None:
-        for name, value in average.parameters.items():
+    try:
+        load_state(scheme, state["scheme"])
+        for name, value in (average.parameters if average is not None else {}).items():
             value.copy_(state["average"][name])
-    return int(state["done"]), float(state["seconds"])
+        return int(state["done"]), float(state["seconds"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(
+            f"{run.state} is the state of another model or scheme ({reason}); name another folder, or remove the file"
+        ) from error
 
 
 class JsonLines:
-    """Appends one JSON line a report to `path`: turn, losses, images/s; and every validation."""
+    """Appends one JSON line a report to `path`: turn, losses, images/s; and every validation.
+
+    A run that goes on from turn n first drops the lines after n, which an interruption left: every turn stands there
+    once.
+    """
 
     def __init__(self, path: Path, every: int = 10) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.every = path, every
+        self.begun = False
 
     def _append(self, **facts: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(facts) + os.linesep)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        if not self.begun and self.path.exists():
+            write_text(self.path, "".join(lines_before(done, self.path.read_text(encoding="utf-8"))))
+        self.begun = True
         if done % self.every == 0 or done == until:
             self._append(turn=done, images_per_second=round(images_per_second, 2), **losses)
 
@@ -194,19 +215,41 @@ class JsonLines:
         self._append(turn=done, validation=scores)
 
 
+def lines_before(turn: int, text: str) -> list[str]:
+    """The whole lines of a log that tell of earlier turns.
+
+    >>> lines_before(20, '{"turn": 10}\\n{"turn": 20}\\n{"tur')
+    ['{"turn": 10}\\n']
+    """
+    kept = []
+    for line in text.splitlines(keepends=True):
+        try:
+            if json.loads(line)["turn"] < turn:
+                kept.append(line)
+        except (ValueError, LookupError, TypeError):  # cut off by a kill
+            continue
+    return kept
+
+
 class Board:
     """The same for TensorBoard."""
 
     def __init__(self, folder: Path, every: int = 10) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        self.folder, self.every = folder, every
+        self.writer: Any = None
 
-        self.writer, self.every = SummaryWriter(folder), every
+    def _show(self, done: int, facts: dict[str, float]) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.folder, purge_step=done)
+        for name, value in facts.items():
+            self.writer.add_scalar(name, value, done)
+        self.writer.flush()  # what waits in its queue dies with the process
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:
-            for name, value in {**losses, "images_per_second": images_per_second}.items():
-                self.writer.add_scalar(name, value, done)
+            self._show(done, {**losses, "images_per_second": images_per_second})
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
-        for name, value in scores.items():
-            self.writer.add_scalar(f"validation/{name}", value, done)
+        self._show(done, {f"validation/{name}": value for name, value in scores.items()})

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,12 @@ from twofold.restorers.guided import Guided
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
-from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit
+from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
 
 
 def build_loss(weights: dict[recipes.LossName, float]) -> schemes.Loss:
     """The weighted sum of named losses."""
     terms = [(getattr(losses, name), weight) for name, weight in weights.items()]
-    if not terms:
-        raise ConfigError("loss: a recipe needs at least one loss, such as {l1: 1.0}")
     return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
 
 
@@ -81,7 +80,7 @@ def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.M
     if isinstance(spec, recipes.NaiveSpec):
         return schemes.Naive(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
     if isinstance(spec, recipes.FrozenSpec):
-        first = round(spec.pretraining * recipe.turns)
+        first = spec.first(recipe.turns)
         theta = learner(restorer.guide, recipe.guide_optimizer, first)
         omega = learner(restorer.net, recipe.optimizer, recipe.turns - first)
         return schemes.Frozen(restorer, loss, theta, omega, first, machine)
@@ -90,19 +89,24 @@ def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.M
     return schemes.GuidedTraining(restorer, loss, theta, omega, machine, spec.steering, recipe.seed)
 
 
-def machine_of(precision: str, device: str) -> tuple[Any, schemes.Machine, torch.device]:
-    """The accelerator, where a step is computed, and the device. Ranks come from `accelerate launch`.
+def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.device, Share]:
+    """How a step is computed, on which device, and which of the ranks of `accelerate launch` this process is.
 
-    Raises: ConfigError where the package accelerate is not installed.
+    Raises: ConfigError where the package accelerate is not installed, or for a device that torch does not know.
     """
     try:
-        from accelerate import Accelerator
+        from accelerate import PartialState
+        from accelerate.utils import reduce
     except ImportError as error:
         raise ConfigError("training needs more packages: pip install 'twofold[train]'") from error
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
-    average = (lambda flat: accelerator.reduce(flat, "mean")) if accelerator.num_processes > 1 else None
-    place = accelerator.device if device in ("auto", "cpu") else torch.device(device)
-    return accelerator, schemes.Machine(accelerator.autocast, average), place
+    ranks = PartialState(cpu=device == "cpu")
+    try:
+        place = ranks.device if device == "auto" else torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}: auto, cpu, cuda, cuda:1 …") from error
+    half = partial(torch.autocast, place.type, torch.bfloat16, enabled=precision == "bf16")
+    average = partial(reduce, reduction="mean") if ranks.num_processes > 1 else None
+    return schemes.Machine(half, average), place, Share(ranks.process_index, ranks.num_processes)
 
 
 def train(
@@ -118,52 +122,69 @@ def train(
 
     Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
     """
-    accelerator, machine, place = machine_of(recipe.precision, device)
-    keep_recipe(recipe, folder)
+    machine, place, share = machine_of(recipe.precision, device)
+    main = share.rank == 0
+    keep_recipe(recipe, folder, write=main)
     torch.manual_seed(recipe.seed)
-    restorer: nn.Module = recipe.model.build()
-    restorer = restorer.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    restorer = build_restorer(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     scheme = build_scheme(recipe, restorer, machine)
-    batches = material.batches(recipe, root, place, Share(accelerator.process_index, accelerator.num_processes))
     pairs = material.validation(recipe, root)
+    batches = material.batches(recipe, root, place, share)
     average = Average.of(restorer, recipe.average) if recipe.average else None
-    main = accelerator.is_main_process
-    run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
     if main:
         reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder)]
 
-    scores: dict[str, float] = {}
+    shown = [sample for draw in batches(0) for sample in draw][-1]
+    found: dict[str, float] | None = None
 
     def validate(done: int) -> dict[str, float]:
+        nonlocal found
+        found = {}
         if main:
             zoo.save(folder / "model.safetensors", restorer, recipe.model)
-            material.sheet(folder / "samples" / f"{done:07d}.png", restorer, batches(0)[-1][0])
-            scores.update(material.scores(restorer, pairs, recipe))
-        return scores
+            material.sheet(folder / "samples" / f"{done:07d}.png", restorer, shown)
+            found = material.scores(restorer, pairs, recipe)
+        return found
 
+    run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
     seconds = fit(scheme, batches, until=recipe.turns, run=run, reports=reports, average=average, validate=validate)
+    if found is None:  # the run was finished before
+        found = validated(scheme, average, validate, recipe.turns)
     facts = {
         "recipe": recipe.name,
         "turns": recipe.turns,
         "seed": recipe.seed,
         "protocol": recipe.protocol,
-        "validation": scores,
+        "validation": found,
         "hours": round(seconds / 3600, 3),
         "device": str(place),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
-    if main and scores:  # empty where a finished run is asked for again
+    if main:
         write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     return facts
 
 
-def keep_recipe(recipe: recipes.Recipe, folder: Path) -> None:
-    """Writes recipe.yaml beside the run. A longer run of the same recipe may go on; anything else that differs is an
-    error.
+def build_restorer(recipe: recipes.Recipe) -> nn.Module:
+    """Raises: ConfigError where the model's settings do not fit together."""
+    try:
+        return recipe.model.build()
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def keep_recipe(recipe: recipes.Recipe, folder: Path, *, write: bool = True) -> None:
+    """Writes recipe.yaml beside the run. A longer run of the same recipe may go on, its schedule stretched; anything
+    else that differs is an error.
     """
     path = folder / "recipe.yaml"
     if path.exists():
         kept = recipes.read(path)
-        if kept.model_copy(update={"turns": recipe.turns}) != recipe:
-            raise ConfigError(f"{folder} holds a run of another recipe ({path}); name another folder with --output")
-    write_text(path, recipes.dump(recipe))
+        changed = [key for key, value in kept if key != "turns" and value != getattr(recipe, key)]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds a run of another recipe ({', '.join(changed)} differ from {path}); "
+                "name another folder with --output"
+            )
+    if write:
+        write_text(path, recipes.dump(recipe))

@@ -8,7 +8,7 @@ trains θ exactly as if alone: the control that shows it is `Frozen`, and docs/g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import DataError, Sample
+from twofold.contracts import DataError, Sample, TwofoldError
 from twofold.restorers.guided import Guided
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Draw = Sequence[Sample]
+
+
+class Diverged(TwofoldError, FloatingPointError):
+    """The loss or its gradient is no longer a number."""
 
 
 class Scheme(Protocol):
@@ -63,11 +67,8 @@ class Learner:
         self.machine = machine or Machine()
 
     def descend(self, loss: Tensor) -> None:
-        """Raises: FloatingPointError where the loss is not finite; the parameters are then left as they were."""
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss became {loss.item()}; lower the learning rate or clip the gradient (optimizer.clip)"
-            )
+        """Raises: Diverged where loss or gradient is not finite; the parameters are then left as they were."""
+        _check_finite("loss", loss)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         used = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
         if self.machine.average is not None:  # one message for all: small networks pay per message
@@ -76,8 +77,8 @@ class Learner:
             used = [(p, part.view_as(p)) for (p, _), part in zip(used, parts, strict=True)]
         for p, g in used:
             p.grad = g
-        if self.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or torch.inf)
+        _check_finite("gradient", norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
@@ -88,6 +89,14 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not torch.isfinite(value):
+        raise Diverged(
+            f"the training {name} became {value.item()}; train anew with a lower learning_rate or with a clip, "
+            "both under optimizer and guide_optimizer"
+        )
 
 
 def state_of(scheme: Scheme) -> dict[str, Any]:
@@ -231,7 +240,7 @@ class Naive:
 
 @dataclass
 class Frozen:
-    """θ first, for `pretraining` turns, then ω with θ frozen: the control for Algorithm 1."""
+    """θ first, for `pretraining` steps, then ω with θ frozen: the control for Algorithm 1."""
 
     restorer: Guided
     loss: Loss
@@ -239,16 +248,10 @@ class Frozen:
     learner: Learner
     pretraining: int
     machine: Machine = field(default_factory=Machine)
-    seed: int = 0
 
     def step(self, *draws: Draw) -> dict[str, float]:
         known_causes, samples = draws
         both = GuidedTraining(self.restorer, self.loss, self.guide_learner, self.learner, self.machine)
-        if self.guide_learner.schedule.last_epoch < self.pretraining * len(known_causes):
+        if self.guide_learner.schedule.last_epoch < self.pretraining:
             return {"guidance": both.step(known_causes, ())["guidance"]}
         return {"restoration": both.step((), samples)["restoration"]}
-
-
-def trained_parameters(restorer: Guided) -> tuple[Iterator[nn.Parameter], Iterator[nn.Parameter]]:
-    """(θ, ω)."""
-    return restorer.guide.parameters(), restorer.net.parameters()
