@@ -1,0 +1,156 @@
+"""Restorers whose picture is a fixed point u = T(u; w): T is a closed-form step on the data, then learned denoisers.
+
+With certified denoisers (`NonExpansiveDenoiser`) T is averaged whatever the weights are, so the iteration settles
+however long it runs; with others nothing is promised. The schemes of Krasnoselskii-Mann type in Liu et al. 2022, whose
+operators are here an inference from the abstract (docs/bmo.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold.contracts import ImageError, Restored
+from twofold.nets.denoiser import NonExpansiveDenoiser
+from twofold.nets.fourier import Border, EdgeTaper, crop, margin
+from twofold.solve.adjoint import Adjoint, Unrolled
+from twofold.solve.fixed_point import fixed_point
+from twofold.solve.operators import Blockwise, Compose, DataProx, DenoiserStep, Operator, SumProx, positive
+from twofold.solve.params import State
+from twofold.solve.solvers import KrasnoselskiiMann, Solver
+
+
+class Problem(NamedTuple):
+    """What one batch of observed pictures asks for: the operator, where to start, and how a state shows a picture.
+
+    slope: an upper bound of how much `image` stretches distances.
+    """
+
+    operator: Operator
+    start: State
+    image: Callable[[State], Tensor]
+    slope: float = 1.0
+
+
+class FixedPointRestorer(nn.Module, ABC):
+    """observed `(B, C, H, W)` → the picture at the fixed point, with the solve's `Solution` as the report.
+
+    solver: how far and how the iteration runs; T is averaged here, so Picard's iteration (relaxation 1) is right.
+    adjoint: how a gradient passes through it, where one is asked for. Neither holds weights: change them at any time.
+    """
+
+    kind = None
+    halo: int | None = None  # the iteration carries what one pixel knows across the whole picture
+    multiple = 1
+    solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
+    adjoint: Adjoint = Unrolled()
+
+    @abstractmethod
+    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+        """The operator holds the weights: what it computes can be differentiated in them."""
+
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+        if guidance is not None:
+            raise TypeError("this model takes no guidance")
+        problem = self.problem(observed, known)
+        solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint)
+        return Restored(problem.image(solution.value), report=solution)
+
+
+class Deconvolution(FixedPointRestorer):
+    """T = denoiser ∘ argmin_x ½‖k ∗ x − observed‖² + ρ/2 ‖x − u‖², each colour by itself. known: `(B or 1, 1, h, w)`.
+
+    The data step is a division in the Fourier domain and never expands. denoiser: `(B, 1, H, W)` to the same.
+    penalty: ρ at the start, learned. border: what lies beyond the picture.
+    """
+
+    def __init__(self, denoiser: nn.Module, *, penalty: float = 0.02, border: Border = EdgeTaper()) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.border = border
+        self.raw_penalty = nn.Parameter(_raw(penalty))
+
+    @property
+    def penalty(self) -> Tensor:
+        return positive(self.raw_penalty)
+
+    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+        if known is None:
+            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as known=")
+        batch, colours = observed.shape[:2]
+        extended = self.border.extend(observed, known)
+        frame = margin(extended, observed)
+        grey = extended.flatten(0, 1)[:, None]
+        kernels = known.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
+        parts = (DataProx(grey, kernels, self.penalty), DenoiserStep(steady(self.denoiser), weight=1.0))
+
+        def image(u: State) -> Tensor:
+            return crop(u.reshape(batch, colours, *u.shape[-2:]), *frame)
+
+        return Problem(Compose(parts), grey, image)
+
+
+class RainLayers(FixedPointRestorer):
+    """Two layers, u = (picture, rain): T = denoisers of each layer ∘ prox of ½‖observed − picture − rain‖².
+
+    The prox hands both layers an equal share of what is missing. Its Lipschitz constant is exactly 1: what moves
+    between the layers is invisible to their sum, and the denoisers alone decide whose it is. The rain layer is kept
+    ≥ 0, a projection, which never expands. picture, rain: `(B, C, H, W)` to the same. penalty: at the start, learned.
+    """
+
+    def __init__(self, picture: nn.Module, rain: nn.Module, *, penalty: float = 0.5) -> None:
+        super().__init__()
+        self.picture, self.rain = picture, rain
+        self.raw_penalty = nn.Parameter(_raw(penalty))
+
+    @property
+    def penalty(self) -> Tensor:
+        return positive(self.raw_penalty)
+
+    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+        picture, rain = steady(self.picture), steady(self.rain)
+        layers = Blockwise((DenoiserStep(picture, weight=1.0), DenoiserStep(lambda n: F.relu(rain(n)), weight=1.0)))
+        parts = (SumProx(observed, self.penalty), layers)
+        return Problem(Compose(parts), (observed, torch.zeros_like(observed)), lambda u: u[0])
+
+
+def steady(denoiser: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The denoiser for one solve: its certificate is computed once here instead of at every step.
+
+    The certificate costs more than a small network's convolutions.
+    """
+    if not isinstance(denoiser, NonExpansiveDenoiser):
+        return denoiser
+    weights = denoiser.certified_weights()
+    held = copy.copy(denoiser)  # shares every parameter
+    held.certified_weights = lambda: weights  # type: ignore[method-assign]
+    return held
+
+
+def starting_as_identity(denoiser: NonExpansiveDenoiser, *, noise: float = 0.05) -> NonExpansiveDenoiser:
+    """The same denoiser, its first channel now passing the picture through and the rest small: it learns in a tenth of
+    the time. For pictures ≥ 0, which ReLU lets pass. Draws from torch's global generator.
+
+    >>> net = starting_as_identity(NonExpansiveDenoiser(guidance=0, width=4, layers=2), noise=0.0)
+    >>> bool((net(torch.full((1, 1, 8, 8), 0.5)) - 0.5).abs().max() < 0.05)
+    True
+    """
+    with torch.no_grad():
+        for layer in denoiser.layers:
+            weight: Any = layer.weight
+            weight.normal_(0, noise)
+            middle = weight.shape[-1] // 2
+            for colour in range(denoiser.layers[-1].weight.shape[0]):  # type: ignore[index]
+                weight[colour, colour, middle, middle] += 1
+    return denoiser
+
+
+def _raw(value: float) -> Tensor:
+    """The number whose softplus is `value`."""
+    return torch.tensor(value).expm1().log()

@@ -1,0 +1,122 @@
+"""Bilevel Meta Optimization of a restorer whose picture is a fixed point (Liu et al. 2022).
+
+The upper loss, on the picture against the clean one, pulls at every iterate in training. Nobody knows the clean
+picture afterwards, so restoring iterates T alone (inference, docs/bmo.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twofold.contracts import Sample
+from twofold.restorers.fixed_point import FixedPointRestorer, Problem
+from twofold.solve.linear import metric_norm
+from twofold.solve.meta import Harmonic, Schedule, aggregated_step
+from twofold.solve.operators import Operator, metric_of
+from twofold.solve.params import State, subtract
+from twofold.train.schemes import Draw, Learner, Loss, Machine
+
+
+class Watched:
+    """An operator that writes down the residual ‖T(u) − u‖, in its metric, of every state it is asked about."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.metric = metric_of(operator)
+        self.residuals: list[Tensor] = []
+
+    def __call__(self, u: State) -> State:
+        image = self.operator(u)
+        with torch.no_grad():
+            self.residuals.append(metric_norm(self.metric, subtract(image, u), per_sample=True).mean())
+        return image
+
+
+def solve(
+    problem: Problem, leader: Callable[[Tensor], Tensor], *, steps: int, mu: float, schedule: Schedule
+) -> tuple[Tensor, list[float]]:
+    """The picture after `steps` aggregated steps, differentiable, and the mean residual at each of them.
+
+    leader: picture → scalar, what the leader descends in the state; its gradient 1-Lipschitz. schedule: its step sizes
+    s_k, in units of the largest that the metric and the picture's own slope allow.
+    """
+    operator, u = Watched(problem.operator), problem.start
+    largest = float(operator.metric.floor) / problem.slope**2
+    for k in range(steps):
+        u = aggregated_step(operator, lambda v: leader(problem.image(v)), u, mu=mu, step=schedule(k) * largest)
+    return problem.image(u), [r.item() for r in operator.residuals]
+
+
+def contraction(residuals: list[float]) -> float:
+    """The mean factor by which the residual fell at each of the later half of the steps; below 1 it settles.
+
+    >>> contraction([8.0, 4.0, 1.0, 0.5, 0.25])
+    0.5
+    """
+    first = len(residuals) // 2
+    steps = len(residuals) - 1 - first
+    if steps < 1 or residuals[first] <= 0:
+        return float("nan")
+    return float((residuals[-1] / residuals[first]) ** (1 / steps))
+
+
+@dataclass
+class MetaTraining:
+    """w ← w − γ ∇φ_K(w), φ_K(w) = loss at the picture u_K(w), differentiated through all K aggregated steps.
+
+    steps: K. mu: the leader's share, 0 for plain unrolling. schedule: s_k, in units of the theory's bound; half the
+    summed squared error leads.
+
+    A step returns `restoration` (the upper loss), `lower` (half the mean squared residual of the last step),
+    `gradient` (‖∇φ‖), `change` (‖w_{t+1} − w_t‖), `contraction`, and `residual/k` for every k, norms in T's metric.
+    Memory grows with K: one pass of the network a step is kept.
+    """
+
+    restorer: FixedPointRestorer
+    loss: Loss
+    learner: Learner
+    steps: int = 10
+    mu: float = 0.5
+    schedule: Schedule = field(default=Harmonic(0.5))
+    machine: Machine = field(default_factory=Machine)
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        (samples,) = draws
+        facts = [self._descend(sample) for sample in samples]
+        return {name: sum(fact[name] for fact in facts) / len(facts) for name in facts[0]}
+
+    def _descend(self, sample: Sample) -> dict[str, float]:
+        def leader(image: Tensor) -> Tensor:
+            return 0.5 * (image.float() - sample.clean).square().sum()
+
+        with self.machine.autocast():
+            problem = self.restorer.problem(sample.observed, sample.known)
+            restored, residuals = solve(problem, leader, steps=self.steps, mu=self.mu, schedule=self.schedule)
+        loss = self.loss(restored.float(), sample.clean)
+        before = [p.detach().clone() for p in self.learner.parameters]
+        gradient = self._follow(loss)
+        moved = sum(
+            float((p.detach() - b).square().sum()) for p, b in zip(self.learner.parameters, before, strict=True)
+        )
+        return {
+            "restoration": loss.item(),
+            "lower": residuals[-1] ** 2 / 2,
+            "gradient": gradient,
+            "change": moved**0.5,
+            "contraction": contraction(residuals),
+            **{f"residual/{k}": residual for k, residual in enumerate(residuals)},
+        }
+
+    def _follow(self, loss: Tensor) -> float:
+        """One step of the learner; ‖∇φ‖, before ranks are averaged."""
+        parameters = [p for p in self.learner.parameters if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        # A line with this gradient and the value of the loss, so that the learner need not go through the graph again.
+        line = torch.stack([(p * g).sum() for p, g in used]).sum()
+        self.learner.descend(line + (loss - line).detach())
+        return float(torch.stack([g.square().sum() for _, g in used]).sum().sqrt())
