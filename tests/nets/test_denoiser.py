@@ -61,7 +61,7 @@ def test_the_certified_denoiser_expands_no_difference_whatever_its_weights(paddi
     x = torch.rand(1, 1, *size, dtype=torch.float64)
     noise = torch.full_like(x, 0.1)
     worst = stretch(lambda image: net(image, noise), x)
-    assert 0.5 < worst <= 1 + 1e-9  # a bound far above the truth would certify a denoiser that does nothing
+    assert 0.3 < worst <= 1 + 1e-9  # a bound far above the truth would certify a denoiser that does nothing
 
 
 def test_every_convolution_of_it_has_norm_at_most_one_and_not_much_less() -> None:
