@@ -1,4 +1,6 @@
-"""`twofold …` and `python -m twofold …`: what must be set before torch loads is set here, then the command line takes over."""
+"""`twofold …` and `python -m twofold …`: what must be set before torch loads is set here, then the command line takes
+over.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import sys
 
 
 def main() -> None:
-    # Half of a large convolution's time on a CPU goes into page faults under the default allocator; torch reads this on import.
+    # Half of a large convolution's time on a CPU goes into page faults under the default allocator. Torch reads this
+    # when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from twofold.cli.app import run
 

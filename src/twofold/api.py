@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from twofold import images, tiling, zoo
 from twofold.contracts import GuidanceKind, ImageError, Restored, TwofoldError
 from twofold.images import Picture, Source
 
-Tile = int | Literal["auto"] | None
+Tile: TypeAlias = int | Literal["auto"] | None
+Guidance: TypeAlias = "Source | float"
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A loaded restorer that takes any kind of picture.
 
-    `model(image)` returns `Restored`: the picture as the kind of thing that was given, and the guidance map `(1, 1,
-    H, W)`.
+    `model(image)` returns `Restored`: the picture as the kind of thing that was given, and the guidance map
+    `(1, 1, H, W)`.
     """
 
     name: str
@@ -39,10 +42,10 @@ class Model:
         self,
         image: Source,
         *,
-        guidance: Source | None = None,
+        guidance: Guidance | None = None,
         strength: float = 1.0,
         tile: Tile = "auto",
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Restored:
         """See `restore`."""
         picture = images.from_any(image)
@@ -54,114 +57,127 @@ class Model:
         self,
         picture: Picture,
         *,
-        guidance: Source | None = None,
+        guidance: Guidance | None = None,
         strength: float = 1.0,
         tile: Tile = "auto",
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
         """The same on a `Picture`, which keeps alpha, EXIF and profile: (restored, guidance map)."""
-        if not 0 <= strength <= 1.5:
-            raise TwofoldError(f"strength goes from 0 to 1.5, got {strength:g}")
+        check_strength(strength, self.kind)
+        if tile is not None and tile != "auto" and (not isinstance(tile, int) or tile < 1):
+            raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
         observed = picture.pixels.float()
-        given = None if guidance is None else self._given(guidance, observed)
-        if given is None and strength != 1 and self.kind is None:
-            raise TwofoldError(f"{self.name} has no guidance map, so its strength cannot be changed")
         grey = observed.shape[1] == 1
-        seen = observed.expand(-1, 3, -1, -1) if grey else observed
-        stack = seen if given is None else torch.cat([seen, given], 1)
-        local = _Local(self.restorer, self.kind, strength)
+        stack = observed.expand(-1, 3, -1, -1)  # the networks are for colour
+        if guidance is not None:
+            stack = torch.cat([stack, self._given(guidance, observed)], 1)
         out = tiling.tiled(
-            lambda part: local(part.to(self.device)).to(stack.device),
+            lambda part: self._tile(part.to(self.device), strength).to(part.device),
             stack,
-            tile=tile,
-            halo=self.restorer.halo,
-            multiple=self.restorer.multiple,
+            halo=self.restorer.halo,  # type: ignore[arg-type]
+            multiple=self.restorer.multiple,  # type: ignore[arg-type]
+            tile=tiling.Budget() if tile == "auto" else tile,
             progress=progress,
         )
-        pixels, drawn = (out, None) if self.kind is None else out.split([out.shape[1] - 1, 1], 1)
-        return replace(picture, pixels=pixels.mean(1, keepdim=True) if grey else pixels), drawn
+        pixels = out[:, :3].mean(1, keepdim=True) if grey else out[:, :3]
+        return replace(picture, pixels=pixels), None if self.kind is None else out[:, 3:]
 
-    def _given(self, guidance: Source, observed: Tensor) -> Tensor:
-        """A map that is a picture file holds `value / kind.white`; a tensor or float array holds the values
-        themselves.
-        """
+    @torch.inference_mode()
+    def _tile(self, stack: Tensor, strength: float) -> Tensor:
+        """What is done to one tile: picture, and map if one is given → picture and map, side by side."""
+        observed, given = stack[:, :3], stack[:, 3:]
         if self.kind is None:
+            image: Tensor = self.restorer(observed).image
+            return image
+        restored = self.restorer(observed, guidance=self._steered(observed, given, self.kind, strength))
+        return torch.cat([restored.image, restored.guidance], 1)
+
+    def _steered(self, observed: Tensor, given: Tensor, kind: GuidanceKind, strength: float) -> Any:
+        """The map to use, a function that draws it at every stage, or None for the restorer's own."""
+        guide: Any = self.restorer.guide
+        if given.shape[1]:
+            return kind.scaled(given, strength)
+        if strength == 1:
+            return None
+        if guide.stage:
+            return lambda observed, current: kind.scaled(guide(observed, current), strength)
+        return kind.scaled(guide(observed), strength)
+
+    def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
+        """The map `(1, 1, H, W)` for `observed`, checked against what its kind allows."""
+        kind = self.kind
+        if kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
-        values = images.from_any(guidance).pixels.float().mean(1, keepdim=True)
-        if not isinstance(guidance, Tensor):
-            values = values * self.kind.white
+        if isinstance(guidance, int | float):
+            values = torch.full_like(observed[:, :1], float(guidance))
+        else:
+            values = images.from_any(guidance).pixels.to(observed).mean(1, keepdim=True)
+            measured = isinstance(guidance, Tensor) or getattr(getattr(guidance, "dtype", None), "kind", "") == "f"
+            values = values if measured else values * kind.white
         if values.shape[-2:] != observed.shape[-2:]:
-            seen, wanted = "×".join(map(str, values.shape[-2:])), "×".join(map(str, observed.shape[-2:]))
+            (height, width), (high, wide) = values.shape[-2:], observed.shape[-2:]
+            raise ImageError(f"the guidance map is {width} x {height} pixels, the picture {wide} x {high}; resize one")
+        least, most = values.min().item(), values.max().item()
+        if not (kind.low <= least and most <= (sys.float_info.max if kind.high is None else kind.high)):  # also NaN
+            limits = f"at least {kind.low:g}" if kind.high is None else f"from {kind.low:g} to {kind.high:g}"
             raise ImageError(
-                f"the guidance map is {seen} pixels (height × width), the picture {wanted}; resize the map"
-            )
-        low, high = self.kind.low, self.kind.high
-        if values.min() < low or (high is not None and values.max() > high):
-            raise ImageError(
-                f"the guidance map goes from {values.min():.3g} to {values.max():.3g}; {self.kind.name} is "
-                f"{self.kind.meaning}, from {low:g}" + ("" if high is None else f" to {high:g}")
+                f"the guidance map has values from {least:.3g} to {most:.3g}; {kind.name} is {limits}: {kind.meaning}"
             )
         return values
 
 
-@dataclass(frozen=True)
-class _Local:
-    """What is done to one tile: `(B, C, h, w)`, or with a given map `(B, C + 1, h, w)` → picture and map side by
-    side.
-    """
-
-    restorer: nn.Module
-    kind: GuidanceKind | None
-    strength: float
-
-    @torch.inference_mode()
-    def __call__(self, stack: Tensor) -> Tensor:
-        observed = stack[:, :3]
-        if self.kind is None:
-            image: Tensor = self.restorer(observed).image
-            return image
-        guidance: Tensor | None = stack[:, 3:] if stack.shape[1] > 3 else None
-        if self.strength != 1:
-            if guidance is None:
-                guidance = (
-                    self.restorer(observed).guidance if self.restorer.guide.stage else self.restorer.guide(observed)
-                )  # type: ignore
-            guidance = self.kind.scaled(guidance, self.strength)
-        restored = self.restorer(observed, guidance=guidance)
-        return torch.cat([restored.image, restored.guidance], 1)
+def check_strength(strength: float, kind: GuidanceKind | None) -> None:
+    """Raises: TwofoldError for a strength outside 0 to 1.5, or other than 1 for a model without a guidance map."""
+    if not 0 <= strength <= 1.5:
+        raise TwofoldError(f"strength goes from 0 to 1.5, got {strength:g}")
+    if kind is None and strength != 1:
+        raise TwofoldError("this model has no guidance map, so its strength cannot be changed")
 
 
-def load(name_or_path: str | Path, *, device: torch.device | str | None = None) -> Model:
+def load(name_or_path: str | Path, *, device: torch.device | str = "auto") -> Model:
     """The model of that name (`twofold models` lists them), or of a weights file.
 
-    device: None takes a GPU where there is one.
+    device: "auto" takes a GPU where there is one.
 
-    Raises: WeightsError for an unknown name (the nearest is offered), a damaged or foreign file.
+    Raises: WeightsError for an unknown name (the nearest is offered), a damaged or foreign file; TwofoldError for a
+    device that is not there.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     return Model(str(name_or_path), zoo.load(name_or_path, device=place), place)
+
+
+def _device(name: torch.device | str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise TwofoldError(f"device {str(name)!r} cannot be used here ({reason}); try auto or cpu") from error
 
 
 def restore(
     image: Source,
     model: str | Path | Model,
     *,
-    guidance: Source | None = None,
+    guidance: Guidance | None = None,
     strength: float = 1.0,
     tile: Tile = "auto",
-    device: torch.device | str | None = None,
-    progress: Callable[[float], None] | None = None,
+    device: torch.device | str = "auto",
+    progress: Progress | None = None,
 ) -> Restored:
     """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in
     [0, 1].
 
-    guidance: a map used instead of the estimated one; of the picture's size. strength: 0 to 1.5, scales the map; what
-    that means is said by the kind of the map (`twofold.load(name).kind.strength`). tile: side in pixels, "auto" by
-    memory, None for the whole picture at once; the result is the same. progress: told the share done, 0 to 1.
+    guidance: used instead of the estimated map. A number holds for every pixel; a tensor or floating-point array has
+    the picture's size and the unit of `load(name).kind`; in a file, PIL image or integer array white stands for
+    `kind.white`. strength: 0 to 1.5, scales the map; `kind.strength` says what that means. tile: side in pixels, "auto"
+    by memory, None for the whole picture at once; the result is the same. progress: told (tiles done, tiles in all).
 
-    Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped).
+    Returns: `Restored(image, guidance)`, the image of the kind that was given (tensors are not clamped), the map
+    `(1, 1, H, W)`.
 
-    Raises: ImageError, WeightsError.
+    Raises: ImageError, WeightsError, TwofoldError; all are TwofoldErrors.
     """
     loaded = model if isinstance(model, Model) else load(model, device=device)
     return loaded(image, guidance=guidance, strength=strength, tile=tile, progress=progress)

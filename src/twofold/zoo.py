@@ -152,12 +152,14 @@ def read(path: Path) -> tuple[GuidedSpec | PlainSpec, dict[str, Tensor]]:
     """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; `twofold models` lists the shipped ones")
-    if path.read_bytes()[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise WeightsError(f"{path} is a pickle: such files can run code and are never loaded; convert to safetensors")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with safe_open(path, framework="pt") as tensors:
+            metadata: Mapping[str, str] = tensors.metadata() or {}
+            state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}); fetch or train it again") from error
     if "twofold_model" not in metadata:
@@ -176,22 +178,21 @@ def load(name_or_path: str | Path, *, device: torch.device | str | None = None) 
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".safetensors":
-        shipped = cards()
-        card = shipped.get(str(name_or_path))
-        if card is None:
-            raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
+    path, shipped = Path(name_or_path), cards()
+    card = shipped.get(str(name_or_path))
+    if card is not None:
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
                 raise WeightsError(f"the weights of {card.name!r} are not those of its card; install twofold again")
             spec, state = read(file)
-    else:
+    elif path.suffix or path.exists():
         spec, state = read(path)
-    restorer = spec.build()
+    else:
+        raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:
+        restorer = spec.build()
         restorer.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{name_or_path}: the weights do not fit the model its header names ({first})") from error
     return restorer.eval().to(device)

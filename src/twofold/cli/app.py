@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from importlib import import_module
+from inspect import cleandoc
+from typing import Any
 
 import twofold
 
@@ -50,31 +52,40 @@ def run(arguments: Sequence[str]) -> int:
         import difflib
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"twofold: unknown verb {verb!r}{hint} `twofold --help` lists them", file=sys.stderr)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        print(f"twofold: unknown verb {verb!r}{hint} `twofold --help` lists them all", file=sys.stderr)
         return 2
     return _run_verb(verb, rest)
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    import click
     import typer
 
     from twofold.contracts import TwofoldError
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(import_module(f"twofold.cli.{verb}").command)
     try:
-        return int(app(arguments, prog_name=f"twofold {verb}", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        command = import_module(f"twofold.cli.{verb}").command
+
+        @wraps(command)
+        def exiting(*args: Any, **kwargs: Any) -> None:
+            try:
+                raise typer.Exit(command(*args, **kwargs) or 0)
+            except KeyboardInterrupt:
+                print("twofold: interrupted; nothing half-written was left behind", file=sys.stderr)
+                raise typer.Exit(130) from None
+
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(help=_unwrapped(command.__doc__))(exiting)
+        app(arguments, prog_name=f"twofold {verb}")
+    except SystemExit as end:  # misuse and --help also end so, in every version of typer
+        return int(end.code or 0)
     except TwofoldError as error:
         print(f"twofold: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, click.Abort):
-        print("twofold: interrupted; nothing half-written was left behind", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `twofold models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return 0
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring whose paragraphs are one line each, for a terminal of any width to wrap anew."""
+    paragraphs = cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twofold.cli.pictures import bar
+from twofold.cli.pictures import bar, tile_size
 from twofold.contracts import ConfigError
 
 
@@ -16,42 +16,48 @@ def command(
     data: Annotated[Path, typer.Option(help="The folder that holds the pairs.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
     protocol: Annotated[str, typer.Option(help="How numbers are made; docs/protocols.md explains each.")] = "rgb",
-    observed: Annotated[str | None, typer.Option(help="Sub-folder of spoilt pictures. [recognised]")] = None,
-    clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures. [recognised]")] = None,
-    every: Annotated[int, typer.Option(help="Take only each n-th picture by name, the first included. [all]")] = 0,
+    observed: Annotated[
+        str | None, typer.Option(help="Sub-folder of spoilt pictures; common layouts are recognised without.")
+    ] = None,
+    clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take only each n-th pair by name, the first included.")] = 1,
     paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
-    tile: Annotated[int, typer.Option(help="Side of a tile in pixels. [by memory]")] = 0,
+    tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the whole table as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.")] = None,
 ) -> int:
     """Measures a model on pairs: every picture, means with 95 % intervals, the untouched input's own score beside.
 
-    twofold evaluate --model derain --data Rain100 --observed light --clean clean --protocol y-matlab --json light.json
+    Each fifth scene of a data set, by the protocol of its papers:
+
+    twofold evaluate -m derain --data Rain100 --observed light --clean clean --every 5 --protocol y-matlab
     """
     from twofold import api
     from twofold.contracts import Restored
     from twofold.data.pairs import find_pairs
     from twofold.evaluate import evaluate
+    from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
     from twofold.zoo import nearest
 
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
-    pairs = find_pairs(data, observed=observed, clean=clean)[:: every or 1]
-    loaded = api.load(model, device=None if device == "auto" else device)
+    size = tile_size(tile)
+    pairs = find_pairs(data, observed=observed, clean=clean)[::every]
+    loaded = api.load(model, device=device)
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
-            lambda image: Restored(loaded(image, tile=tile or "auto").image),
+            lambda image: Restored(loaded(image, tile=size).image),
             pairs,
             PROTOCOLS[protocol],
             model=model,
             dataset=paper,
             progress=lambda done, total: show(done),
         )
-    for path in (json, markdown):
+    for path, text in ((json, result.to_json()), (markdown, result.to_markdown())):
         if path is not None:
-            result.write(path)
+            write_text(path, text)
     print(result.to_markdown(), end="")
     for failure in result.failures:
         print(f"twofold: {failure.name}: {failure.error}", file=sys.stderr)

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from twofold import zoo
-
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False) -> None:
-    """Lists the shipped models: what each is for, its size, and what it was measured at on its validation pictures."""
+    """Lists the shipped models: what each is for, its size, and what it was measured at on its validation pictures.
+
+    twofold models --json
+    """
+    from twofold import zoo
+
     found = list(zoo.cards().values())
     if as_json:
         print(json.dumps([zoo.describe(card) for card in found], indent=2))

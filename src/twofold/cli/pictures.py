@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +18,9 @@ from twofold import images
 from twofold.contracts import ImageError, TwofoldError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
+
+Step = Callable[[int, int], None]
+"""Told how much of one picture is done: (tiles done, tiles in all)."""
 
 
 @dataclass(frozen=True)
@@ -28,51 +32,116 @@ class Job:
     name: Path
 
 
-def jobs(inputs: Sequence[Path], output: Path | None, *, suffix: str | None, marker: str) -> list[Job]:
-    """Pairs inputs with outputs. A single file goes to `output` if that is named like a picture, else into the folder
-    `output`.
+def jobs(inputs: Sequence[Path], output: Path | None, *, format: str | None = None, marker: str) -> list[Job]:
+    """Pairs inputs with outputs.
 
-    Without an output, `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept.
+    One picture goes to `output` if that has a suffix, else into the folder `output`, as several do. Without an output,
+    `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept. Outputs of an earlier
+    run that lie inside an input folder are no inputs.
 
-    Raises: ImageError where an input is missing, or an output would replace an input or another output.
+    Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
-    found: list[Job] = []
-    for path in inputs:
-        inside = path.is_dir()
-        for source in images.find([path]):
-            ending = suffix or source.suffix
-            if inside:
-                folder = output or path.with_name(f"{path.resolve().name}-{marker}")
-                target = (folder / source.relative_to(path)).with_suffix(ending)
-            elif output is None:
-                target = source.with_name(f"{source.stem}-{marker}{ending}")
-            elif output.suffix.lower() in images.SUFFIXES and not output.is_dir():
-                if len(inputs) > 1:
-                    raise ImageError(f"{output} is one file, but there are {len(inputs)} inputs; name a folder")
-                target = output
-            else:
-                target = (output / source.name).with_suffix(ending)
-            found.append(Job(source, target, source.relative_to(path) if inside else Path(source.name)))
+    if format is not None and format not in FORMATS:
+        raise TwofoldError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    suffix = FORMATS[format] if format else None
+    if output is not None and len(inputs) == 1 and output.suffix and not (output.is_dir() or inputs[0].is_dir()):
+        _check_name(output, suffix)
+        found = [Job(source, output, Path(source.name)) for source in images.find(inputs)]
+    else:
+        if output is not None and (output.suffix.lower() in images.SUFFIXES or output.is_file()):
+            raise ImageError(f"{output} names one file, but a folder is needed for a folder or several pictures")
+        found = [job for path in inputs for job in _jobs_of(path, output, suffix, marker)]
     if not found:
         raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
-    sources, targets = {job.source.resolve() for job in found}, set()
-    for job in found:
-        place = job.target.resolve()
-        if place in sources:
-            raise ImageError(f"{job.target} would replace an input; name another output with -o")
-        if place in targets:
-            raise ImageError(f"two inputs would be written to {job.target}; restore them into different folders")
-        targets.add(place)
+    check_places(found, [job.target for job in found])
     return found
+
+
+def _jobs_of(path: Path, output: Path | None, suffix: str | None, marker: str) -> Iterator[Job]:
+    if path.is_dir():
+        root = path.resolve()
+        folder = output or (root if path.name in ("", "..") else path).with_name(f"{root.name}-{marker}")
+        place = folder.resolve()
+        for source in images.find([path]):
+            if not (root in place.parents and place in source.resolve().parents):
+                name = source.relative_to(path)
+                yield Job(source, _ending(folder / name, suffix), name)
+    else:
+        (source,) = images.find([path])
+        target = output / source.name if output else source.with_name(f"{source.stem}-{marker}{source.suffix}")
+        yield Job(source, _ending(target, suffix), Path(source.name))
+
+
+def _ending(path: Path, suffix: str | None) -> Path:
+    own = path.suffix if path.suffix.lower() in images.SUFFIXES else ".png"
+    return path.with_suffix(suffix or own)
+
+
+def _check_name(output: Path, suffix: str | None) -> None:
+    if output.suffix.lower() not in images.SUFFIXES:
+        raise ImageError(
+            f"cannot write {output}; known suffixes: {' '.join(images.SUFFIXES)}; or make the folder first"
+        )
+    same = {".jpeg": ".jpg", ".tif": ".tiff"}
+    if suffix and same.get(output.suffix.lower(), output.suffix.lower()) != suffix:
+        raise ImageError(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
+
+
+def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool = False) -> dict[Job, Path]:
+    """Where something that belongs to each picture lies: in the file `place` for one, as a PNG of the same name in the
+    folder `place` for several. Empty without a place.
+
+    deep: it needs 16 bits.
+    """
+    if place is None:
+        return {}
+    if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
+        return {job: (place / job.name).with_suffix(".png") for job in work}
+    if len(work) > 1:
+        raise TwofoldError(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
+    if deep and place.suffix.lower() not in (".png", ".tif", ".tiff"):
+        raise TwofoldError(f"{option} {place}: a map needs 16 bits; name a .png or .tiff file")
+    return {work[0]: place}
+
+
+def check_places(work: Sequence[Job], places: Sequence[Path]) -> None:
+    """Raises: ImageError where an output would replace an input or another output."""
+    sources, taken = {job.source.resolve() for job in work}, set()
+    for path in places:
+        place = path.resolve()
+        if place in sources:
+            raise ImageError(f"{path} would replace an input; name another output")
+        if place in taken:
+            raise ImageError(f"{path} would be written twice; name different folders for the two")
+        taken.add(place)
+
+
+def tile_size(text: str) -> int | Literal["auto"]:
+    """What --tile says. Raises: TwofoldError."""
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text) > 0):
+        raise TwofoldError(f"--tile takes auto or a number of pixels, got {text!r}")
+    return int(text)
+
+
+def save(path: Path, picture: images.Picture) -> None:
+    """Writes a picture, and the folder it goes into. Raises: TwofoldError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TwofoldError(f"{path.parent}: cannot be made ({error.strerror}); choose another output") from error
+    images.write(path, picture)
 
 
 @dataclass
 class Outcome:
-    """What happened to the files of a run, printed at its end."""
+    """What happened to the files of a run, printed at its end. stopped: why it ended early."""
 
     done: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
 
     def close(self, *, as_json: bool, verb: str) -> int:
         """Prints the summary; returns the exit code."""
@@ -82,51 +151,58 @@ class Outcome:
         else:
             for facts in self.done[:20]:
                 print(f"{facts['input']} → {facts['output']} ({facts['seconds']:.1f} s)")
-            more = f" (first 20 of {len(self.done)} named)" if len(self.done) > 20 else ""
-            skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-            if len(self.done) + len(self.skipped) > 1 or skipped:
-                print(f"{len(self.done)} {verb}{more}{skipped}")
+            if len(self.done) + len(self.skipped) > 1:
+                more = " (the first 20 are named)" if len(self.done) > 20 else ""
+                print(f"{len(self.done)} {verb}{more}" + (f", {len(self.skipped)} skipped" if self.skipped else ""))
         for message in self.failed.values():
             print(f"twofold: {message}", file=sys.stderr)
         if self.failed:
             print(f"twofold: {len(self.failed)} of {len(self.done) + len(self.failed)} failed", file=sys.stderr)
-        return 1 if self.failed else 0
+        if self.stopped:
+            print(f"twofold: {self.stopped}; nothing is half-written, --skip-existing goes on later", file=sys.stderr)
+        return 130 if self.stopped == INTERRUPTED else 1 if self.failed else 0
+
+
+INTERRUPTED = "interrupted"
+# What the next picture would meet too, after being computed: a full or read-only disk, a folder that cannot be used.
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @contextmanager
 def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
     """A progress bar on standard error; the function yielded says how much is done. Silent where nobody watches."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.update(task, completed=done)
 
 
-def each(
-    work: Sequence[Job], act: Callable[[Job, Callable[[float], None]], dict[str, Any]], *, skip: bool, what: str
-) -> Outcome:
-    """Runs `act(job, progress)` on every job; a failure is kept and the rest goes on. progress takes a share in [0,
-    1].
+def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, skip: bool = False, what: str) -> Outcome:
+    """Runs `act(job, step)` on every job, in which `step` moves the progress bar. What fails is noted and the rest goes
+    on; Ctrl-C and a place that takes no more files end the run, with what was done noted.
+
+    skip: leave jobs whose target is there.
     """
     outcome = Outcome()
+
+    def one(number: int, job: Job, show: Callable[[float], None]) -> None:
+        if skip and job.target.exists():
+            outcome.skipped.append(str(job.source))
+        else:
+            outcome.done.append(act(job, lambda done, total: show(number + done / total)))
+
     with bar(len(work), what) as show:
         for number, job in enumerate(work):
-            if skip and job.target.exists():
-                outcome.skipped.append(str(job.source))
-                continue
             try:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                outcome.done.append(act(job, lambda share, number=number: show(number + share)))  # type: ignore[misc]
+                one(number, job, show)
             except TwofoldError as error:
-                message = str(error)
-                outcome.failed[str(job.source)] = message if str(job.source) in message else f"{job.source}: {message}"
-            except OSError as error:
-                outcome.failed[str(job.source)] = f"cannot write {job.target}: {error.strerror or error}"
+                source, message = str(job.source), str(error)
+                outcome.failed[source] = message if message.startswith(source) else f"{source}: {message}"
+                if getattr(error.__cause__, "errno", None) in _LASTING:
+                    outcome.stopped = "stopped, as the others could not be written either"
+                    break
+            except KeyboardInterrupt:
+                outcome.stopped = INTERRUPTED
+                break
             show(number + 1)
     return outcome

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, each, jobs
+from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, jobs, save, tile_size
 from twofold.contracts import TwofoldError
 
 
 def command(
-    inputs: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them (sub-folders are kept).")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT", help="Pictures, or folders of them (sub-folders are kept).")
+    ],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
     output: Annotated[
         Path | None,
@@ -25,8 +26,8 @@ def command(
         Path | None, typer.Option(help="Keep the guidance map: a file for one picture, a folder for several.")
     ] = None,
     guidance: Annotated[
-        Path | None,
-        typer.Option(help="Use this map (painted, or kept before and changed) instead of the estimated one."),
+        str | None,
+        typer.Option(help="Use this instead of the estimated map: a picture of it, a folder of them, or one number."),
     ] = None,
     strength: Annotated[float, typer.Option(help="0 to 1.5: scales the guidance map. 0.5 does about half.")] = 1.0,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
@@ -37,57 +38,58 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> int:
-    """Restores photographs.
+    """Restores photographs. An input is never changed, and an output appears whole or not at all.
 
-    Examples:
+    One picture, with the map of what the model takes for rain:
 
     twofold restore rainy.jpg -o dry.jpg --model derain --guidance-out rain.png
 
+    Half of the effect, or by a map you painted (white is rain):
+
+    twofold restore rainy.jpg -o dry.jpg --model derain --strength 0.5
+
+    twofold restore rainy.jpg -o dry.jpg --model derain --guidance rain.png
+
+    A whole folder; after an interruption the same command goes on:
+
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
     """
-    if format is not None and format not in FORMATS:
-        raise TwofoldError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    if tile != "auto" and not (tile.isdigit() and int(tile) > 0):
-        raise TwofoldError(f"--tile takes auto or a number of pixels, got {tile!r}")
-    suffix = FORMATS[format] if format else None
-    work = jobs(inputs, output, suffix=suffix, marker="restored")
-    maps = _map_places(work, guidance_out)
+    size = tile_size(tile)
+    work = jobs(inputs, output, format=format, marker="restored")
+    maps = beside(work, guidance_out, option="--guidance-out", deep=True)
+    check_places(work, [job.target for job in work] + list(maps.values()))
+    given = _given(work, guidance)
     from twofold import api
 
-    loaded = api.load(model, device=None if device == "auto" else device)
-    size = "auto" if tile == "auto" else int(tile)
+    loaded = api.load(model, device=device)
+    kind = loaded.kind
+    api.check_strength(strength, kind)
+    if kind is None and (maps or given):
+        raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
 
-    def act(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
+    def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
-        restored, drawn = loaded.restore(
-            picture,
-            guidance=guidance,
-            strength=strength,
-            tile=size,
-            progress=progress,  # type: ignore[arg-type]
-        )
-        images.write(job.target, restored)
-        facts = {"input": str(job.source), "output": str(job.target), "model": model, "strength": strength}
-        if drawn is not None and loaded.kind is not None:
-            facts |= {"guidance": loaded.kind.name, "guidance_mean": round(float(drawn.mean()), 5)}  # type: ignore[dict-item]
-            if job in maps:
-                maps[job].parent.mkdir(parents=True, exist_ok=True)
-                images.write(maps[job], images.Picture(drawn / loaded.kind.white, bits=16))
+        restored, drawn = loaded.restore(picture, guidance=given.get(job), strength=strength, tile=size, progress=step)
+        facts: dict[str, Any] = {"input": str(job.source), "output": str(job.target), "model": model}
+        if drawn is not None and kind is not None:
+            facts |= {"guidance": kind.name, "guidance_mean": round(float(drawn.mean()), 5), "strength": strength}
+            if job in maps:  # before the picture: where that is there, the map is too, so --skip-existing loses none
+                save(maps[job], images.Picture(drawn / kind.white, bits=16))
                 facts["guidance_out"] = str(maps[job])
+        save(job.target, restored)
         height, width = picture.pixels.shape[-2:]
         return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
 
     return each(work, act, skip=skip_existing, what="restoring").close(as_json=as_json, verb="restored")
 
 
-def _map_places(work: list[Job], place: Path | None) -> dict[Job, Path]:
-    if place is None:
+def _given(work: list[Job], guidance: str | None) -> dict[Job, Path | float]:
+    """The map of each picture: one number for all, one file for all, or the file of the same name in a folder."""
+    if guidance is None:
         return {}
-    if place.suffix.lower() in images.SUFFIXES:
-        if len(work) > 1:
-            raise TwofoldError(f"--guidance-out {place} is one file, but there are {len(work)} pictures; name a folder")
-        if place.suffix.lower() not in (".png", ".tif", ".tiff"):
-            raise TwofoldError(f"--guidance-out {place}: a map needs 16 bits; name a .png or .tiff file")
-        return {work[0]: place}
-    return {job: (place / job.name).with_suffix(".png") for job in work}
+    try:
+        return dict.fromkeys(work, float(guidance))
+    except ValueError:
+        place = Path(guidance)
+    return dict(beside(work, place, option="--guidance")) if place.is_dir() else dict.fromkeys(work, place)

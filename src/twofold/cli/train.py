@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from twofold.contracts import TwofoldError
 from twofold.train import recipe as recipes
 
 
@@ -44,7 +45,8 @@ def command(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file. `list` prints the names.")],
     data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The run's folder; a run found there goes on. [runs/RECIPE]")
+        Path | None,
+        typer.Option("-o", "--output", help="The run's folder; a run found there goes on. Without it runs/RECIPE."),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set data.batch=4. May be repeated.")
@@ -54,12 +56,17 @@ def command(
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Trains a model.
+    """Trains a model from a recipe: twofold train list names the shipped ones, --show prints one.
+
+    twofold train derain --data DATA --output runs/derain
+
+    twofold train my.yaml --data DATA --set data.batch=4 --set optimizer.learning_rate=0.0005
 
     The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
+
     Several processes: `accelerate launch -m twofold train …`.
     """
     if recipe == "list":
@@ -75,6 +82,8 @@ def command(
     bar = Bar()
     try:
         result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+    except FloatingPointError as error:  # the loss is not finite, and the message says what to change
+        raise TwofoldError(str(error)) from error
     finally:
         bar.progress.stop()
     if as_json:

@@ -1,0 +1,215 @@
+"""`twofold degrade`."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from twofold import images
+from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, jobs, save
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, ConfigError, Degradation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Options = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of damage. map: what its true cause is. white: the value that a white pixel of the kept map stands for.
+    options: those it takes, with what holds where they are not given.
+    """
+
+    build: Callable[[Options], Degradation]
+    map: str
+    white: float
+    options: Options = field(default_factory=dict)
+
+
+def _noise(options: Options) -> Degradation:
+    from twofold.degrade import additive
+
+    layouts = (additive.uniform, additive.halves, additive.quadrants, additive.smooth)
+    layout = _named("layout", options["layout"], {layout.__name__: layout for layout in layouts})
+    return additive.GaussianNoise(_span(options["level"]), layout)
+
+
+def _rain(options: Options) -> Degradation:
+    from twofold.degrade.additive import RainStreaks
+
+    return RainStreaks()
+
+
+def _blur(options: Options) -> Degradation:
+    from twofold.degrade import blur
+
+    kernels: dict[str, blur.Kernels] = {
+        "shake": blur.CameraShake(),
+        "gaussian": blur.Gaussian(),
+        "defocus": blur.Disc(),
+        "motion": blur.Line(),
+    }
+    file = Path(options["kernel"])
+    drawn = blur.Given((blur.read_kernel(file),)) if file.is_file() else _named("kernel", str(file), kernels)
+    return blur.Blur(drawn, _noise(options))
+
+
+def _haze(options: Options) -> Degradation:
+    from twofold.degrade.hadamard import OUTDOOR_HAZE
+
+    return OUTDOOR_HAZE
+
+
+def _low_light(options: Options) -> Degradation:
+    from twofold.degrade.hadamard import LowLight
+
+    return LowLight()
+
+
+def _underwater(options: Options) -> Degradation:
+    from twofold.degrade.hadamard import Underwater
+
+    return Underwater()
+
+
+KINDS = {
+    "noise": Kind(_noise, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.05", "layout": "uniform"}),
+    "rain": Kind(_rain, RAIN_REGION.name, RAIN_REGION.white),
+    "blur": Kind(_blur, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.01", "layout": "uniform", "kernel": "shake"}),
+    "haze": Kind(_haze, DEPTH.name, DEPTH.white),
+    "low-light": Kind(_low_light, "illumination", 1.0),
+    "underwater": Kind(_underwater, DEPTH.name, DEPTH.white),
+}
+
+
+def command(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Clean pictures, or folders of them.")],
+    kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(KINDS)}.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File or folder. Without it: photo-KIND.jpg, FOLDER-KIND.")
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="noise, blur: standard deviation on the [0, 1] scale, or a range that each picture draws "
+            "from: 0.02:0.1. Without it 0.05, for blur 0.01."
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="noise, blur: how levels lie: uniform, halves, quadrants, smooth.")
+    ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="blur: shake, gaussian, defocus, motion, or the file of a kernel. Without it shake."),
+    ] = None,
+    guidance_out: Annotated[
+        Path | None, typer.Option(help="Keep the true cause as a map: a file for one picture, a folder for several.")
+    ] = None,
+    kernel_out: Annotated[Path | None, typer.Option(help="Keep the blur kernel likewise; white is its peak.")] = None,
+    clean_out: Annotated[
+        Path | None, typer.Option(help="Keep the clean picture likewise; a blurred one has lost its border.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed and file name give the same damage.")] = 0,
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> int:
+    """Spoils clean photographs in a known way, to test and compare what restores them.
+
+    Rain, and the map of where it falls:
+
+    twofold degrade photo.png -o rainy.png --kind rain --guidance-out region.png
+
+    Noise whose level changes across the picture (0.1 is 25.5 grey levels):
+
+    twofold degrade photo.png -o noisy.png --kind noise --level 0.02:0.1 --layout smooth
+
+    A folder, blurred by camera shake, with its kernels and the clean pictures that fit:
+
+    twofold degrade photos/ -o blurred/ --kind blur --format png --kernel-out kernels/ --clean-out clean/
+    """
+    import torch
+
+    from twofold import metrics
+    from twofold.nets.fourier import crop
+
+    chosen = _named("kind", kind, KINDS)
+    given = {"level": level, "layout": layout, "kernel": kernel}
+    for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
+        if name not in chosen.options:
+            raise ConfigError(f"--kind {kind} has no {name}; leave the option out")
+    try:
+        degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    work = jobs(inputs, output, format=format, marker=kind)
+    maps = beside(work, guidance_out, option="--guidance-out", deep=True)
+    kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
+    cleans = beside(work, clean_out, option="--clean-out")
+    check_places(work, [job.target for job in work] + [*maps.values(), *kernels.values(), *cleans.values()])
+
+    def act(job: Job, step: Step) -> dict[str, Any]:
+        started = time.perf_counter()
+        picture = images.read(job.source)
+        # by the name, so that a picture's damage depends neither on the others nor on where a run was interrupted
+        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(job.name.as_posix().encode()))
+        sample = degradation(picture.pixels, generator)
+        assert sample.guidance is not None
+        height, width = sample.clean.shape[-2:]
+        rims = tuple((a - b) // 2 for a, b in zip(picture.pixels.shape[-2:], (height, width), strict=True))
+        alpha = None if picture.alpha is None else crop(picture.alpha, *rims)
+
+        def keep(path: Path | None, pixels: Tensor | None, **other: Any) -> None:
+            if path is not None and pixels is not None:
+                save(path, replace(picture, pixels=pixels, **{"alpha": alpha, **other}))
+
+        plain = {"alpha": None, "bits": 16, "exif": b"", "profile": b""}
+        keep(maps.get(job), sample.guidance / chosen.white, **plain)
+        keep(cleans.get(job), sample.clean)
+        if sample.known is not None:
+            keep(kernels.get(job), sample.known / sample.known.max(), **plain)
+        keep(job.target, sample.observed)
+        return {
+            "input": str(job.source),
+            "output": str(job.target),
+            "kind": kind,
+            "seed": seed,
+            "guidance": chosen.map,
+            "guidance_mean": round(float(sample.guidance.mean()), 5),
+            "psnr": round(float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean)), 3),
+            "width": width,
+            "height": height,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    return each(work, act, skip=skip_existing, what="degrading").close(as_json=as_json, verb="degraded")
+
+
+T = TypeVar("T")
+
+
+def _named(what: str, name: str, known: dict[str, T]) -> T:
+    from twofold.zoo import nearest
+
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}; {nearest(name, list(known))}")
+    return known[name]
+
+
+def _span(text: str) -> tuple[float, float]:
+    """0.05 or 0.02:0.1."""
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high or low)
+    except ValueError:
+        raise ConfigError(f"--level takes a number or a range such as 0.02:0.1, got {text!r}") from None

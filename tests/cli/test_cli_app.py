@@ -1,0 +1,84 @@
+"""The command line itself: cheap where it only talks, one line where it was misused."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import twofold
+from twofold.cli.app import VERBS, run
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """Of the cheapest of five processes; not the wall clock, which other programs stretch."""
+    best = float("inf")
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return best
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_cost_little_and_load_no_torch(option: str) -> None:
+    code = f"import sys; from twofold.__main__ import main; sys.argv[1:] = ['{option}']; main()"
+    report = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert cpu_seconds("-c", code) < 5 * cpu_seconds("-c", "")
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"twofold {twofold.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_listed_and_its_help_teaches_by_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run(["--help"]) == 0
+    assert f"  {verb} " in capsys.readouterr().out
+    assert run([verb, "--help"]) == 0
+    assert any(line.strip().startswith(f"twofold {verb}") for line in capsys.readouterr().out.splitlines())
+    assert callable(import_module(f"twofold.cli.{verb}").command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["resotre", "a.png"], "did you mean 'restore'"),
+        (["42"], "unknown verb '42'"),
+        (["restore", "a.png", "--modle", "x"], "--model"),
+        (["restore"], "INPUT"),
+        (["restore", "a.png"], "--model"),
+        (["evaluate", "--data", ".", "--model", "m", "--every", "0"], "--every"),
+    ],
+)
+def test_misuse_is_explained_and_exits_with_two(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_no_arguments_show_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "twofold restore rainy.jpg" in capsys.readouterr().out
+
+
+def test_the_cards_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from twofold import zoo
+
+    assert run(["models", "--json"]) == 0
+    assert [card["name"] for card in json.loads(capsys.readouterr().out)] == list(zoo.cards())
+    assert run(["models"]) == 0
+    assert all(name in capsys.readouterr().out for name in zoo.cards())

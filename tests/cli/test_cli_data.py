@@ -1,0 +1,124 @@
+"""`twofold train` and `twofold evaluate`: mistakes in recipes and folders are named before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from twofold.cli.app import run
+
+Maker = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ("data.bacth=4", ["data.bacth", "did you mean 'batch'?"]),
+        ("turn=100", ["turn", "did you mean 'turns'?"]),
+        ("model.net.widhts=[8]", ["model.net.widhts", "did you mean 'widths'?"]),
+        ("turns=many", ["turns: ", "integer, got 'many'"]),
+        ("data.crop=1.5", ["data.crop: ", "integer, got 1.5"]),
+        ("scheme.kind=magic", ["scheme", "magic", "guided"]),
+        ("loss.l3=1", ["loss", "l3"]),
+        ("seed.first=1", ["'seed' is not a group of settings"]),
+        ("turns", ["key.path=value"]),
+    ],
+)
+def test_a_wrong_key_or_value_in_a_recipe_is_named_with_its_path(
+    change: str, reasons: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "derain", "--show", "--set", change]) == 1
+    error = capsys.readouterr().err
+    assert all(reason in error for reason in reasons)
+    assert len(error.splitlines()) == 1
+
+
+def test_recipes_are_listed_and_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "list"]) == 0
+    assert "derain" in capsys.readouterr().out.splitlines()
+    assert run(["train", "derain", "--show", "--set", "data.batch=4"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["batch"] == 4
+    assert run(["train", "derian"]) == 1
+    assert "did you mean 'derain'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1\n", None])
+def test_a_recipe_file_that_is_none_is_one_line(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    assert run(["train", str(tmp_path / "mine.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "mine.yaml" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_training_without_its_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "derain", "--data", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def evaluate(plain_model: Path, tmp_path: Path) -> Callable[..., int]:
+    sides = ["--observed", "rain", "--clean", "clean"]
+    return lambda *more: run(
+        ["evaluate", "--model", str(plain_model), "--data", str(tmp_path), *sides, *map(str, more)]
+    )
+
+
+def test_a_model_is_measured_on_pairs(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        picture(f"rain/{name}.png", 24, 24), picture(f"clean/{name}.png", 24, 24)
+    assert evaluate("--json", tmp_path / "out" / "facts", "--markdown", tmp_path / "table.txt", "--every", 2) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "table.txt").read_text() == printed
+    facts = json.loads((tmp_path / "out" / "facts").read_text())
+    assert facts["summary"]["pictures"] == 2
+    assert f"{facts['summary']['psnr']:.2f}" in printed
+
+
+def test_a_broken_pair_costs_only_itself(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        picture(f"rain/{name}.png", 24, 24), picture(f"clean/{name}.png", 24, 24)
+    (tmp_path / "rain" / "b.png").write_bytes(b"")
+    assert evaluate() == 1
+    told = capsys.readouterr()
+    assert "| a" in told.out
+    assert "twofold: b: " in told.err
+
+
+def test_an_empty_folder_of_pairs_is_named(
+    evaluate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate() == 1
+    assert f"{tmp_path / 'rain'}: no such folder" in capsys.readouterr().err
+    (tmp_path / "rain").mkdir(), (tmp_path / "clean").mkdir()
+    assert evaluate() == 1
+    assert "no pictures in rain" in capsys.readouterr().err
+
+
+def test_pictures_without_a_partner_are_named(
+    evaluate: Callable[..., int], picture: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        picture(f"rain/photo{number}.png")
+    picture("clean/photo2.png")
+    assert evaluate() == 1
+    error = capsys.readouterr().err
+    assert "5 of 6 pictures of rain have no partner in clean: photo0.png, photo1.png, photo3.png …" in error
+
+
+def test_an_unknown_protocol_offers_the_nearest(
+    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("--protocol", "y-matlap") == 1
+    assert "did you mean 'y-matlab'" in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""`twofold degrade`: the damage is real, its cause is kept, and the same seed gives the same file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from twofold import images
+from twofold.cli.app import run
+from twofold.cli.degrade import KINDS
+
+Maker = Callable[..., Path]
+
+
+def degrade(*arguments: object) -> int:
+    return run(["degrade", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_spoils_a_picture_and_keeps_its_cause(
+    kind: str, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = picture("clean.png", 60, 70)
+    assert degrade(clean, "--kind", kind, "--guidance-out", tmp_path / "map.png", "--json") == 0
+    (facts,) = json.loads(capsys.readouterr().out)["done"]
+    observed, cause = images.read(tmp_path / f"clean-{kind}.png"), images.read(tmp_path / "map.png")
+    assert observed.pixels.shape[-2:] == cause.pixels.shape[-2:] == (facts["height"], facts["width"])
+    assert 1 < facts["psnr"] < 50
+    assert cause.pixels.mean() * KINDS[kind].white == pytest.approx(facts["guidance_mean"], abs=1e-3)
+
+
+def test_the_map_of_the_noise_is_its_standard_deviation(tmp_path: Path) -> None:
+    images.write(tmp_path / "grey.png", images.Picture(torch.full((1, 1, 200, 200), 0.5), bits=16))
+    arguments = ["--kind", "noise", "--level", "0.02:0.1", "--layout", "halves"]
+    assert (
+        degrade(tmp_path / "grey.png", "-o", tmp_path / "o.png", *arguments, "--guidance-out", tmp_path / "m.png") == 0
+    )
+    observed = images.read(tmp_path / "o.png").pixels
+    levels = images.read(tmp_path / "m.png").pixels * KINDS["noise"].white
+    for half in (slice(0, 100), slice(100, 200)):
+        level = levels[..., half].unique().item()
+        assert 0.02 <= level <= 0.1
+        assert observed[..., half].std().item() == pytest.approx(level, rel=0.03)
+
+
+def test_a_seed_and_a_name_give_the_same_file_alone_or_in_a_folder(picture: Maker, tmp_path: Path) -> None:
+    photo = picture("in/b.png")
+    picture("in/a.png")
+    assert degrade(tmp_path / "in", "-o", tmp_path / "one", "--kind", "noise", "--seed", 3) == 0
+    assert degrade(photo, "-o", tmp_path / "two.png", "--kind", "noise", "--seed", 3) == 0
+    assert degrade(photo, "-o", tmp_path / "three.png", "--kind", "noise", "--seed", 4) == 0
+    assert (tmp_path / "one" / "b.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "two.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+
+
+def test_a_blurred_picture_keeps_its_kernel_and_the_clean_middle(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (60, 70, 4), np.uint8)
+    Image.fromarray(samples).save(tmp_path / "clean.png")
+    kernel = torch.zeros(1, 1, 5, 5)
+    kernel[..., 2, 2] = 1
+    images.write(tmp_path / "kernel.png", images.Picture(kernel))
+    outs = ["--kernel-out", tmp_path / "k.png", "--clean-out", tmp_path / "c.png", "-o", tmp_path / "o.png"]
+    assert (
+        degrade(tmp_path / "clean.png", "--kind", "blur", "--kernel", tmp_path / "kernel.png", "--level", 0, *outs) == 0
+    )
+    observed, middle = (np.asarray(Image.open(tmp_path / name)) for name in ("o.png", "c.png"))
+    assert np.array_equal(middle, samples[2:-2, 2:-2])
+    assert np.abs(observed.astype(int) - middle).max() <= 1  # a kernel of one point moves nothing
+    assert torch.equal(images.read(tmp_path / "k.png").pixels, kernel)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--kind", "rian"], "did you mean 'rain'"),
+        (["--kind", "rain", "--level", "0.1"], "rain has no level"),
+        (["--kind", "noise", "--kernel-out", "k.png"], "noise has no kernel"),
+        (["--kind", "noise", "--level", "15"], "15 grey levels are 0.0588"),
+        (["--kind", "noise", "--level", "0.1:0.02"], "low <= high"),
+        (["--kind", "noise", "--level", "much"], "--level takes a number"),
+        (["--kind", "noise", "--layout", "halvs"], "did you mean 'halves'"),
+        (["--kind", "blur", "--kernel", "motoin"], "did you mean 'motion'"),
+        (["--kind", "blur"], "smaller than the"),
+        (["--kind", "rain", "-o", "clean.png"], "would replace an input"),
+        (["--kind", "rain", "-o", "o.png", "--clean-out", "o.png"], "written twice"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    arguments: list[str],
+    reason: str,
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture("clean.png")
+    monkeypatch.chdir(tmp_path)
+    assert degrade("clean.png", *arguments) == 1
+    assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["clean.png"]

@@ -1,0 +1,322 @@
+"""`twofold restore`: where outputs go, what is never touched, and what happens to the other files when one is bad."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import twofold
+from twofold import images
+from twofold.cli.app import run
+
+Maker = Callable[..., Path]
+
+
+def tree(folder: Path) -> list[str]:
+    """Every file, hidden ones too."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def restore(guided_model: Path) -> Callable[..., int]:
+    return lambda *arguments: run(["restore", *map(str, arguments), "--model", str(guided_model)])
+
+
+def test_one_picture_goes_where_it_is_told(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    photo = picture("photo.png")
+    assert restore(photo, "-o", tmp_path / "new" / "dry.tiff") == 0
+    with Image.open(tmp_path / "new" / "dry.tiff") as dry:
+        assert (dry.format, dry.size) == ("TIFF", (17, 12))
+    (tmp_path / "there").mkdir()
+    assert restore(photo, "-o", tmp_path / "there") == 0
+    assert restore(photo, "-o", tmp_path / "fresh", "--format", "webp") == 0
+    assert restore(photo) == 0
+    assert tree(tmp_path) == ["fresh/photo.webp", "new/dry.tiff", "photo-restored.png", "photo.png", "there/photo.png"]
+
+
+def test_the_file_holds_what_the_library_returns(
+    restore: Callable[..., int], guided_model: Path, picture: Maker, tmp_path: Path
+) -> None:
+    photo = picture("photo.png")
+    assert restore(photo, "-o", tmp_path / "dry.png", "--guidance-out", tmp_path / "map.png", "--strength", 0.5) == 0
+    expected = twofold.restore(images.read(photo).pixels, guided_model, strength=0.5)
+    assert expected.guidance is not None
+    assert torch.allclose(images.read(tmp_path / "dry.png").pixels, expected.image.clamp(0, 1), atol=0.51 / 255)
+    assert torch.allclose(images.read(tmp_path / "map.png").pixels, expected.guidance, atol=1e-5)
+
+
+def test_a_kept_map_steers_the_next_run(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    photo = picture("photo.png")
+    assert restore(photo, "-o", tmp_path / "dry.png", "--guidance-out", tmp_path / "map.png") == 0
+    assert restore(photo, "-o", tmp_path / "again.png", "--guidance", tmp_path / "map.png") == 0
+    first, again = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("dry.png", "again.png"))
+    assert np.abs(first - again).max() <= 1
+    assert restore(photo, "-o", tmp_path / "none.png", "--guidance", "0") == 0
+    assert restore(photo, "-o", tmp_path / "zero.png", "--strength", "0") == 0
+    assert (tmp_path / "none.png").read_bytes() == (tmp_path / "zero.png").read_bytes()
+    assert (tmp_path / "none.png").read_bytes() != (tmp_path / "dry.png").read_bytes()
+
+
+def test_a_folder_becomes_a_folder_with_its_sub_folders(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    for name in ("in/a.png", "in/deep/b.jpg", "in/deep/c.d.bmp"):
+        picture(name)
+    assert restore(tmp_path / "in", "--guidance-out", tmp_path / "maps") == 0
+    assert tree(tmp_path / "in-restored") == ["a.png", "deep/b.jpg", "deep/c.d.bmp"]
+    assert tree(tmp_path / "maps") == ["a.png", "deep/b.png", "deep/c.d.png"]
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--format", "png", "--guidance", tmp_path / "maps") == 0
+    assert tree(tmp_path / "out") == ["a.png", "deep/b.png", "deep/c.d.png"]
+
+
+def test_the_present_folder_can_be_restored(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("in/a.png")
+    monkeypatch.chdir(tmp_path / "in")
+    assert restore(".") == 0
+    assert tree(tmp_path) == ["in-restored/a.png", "in/a.png"]
+
+
+def test_files_and_folders_mix(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    picture("in/a.png")
+    assert restore(tmp_path / "in", picture("b.jpg"), "-o", tmp_path / "out") == 0
+    assert tree(tmp_path / "out") == ["a.png", "b.jpg"]
+
+
+def test_an_output_folder_inside_the_input_is_no_input_next_time(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    picture("in/a.png")
+    for _ in range(2):
+        assert restore(tmp_path / "in", "-o", tmp_path / "in" / "out") == 0
+    assert tree(tmp_path / "in") == ["a.png", "out/a.png"]
+
+
+def test_a_file_without_a_suffix_is_restored_into_a_png(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    picture("photo.png").rename(tmp_path / "photo")
+    assert restore(tmp_path / "photo") == 0
+    assert tree(tmp_path) == ["photo", "photo-restored.png"]
+
+
+def test_existing_outputs_are_skipped_when_asked(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("in/a.png"), picture("in/b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_text("kept")
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--skip-existing", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["skipped"] == [str(tmp_path / "in" / "a.png")]
+    assert [facts["output"] for facts in told["done"]] == [str(tmp_path / "out" / "b.png")]
+    assert (tmp_path / "out" / "a.png").read_text() == "kept"
+    assert restore(tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_json_tells_what_was_done(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert restore(picture("a.png"), "-o", tmp_path / "b.png", "--guidance-out", tmp_path / "m.png", "--json") == 0
+    (facts,) = json.loads(capsys.readouterr().out)["done"]
+    assert (facts["width"], facts["height"], facts["guidance"]) == (17, 12, "rain_region")
+    assert facts["guidance_out"] == str(tmp_path / "m.png")
+    assert facts["seconds"] > 0
+
+
+@pytest.mark.parametrize("tile", ["1", "16", "auto"])
+def test_tiles_change_nothing(restore: Callable[..., int], picture: Maker, tmp_path: Path, tile: str) -> None:
+    photo = picture("photo.png", 9, 40)
+    assert restore(photo, "-o", tmp_path / "whole.png", "--tile", "1000") == 0
+    assert restore(photo, "-o", tmp_path / "tiles.png", "--tile", tile) == 0
+    whole, tiles = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("whole.png", "tiles.png"))
+    assert np.abs(whole - tiles).max() <= 1
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def spoil(path: Path, how: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("A holiday in the rain.\n")
+    elif how == "bomb":
+        path.write_bytes(png_header(10_000, 10_000) + b"IDAT")
+    elif how == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path, "JPEG")
+        path.write_bytes(path.read_bytes()[:-900])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "text", "bomb", "truncated"])
+def test_a_bad_picture_is_one_line_and_exit_code_one(
+    restore: Callable[..., int], tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "in" / "bad.png", how)
+    assert restore(tmp_path / "in" / "bad.png", "-o", tmp_path / "out" / "a.png") == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[0].startswith(f"twofold: {tmp_path / 'in' / 'bad.png'}: ")
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_three_bad_files_of_fifty_cost_only_themselves(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(47):
+        picture(f"in/{number:02d}.png", 8, 8)
+    bad = {"03.jpg": "empty", "20.jpg": "truncated", "99.png": "text"}
+    for name, how in bad.items():
+        spoil(tmp_path / "in" / name, how)
+    code = restore(tmp_path / "in", "-o", tmp_path / "out", "--format", "webp", "--json", "--tile", "64")
+    assert code == 1  # 03.jpg and 03.png would meet in one output
+    assert "written twice" in capsys.readouterr().err
+    (tmp_path / "in" / "03.jpg").rename(tmp_path / "in" / "x.jpg")
+    (tmp_path / "in" / "20.jpg").rename(tmp_path / "in" / "y.jpg")
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--format", "webp", "--json") == 1
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert len(report["done"]) == len(tree(tmp_path / "out")) == 47
+    assert [Path(failure["input"]).name for failure in report["failed"]] == ["99.png", "x.jpg", "y.jpg"]
+    assert "3 of 50 failed" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["a.png", "-o", "a.png"], "would replace an input"),
+        (["a.png", "-o", "b.png", "--guidance-out", "a.png"], "would replace an input"),
+        (["a.png", "-o", "b.png", "--guidance-out", "b.png"], "written twice"),
+        (["in", "-o", "in"], "would replace an input"),
+        (["in", "-o", "out", "--guidance-out", "out"], "written twice"),
+        (["a.png", "in/a.png", "-o", "out"], "written twice"),
+        (["in", "-o", "out.png"], "a folder is needed"),
+        (["a.png", "in", "-o", "out.png"], "a folder is needed"),
+        (["in", "-o", "notes"], "a folder is needed"),
+        (["a.png", "-o", "b.gif"], "known suffixes"),
+        (["a.png", "-o", "b.png", "--format", "webp"], "disagree"),
+        (["a.png", "--format", "gif"], "unknown format 'gif'"),
+        (["in", "--guidance-out", "m.png"], "name a folder"),
+        (["a.png", "--guidance-out", "m.jpg"], "16 bits"),
+        (["a.png", "--tile", "0"], "--tile"),
+        (["a.png", "--tile", "big"], "--tile"),
+        (["a.png", "--strength", "2"], "0 to 1.5"),
+        (["a.png", "--guidance", "1.5"], "from 0 to 1"),
+        (["a.png", "--guidance", "in/a.png"], "resize"),
+        (["a.png", "--guidance", "nowhere.png"], "nowhere.png: no such file"),
+        (["a.png", "--device", "kuda"], "cannot be used here"),
+        (["empty"], "no pictures in empty"),
+        (["a.png", "nowhere"], "nowhere: no such file or folder"),
+        (["a.png", "-o", "notes/b.png"], "notes: cannot be made"),
+        (["in", "-o", "notes/out"], "the others could not be written either"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+    restore: Callable[..., int],
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    reason: str,
+) -> None:
+    picture("a.png"), picture("in/a.png", 5, 5), picture("in/b.png", 5, 5)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").write_text("a file")
+    before = {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    assert restore(*arguments) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert "Traceback" not in error
+    assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
+
+
+def test_a_model_without_a_map_takes_and_gives_none(
+    plain_model: Path, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = picture("a.png")
+    for extra in (["--guidance-out", str(tmp_path / "m.png")], ["--guidance", "0.5"], ["--strength", "0.5"]):
+        assert run(["restore", str(photo), "--model", str(plain_model), *extra]) == 1
+        assert "no guidance map" in capsys.readouterr().err
+    assert run(["restore", str(photo), "--model", str(plain_model)]) == 0
+
+
+def test_an_unknown_model_is_one_line(picture: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["restore", str(picture("a.png")), "--model", "derian"]) == 1
+    assert capsys.readouterr().err.startswith("twofold: unknown model 'derian'")
+
+
+def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
+    restore: Callable[..., int],
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in "abcd":
+        picture(f"in/{name}.png")
+    really = os.replace
+
+    def full_after_one(source: Any, target: Any) -> None:
+        if (tmp_path / "out" / "a.png").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        really(source, target)
+
+    monkeypatch.setattr(os, "replace", full_after_one)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert tree(tmp_path / "out") == ["a.png"]
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "the others could not be written either" in error
+    assert "c.png" not in error  # there was no use in trying
+    monkeypatch.setattr(os, "replace", really)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--skip-existing") == 0
+    assert tree(tmp_path / "out") == ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_folder_is_whole_files_and_goes_on(
+    restore: Callable[..., int], guided_model: Path, picture: Maker, tmp_path: Path, blow: signal.Signals
+) -> None:
+    names = [f"{number:02d}.png" for number in range(24)]
+    for name in names:
+        picture(f"in/{name}", 200, 200)
+    command = [sys.executable, "-m", "twofold", "restore", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    with subprocess.Popen([*command, "-m", str(guided_model)], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / names[0]).exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(blow)
+        error = process.communicate()[1]
+    done = images.find([tmp_path / "out"])
+    assert 0 < len(done) < len(names)
+    assert all(images.read(path).pixels.shape == (1, 3, 200, 200) for path in done)
+    if blow == signal.SIGINT:
+        assert process.returncode == 130
+        assert "--skip-existing goes on" in error
+        assert tree(tmp_path / "out") == names[: len(done)]
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--skip-existing") == 0
+    assert [path.name for path in images.find([tmp_path / "out"])] == names
+    assert {path: path.stat().st_mtime_ns for path in done} == stamps
