@@ -161,8 +161,9 @@ def command(
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
-        # by the name, so that a picture's damage depends neither on the others nor on where a run was interrupted
-        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(job.name.as_posix().encode()))
+        # By the name, so that a picture's damage depends neither on the others nor on where a run was interrupted.
+        # Hashed, because this generator looks at the lower 32 bits of a seed alone.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {job.name.as_posix()}".encode()))
         sample = degradation(picture.pixels, generator)
         assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
