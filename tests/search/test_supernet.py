@@ -12,6 +12,9 @@ from twofold.nets.hadamard import HadamardNet, Place
 from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, weights
+from twofold.solve.dynamics import Bilevel
+from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
+from twofold.solve.second_order import CentralDifference, Exact
 
 
 def plain_sum(mixture: Mixture, x):
@@ -19,9 +22,9 @@ def plain_sum(mixture: Mixture, x):
     return sum(w * op(x) for w, op in zip(mixture.weights(), mixture.candidates.values(), strict=True))
 
 
-def supernet(*, width=32, units=7, seed=0, noise=1e-3, checkpointed=False):
+def supernet(*, width=32, units=7, seed=0, noise=1e-3, light=False, checkpointed=False):
     torch.manual_seed(seed)
-    cell = mixtures(torch.Generator().manual_seed(seed), noise=noise)
+    cell = mixtures(torch.Generator().manual_seed(seed), noise=noise, light=light)
     return HadamardNet(cell, width=width, units=units, checkpointed=checkpointed)
 
 
@@ -90,9 +93,9 @@ def test_a_mixture_equals_the_plain_sum_in_value_and_all_gradients(candidates, l
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_whole_supernet_equals_its_slow_twin(checkpointed, monkeypatch):
-    net = supernet(width=8, units=2, noise=1.0, checkpointed=checkpointed).double()
+@pytest.mark.parametrize(("light", "checkpointed"), [(False, False), (True, False), (False, True)])
+def test_the_whole_supernet_equals_its_slow_twin(light, checkpointed, monkeypatch):
+    net = supernet(width=8, units=2, noise=1.0, light=light, checkpointed=checkpointed).double()
     x, clean = torch.rand(2, 1, 3, 16, 20, dtype=torch.float64).unbind()
 
     def loss_and_gradients():
@@ -106,6 +109,37 @@ def test_the_whole_supernet_equals_its_slow_twin(checkpointed, monkeypatch):
     assert abs(loss - slow_loss) < 1e-10
     for a, b in zip(gradients, slow_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("light", "checkpointed"), [(True, False), (False, True)])
+def test_recomputation_uses_the_parameters_of_the_call(light, checkpointed):
+    net = supernet(width=8, units=1, seed=1, light=light, checkpointed=checkpointed)
+    other = supernet(width=8, units=1, seed=2)
+    x = torch.rand(1, 3, 8, 8)
+    given = {name: p.detach().clone().requires_grad_() for name, p in other.named_parameters()}
+    found = torch.autograd.grad(torch.func.functional_call(net, given, (x,)).square().mean(), list(given.values()))
+    expected = torch.autograd.grad(other(x).square().mean(), list(other.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cross", [Exact(), CentralDifference()])
+def test_an_unrolled_step_through_recomputation_is_the_same(cross):
+    """Double backward included: recomputed graphs are differentiated again."""
+    x, clean = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64).unbind()
+    found = []
+    for light, checkpointed in ((False, False), (True, False), (False, True)):
+        net = supernet(width=4, units=1, light=light, checkpointed=checkpointed).double()
+
+        def loss(alpha, omega, net=net):
+            return F.mse_loss(torch.func.functional_call(net, {**alpha, **omega}, (x,)), clean)
+
+        problem = Bilevel(upper=loss, lower=loss)
+        step = OneStepUnrolled(0.1, cross)
+        found.append(hypergradient(problem, dict(architecture(net)), dict(weights(net)), strategy=step).gradient)
+    for name, gradient in found[0].items():
+        for other in found[1:]:
+            torch.testing.assert_close(other[name], gradient, atol=1e-9, rtol=1e-4)
 
 
 def test_the_supernet_has_4_366_464_weights_and_576_logits():

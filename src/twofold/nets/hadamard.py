@@ -281,13 +281,13 @@ def _recomputed(part: nn.Module, features: Tensor) -> Tensor:
     The parameters of this moment are part of what is kept: under `torch.func.functional_call` the module holds others
     by the time the backward pass runs, and the gradient would silently be that of another network.
     """
-    names, tensors = zip(*part.named_parameters(), strict=True) if any(True for _ in part.parameters()) else ((), ())
+    parameters = dict(part.named_parameters())
 
     def compute(features: Tensor, *tensors: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(part, dict(zip(names, tensors, strict=True)), (features,))
+        result: Tensor = torch.func.functional_call(part, dict(zip(parameters, tensors, strict=True)), (features,))
         return result
 
-    result: Tensor = checkpoint(compute, features, *tensors, use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = checkpoint(compute, features, *parameters.values(), use_reentrant=False, preserve_rng_state=False)
     return result
 
 

@@ -74,9 +74,9 @@ class Dense(nn.Module):
         """The half of the outer kernel that sees x itself: the linear part of the operation."""
         return self.outer.weight[:, : self.inner.weight.shape[1]]
 
-    def hidden_part(self, features: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the other part, which comes from ReLU(inner(x))."""
-        return convolve(F.relu(self.inner(features)), weight * self.outer.weight[:, self.inner.weight.shape[1] :])
+    def hidden_kernel(self) -> Tensor:
+        """The other half, which sees ReLU(inner(x))."""
+        return self.outer.weight[:, self.inner.weight.shape[1] :]
 
 
 def _same(inputs: int, outputs: int) -> None:

@@ -15,6 +15,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from twofold.nets.hadamard import Cell, Place, radius_of
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate, Convolution, Dense, Skip, convolve
@@ -24,12 +25,23 @@ class Mixture(nn.Module):
     """Σ softmax(logits)ᵢ · candidateᵢ(x), one logit a candidate.
 
     logits: starting values (n,), near 0. The first lead of one candidate over the others is chance: fix their seed.
+    light: computes the insides of dense candidates twice in training; they are half of all that a unit keeps, and a
+    tenth of its work.
     """
 
     identity: Tensor
 
-    def __init__(self, candidates: Mapping[str, Candidate], place: Place, outputs: int, *, logits: Tensor) -> None:
+    def __init__(
+        self,
+        candidates: Mapping[str, Candidate],
+        place: Place,
+        outputs: int,
+        *,
+        logits: Tensor,
+        light: bool = False,
+    ) -> None:
         super().__init__()
+        self.light = light
         self.place = place
         self.logits = nn.Parameter(logits)
         self.candidates = nn.ModuleDict({name: make(place.inputs, outputs) for name, make in candidates.items()})
@@ -44,6 +56,7 @@ class Mixture(nn.Module):
         terms: list[Tensor] = []
         kernels: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # by size and dilation: weights and kernels
         adding: list[Tensor] = []  # weights of the candidates that add their input
+        hidden: list[Tensor] = []  # inner and outer kernels of the dense candidates, in turn
         for weight, candidate in zip(self.weights().unbind(), self.candidates.values(), strict=True):
             match candidate:
                 case Skip():
@@ -54,11 +67,18 @@ class Mixture(nn.Module):
                         adding.append(weight)
                 case Dense():
                     kernels.setdefault((candidate.size, 1), []).append((weight, candidate.visible_kernel()))
-                    terms.append(candidate.hidden_part(features, weight))
+                    hidden += [candidate.inner.weight, weight * candidate.hidden_kernel()]
                 case _:
                     terms.append(weight * candidate(features))
         if adding:
             kernels.setdefault((1, 1), []).append((torch.stack(adding).sum(), self.identity))
+
+        if hidden:
+            # Kernels go in as arguments, because `functional_call` takes them back before the backward pass.
+            if self.light and torch.is_grad_enabled():
+                terms.append(checkpoint(_hidden_sum, features, *hidden, use_reentrant=False, preserve_rng_state=False))
+            else:
+                terms.append(_hidden_sum(features, *hidden))
 
         # A dilated kernel joins the plain ones where it fits inside the largest of them; else it is cheaper alone.
         merged: list[Tensor] = []
@@ -73,6 +93,12 @@ class Mixture(nn.Module):
             terms.append(convolve(features, reduce(add, merged)))
         total: Tensor = reduce(add, terms)
         return total
+
+
+def _hidden_sum(features: Tensor, *kernels: Tensor) -> Tensor:
+    """Σ outer * ReLU(inner * x) over (inner, outer) kernels in turn."""
+    pairs = zip(kernels[::2], kernels[1::2], strict=True)
+    return reduce(add, [convolve(F.relu(convolve(features, inner)), outer) for inner, outer in pairs])
 
 
 def _weighted_sum(members: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -92,8 +118,10 @@ def _spread(kernel: Tensor, dilation: int, extent: int) -> Tensor:
     return F.pad(kernel, (margin, end, margin, end)) if margin or end else kernel
 
 
-def mixtures(generator: torch.Generator, *, noise: float = 1e-3) -> Cell:
+def mixtures(generator: torch.Generator, *, noise: float = 1e-3, light: bool = False) -> Cell:
     """The filling that makes a `HadamardNet` the supernet; logits start as `noise` · standard normal.
+
+    light: see `Mixture`. `HadamardNet(checkpointed=True)` saves more, and costs more.
 
     >>> from twofold.nets.hadamard import HadamardNet
     >>> net = HadamardNet(mixtures(torch.Generator().manual_seed(0)), units=1)
@@ -104,7 +132,7 @@ def mixtures(generator: torch.Generator, *, noise: float = 1e-3) -> Cell:
     def cell(place: Place, outputs: int) -> Mixture:
         candidates = UNIT_CANDIDATES if place.in_unit else CONVERT_CANDIDATES
         logits = noise * torch.randn(len(candidates), generator=generator)
-        return Mixture(candidates, place, outputs, logits=logits)
+        return Mixture(candidates, place, outputs, logits=logits, light=light)
 
     return cell
 
