@@ -182,10 +182,10 @@ class Trained:
 class _Losses:
     """A report that keeps what the summary needs."""
 
-    kept: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
-        self.kept.append(losses["restoration"])
+        self.losses.append(losses["restoration"])
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         pass
@@ -204,11 +204,10 @@ def train(
     seconds: about as long as it takes; the number of turns is chosen by a short measurement. Leaves
     trained.safetensors in `folder`.
     """
-    photographs = [photograph(name) for name in names]
-    crops = CropCache([(picture[0] * 255).round().byte() for picture in photographs])
-    source = SyntheticCrops(crops, RainStreaks(), 64)
+    clean = [photograph(name) for name in names]
+    tests = [RainStreaks()(p, torch.Generator().manual_seed(seed + i)) for i, p in enumerate(clean)]
+    source = SyntheticCrops(CropCache([(p[0] * 255).round().byte() for p in clean]), RainStreaks(), 64)
     causes, pairs = Batches(source, 4, seed=seed + 1), Batches(source, 4, seed=seed)
-    tests = [RainStreaks()(p, torch.Generator().manual_seed(seed + i)) for i, p in enumerate(photographs)]
 
     def batches(n: int) -> tuple[Sequence[Sample], ...]:
         return [causes(n)], [pairs(n)]
@@ -223,22 +222,17 @@ def train(
 
         return GuidedTraining(restorer, losses.l1, learner(restorer.guide), learner(restorer.net))
 
-    def score() -> tuple[float, float]:
-        pairs = [(test, learned.restorer(test.observed).image.clamp(0, 1)) for test in tests]
-        before = [metrics.psnr(test.observed, test.clean).item() for test, _ in pairs]
-        after = [metrics.psnr(restored, test.clean).item() for test, restored in pairs]
-        return sum(before) / len(before), sum(after) / len(after)
-
     turns = max(int(seconds / _seconds_a_turn(scheme(100), batches)), 1)
     learned, kept = scheme(turns), _Losses()
     with tempfile.TemporaryDirectory() as place:  # a demonstration starts anew each time
         took = fit(learned, batches, until=turns, run=Run(Path(place)), reports=[*reports, kept])
-    learned.restorer.eval()
+    restorer = learned.restorer.eval()
     with torch.inference_mode():
-        psnr = score()
-    zoo.save(folder / "trained.safetensors", learned.restorer, MODEL)
-    few = kept.kept[:10], kept.kept[-10:]
-    return Trained(turns, took, (mean(few[0]), mean(few[1])), psnr, folder / "trained.safetensors")
+        before = mean(metrics.psnr(test.observed, test.clean).item() for test in tests)
+        after = mean(metrics.psnr(restorer(test.observed).image.clamp(0, 1), test.clean).item() for test in tests)
+    model = folder / "trained.safetensors"
+    zoo.save(model, restorer, MODEL)
+    return Trained(turns, took, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
 
 
 def _seconds_a_turn(scheme: GuidedTraining, batches: Callable[[int], tuple[Sequence[Sample], ...]]) -> float:

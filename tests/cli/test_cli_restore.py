@@ -150,6 +150,13 @@ def test_tiles_change_nothing(restore: Callable[..., int], picture: Maker, tmp_p
     assert np.abs(whole - tiles).max() <= 1
 
 
+def test_a_real_rainy_photograph_goes_through(restore: Callable[..., int], shared_data: Path, tmp_path: Path) -> None:
+    photo = images.find([shared_data / "rain" / "real"])[0]
+    assert restore(photo, "-o", tmp_path / "dry.jpg", "--guidance-out", tmp_path / "map.png") == 0
+    size = images.read(photo).pixels.shape[-2:]
+    assert all(images.read(tmp_path / name).pixels.shape[-2:] == size for name in ("dry.jpg", "map.png"))
+
+
 def png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))

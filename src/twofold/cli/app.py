@@ -82,6 +82,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     except TwofoldError as error:
         print(f"twofold: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while modules were loaded: nothing had begun
+        return 130
     return 0
 
 
