@@ -15,7 +15,18 @@ from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
-from twofold.train.schemes import Frozen, GuidedTraining, Learner, Naive, Scheme, Supervised, load_state, state_of, steered
+from twofold.train.schemes import (
+    Diverged,
+    Frozen,
+    GuidedTraining,
+    Learner,
+    Naive,
+    Scheme,
+    Supervised,
+    load_state,
+    state_of,
+    steered,
+)
 
 
 def rainy(seed: int, size: int = 24) -> Sample:
@@ -76,7 +87,7 @@ def test_each_scheme_overfits_one_sample_to_30_db(name: str) -> None:
 
 
 def test_guided_training_cuts_the_restoration_loss_off_the_guide() -> None:
-    """θ moves exactly as if the guide were trained alone on g: with an observation-fed guide, g does not depend on ω."""
+    """θ moves exactly as if the guide were trained alone on g: fed by the observation, its g does not depend on ω."""
     together, alone = guided(), guided()
     scheme = GuidedTraining(together, l1, learner(together.guide), learner(together.net))
     only_guide = learner(alone.guide)
@@ -157,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_training_before_it_spoils_the_weights()
     scheme = Supervised(restorer, l1, learner(restorer))
     before = values(restorer)
     broken = rainy(0)
-    with pytest.raises(FloatingPointError, match="learning rate"):
+    with pytest.raises(Diverged, match="learning_rate"):
         scheme.step([broken._replace(clean=broken.clean * float("nan"))])
     assert same(before, values(restorer))
 

@@ -1,0 +1,237 @@
+"""The loop: goes on as if it had never stopped, averages, reports, listens."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twofold.contracts import RAIN_REGION, Sample, TwofoldError, WeightsError
+from twofold.losses import l1
+from twofold.nets.guide import Guide
+from twofold.nets.unet import UNet
+from twofold.restorers.guided import Guided, Plain
+from twofold.train import checkpoint
+from twofold.train.loop import Average, JsonLines, Run, fit, validated
+from twofold.train.schemes import Frozen, GuidedTraining, Learner, Naive, Scheme, Supervised
+
+
+def sample(seed: int) -> Sample:
+    clean, streaks = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Sample(clean, clean + 0.2 * streaks, (streaks[:, :1] > 0.5).float())
+
+
+def batches(turn: int) -> tuple[Sequence[Sample], ...]:
+    return [sample(2 * turn)], [sample(2 * turn + 1)]
+
+
+def last(turn: int) -> tuple[Sequence[Sample], ...]:
+    return batches(turn)[1:]
+
+
+def guided(seed: int = 0, width: int = 8) -> Guided:
+    torch.manual_seed(seed)
+    return Guided(Guide(RAIN_REGION, width=4), UNet(guidance=1, widths=(width,), blocks=(1,)))
+
+
+def learner(module: nn.Module) -> Learner:
+    return Learner(
+        module.parameters(),
+        lambda parameters: torch.optim.Adam(parameters, 1e-2),
+        schedule=lambda n: 1 / (1 + n),
+        clip=0.1,
+    )
+
+
+def build(kind: str, seed: int = 0) -> tuple[Scheme, bool]:
+    """A scheme, and whether it takes two draws."""
+    one = guided(seed)
+    if kind == "guided":
+        return GuidedTraining(one, l1, learner(one.guide), learner(one.net), steering=0.5), True
+    if kind == "frozen":
+        return Frozen(one, l1, learner(one.guide), learner(one.net), pretraining=4), True
+    if kind == "naive":
+        return Naive(one, l1, learner(one)), False
+    return Supervised(one, l1, learner(one)), False
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Turns:
+    """A report that remembers, and stops the run at a turn as Ctrl-C would."""
+
+    def __init__(self, stop: int = -1) -> None:
+        self.stop = stop
+        self.done: list[int] = []
+        self.scores: dict[int, dict[str, float]] = {}
+
+    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        self.done.append(done)
+        if done == self.stop:
+            signal.raise_signal(signal.SIGINT)
+
+    def validated(self, done: int, scores: dict[str, float]) -> None:
+        self.scores[done] = scores
+
+
+@pytest.mark.parametrize("kind", ["supervised", "guided", "naive", "frozen"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    whole, two = build(kind)
+    draws = batches if two else last
+    average = Average.of(whole.restorer, 0.9)
+    fit(whole, draws, until=7, run=Run(tmp_path / "whole"), average=average)
+
+    first, _ = build(kind)
+    interrupted = Turns(stop=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            first,
+            draws,
+            until=7,
+            run=Run(tmp_path / "part"),
+            average=Average.of(first.restorer, 0.9),
+            reports=[interrupted],
+        )
+    assert interrupted.done == [1, 2, 3]
+    second, _ = build(kind, seed=5)  # other weights, which the state replaces
+    resumed, second_average = Turns(), Average.of(second.restorer, 0.9)
+    fit(second, draws, until=7, run=Run(tmp_path / "part"), average=second_average, reports=[resumed])
+    assert resumed.done == [4, 5, 6, 7]
+    assert same(whole.restorer.state_dict(), second.restorer.state_dict())
+    assert same(average.parameters, second_average.parameters)
+    ends = [checkpoint.read(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
+    for end in ends:
+        end.pop("seconds")
+    assert repr(ends[0]) == repr(ends[1])
+
+
+def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    scheme, _ = build("supervised")
+    with pytest.raises(KeyboardInterrupt):
+        fit(scheme, last, until=9, run=Run(tmp_path), reports=[Turns(stop=2)])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_average_lags_behind_and_is_what_is_validated(tmp_path: Path) -> None:
+    scheme, _ = build("supervised")
+    average = Average.of(scheme.restorer, 0.5)
+    expected = {name: value.clone() for name, value in scheme.restorer.state_dict().items()}
+    seen: list[dict[str, Tensor]] = []
+
+    def validate(done: int) -> dict[str, float]:
+        assert not scheme.restorer.training
+        assert not torch.is_grad_enabled()
+        seen.append({name: value.clone() for name, value in scheme.restorer.state_dict().items()})
+        return {"psnr": float(done)}
+
+    for turn in range(1, 5):
+        fit(scheme, last, until=turn, run=Run(tmp_path, minutes=0, epoch=1), average=average, validate=validate)
+        own = scheme.restorer.state_dict()
+        decay = min(0.5, (1 + turn) / (10 + turn))
+        for name in expected:
+            expected[name] = decay * expected[name] + (1 - decay) * own[name]
+            torch.testing.assert_close(seen[-1][name], expected[name])
+        assert same(seen[-1], average.parameters)
+        assert not same(seen[-1], dict(own))
+        assert scheme.restorer.training
+
+
+def test_a_buffer_that_counts_is_not_averaged() -> None:
+    norm = nn.BatchNorm2d(2)
+    average = Average.of(norm, 0.5)
+    norm(torch.rand(1, 2, 3, 3))
+    average.follow(norm, 1)
+    with average.applied_to(norm):
+        assert norm.num_batches_tracked == 1
+
+
+def test_validation_comes_at_the_end_of_every_epoch_and_of_the_run(tmp_path: Path) -> None:
+    scheme, _ = build("supervised")
+    report = Turns()
+    fit(
+        scheme, last, until=7, run=Run(tmp_path, epoch=3), reports=[report], validate=lambda done: {"psnr": float(done)}
+    )
+    assert report.scores == {3: {"psnr": 3.0}, 6: {"psnr": 6.0}, 7: {"psnr": 7.0}}
+
+
+def test_the_module_has_its_own_weights_again_when_validation_fails() -> None:
+    scheme, _ = build("supervised")
+    average = Average.of(scheme.restorer, 0.5)
+    for value in average.parameters.values():
+        value.zero_()
+    own = {name: value.clone() for name, value in scheme.restorer.state_dict().items()}
+
+    def fail(done: int) -> dict[str, float]:
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        validated(scheme, average, fail, 1)
+    assert same(own, dict(scheme.restorer.state_dict()))
+
+
+def test_only_the_first_rank_writes(tmp_path: Path) -> None:
+    scheme, _ = build("supervised")
+    fit(scheme, last, until=2, run=Run(tmp_path / "run", main=False))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_of_another_model_scheme_or_average_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    scheme, _ = build("supervised")
+    fit(scheme, last, until=1, run=run)
+    wider = guided(width=16)
+    with pytest.raises(WeightsError, match="another model or scheme"):
+        fit(Supervised(wider, l1, learner(wider)), last, until=2, run=run)
+    plain = Plain(UNet(widths=(8,), blocks=(1,)))
+    with pytest.raises(WeightsError, match="another model or scheme"):
+        fit(Supervised(plain, l1, learner(plain)), last, until=2, run=run)
+    with pytest.raises(WeightsError, match="another model or scheme"):
+        fit(scheme, last, until=2, run=run, average=Average.of(scheme.restorer, 0.5))
+    fit(build("guided")[0], batches, until=1, run=Run(tmp_path / "guided"))
+    with pytest.raises(WeightsError, match="another model or scheme"):
+        fit(scheme, last, until=2, run=Run(tmp_path / "guided"))
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TwofoldError, match="cannot write"):
+        fit(build("supervised")[0], last, until=1, run=Run(tmp_path / "file"))
+
+
+def test_a_half_written_state_of_a_killed_run_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".state.safetensors.abc").write_bytes(b"half")
+    fit(build("supervised")[0], last, until=1, run=Run(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_the_log_of_a_resumed_run_has_every_turn_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    first = JsonLines(path, every=2)
+    for done in range(1, 8):
+        first.turn(done, 10, {"loss": 0.5}, 3.0)
+    first.validated(7, {"psnr": 30.0})
+    with path.open("a") as file:
+        file.write('{"turn": 8, "lo')  # killed while writing; the state is that of turn 4
+    second = JsonLines(path, every=2)
+    for done in range(5, 11):
+        second.turn(done, 10, {"loss": 0.25}, 3.0)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["turn"], line["loss"]) for line in lines] == [(2, 0.5), (4, 0.5), (6, 0.25), (8, 0.25), (10, 0.25)]
+
+
+def test_a_thread_may_train_too(tmp_path: Path) -> None:
+    import threading
+
+    scheme, _ = build("supervised")
+    thread = threading.Thread(target=fit, args=(scheme, last), kwargs={"until": 1, "run": Run(tmp_path)})
+    thread.start()
+    thread.join()
+    assert checkpoint.read(tmp_path / "state.safetensors")["done"] == 1
