@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -180,6 +181,7 @@ def command(
         if sample.known is not None:
             keep(kernels.get(job), sample.known / sample.known.max(), **plain)
         keep(job.target, sample.observed)
+        psnr = float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean))
         return {
             "input": str(job.source),
             "output": str(job.target),
@@ -187,7 +189,7 @@ def command(
             "seed": seed,
             "guidance": chosen.map,
             "guidance_mean": round(float(sample.guidance.mean()), 5),
-            "psnr": round(float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean)), 3),
+            "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small picture may catch no drop of rain
             "width": width,
             "height": height,
             "seconds": round(time.perf_counter() - started, 3),
