@@ -221,19 +221,18 @@ def _key(network: nn.Module, given: tuple[Tensor, ...]) -> str:
     shapes = [(name, tuple(weight.shape)) for name, weight in network.state_dict().items()]
     fingerprint = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()[:16]
     sizes = "+".join(f"{x.shape[1]}c2^{(x.shape[0] * x.shape[2] * x.shape[3]).bit_length()}" for x in given)
-    device = torch.cuda.get_device_name(given[0].device) if given[0].is_cuda else _processor()
+    device = torch.cuda.get_device_name(given[0].device) if given[0].is_cuda else processor()
     return f"torch {torch.__version__} | {device} | {torch.get_num_threads()} threads | {fingerprint} | {sizes}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name and a digest of what it can do, since one name covers several kinds of virtual machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    abilities = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[
-        :8
-    ]  # one name, several kinds of virtual machine
+    abilities = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
     return f"{facts.get('model name', platform.machine())} {abilities}"
 
 
