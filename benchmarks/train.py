@@ -1,0 +1,210 @@
+"""How much faster a guided training step is than the plain loop one would write first, and whether it learns as well.
+
+Ours: what `twofold train` runs (channels-last, bf16 autocast, separable SSIM, one gradient call, huge pages). Plain:
+the same networks contiguous in float32, `backward()`, an SSIM of ordinary 11x11 windows, torch's own allocator. One
+thread, CPU time, the two in processes of their own that take turns; the least of all rounds counts.
+
+    python benchmarks/train.py --json benchmarks/results/train.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import Tensor
+
+from twofold.contracts import Sample
+from twofold.data.batches import Batches
+from twofold.data.crops import CropCache
+from twofold.data.sources import PairCrops
+from twofold.degrade.additive import RainStreaks, quantised, rain_region
+from twofold.evaluate import interval
+from twofold.files import write_text
+from twofold.metrics import psnr
+from twofold.restorers.guided import Guided
+from twofold.train import recipe as recipes
+from twofold.train.run import build_scheme, machine_of
+
+WINDOW = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+WINDOW = (WINDOW[:, None] * WINDOW).div(WINDOW.sum() ** 2).expand(3, 1, 11, 11)
+CASES = {
+    "derain": ["data.batch=8"],
+    "paper-a-rain100h": ["data.batch=2", "precision=bf16"],
+}
+"""Recipes that are timed, with changes. The paper's batch of 18 needs more memory than a small machine has."""
+
+
+def plain_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Five 2-D windows per channel, as most programs have it."""
+
+    def mean(image: Tensor) -> Tensor:
+        return F.conv2d(image, WINDOW, padding=5, groups=3)
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    return (((2 * mx * my + 1e-4) * (2 * cxy + 9e-4)) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))).mean()
+
+
+def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sample], None]:
+    """Algorithm 1 as one would write it first."""
+    weights = recipe.loss
+    halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
+    theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
+
+    def step(known_cause: Sample, sample: Sample) -> None:
+        theta.zero_grad()
+        F.mse_loss(restorer.guide(known_cause.observed), known_cause.guidance).backward()
+        theta.step()
+        omega.zero_grad()
+        restored = restorer.net(sample.observed, restorer.guide(sample.observed).detach())
+        loss = weights.get("l1", 0.0) * F.l1_loss(restored, sample.clean)
+        (loss - weights.get("negative_ssim", 0.0) * plain_ssim(restored, sample.clean)).backward()
+        if recipe.optimizer.clip:
+            torch.nn.utils.clip_grad_norm_(restorer.net.parameters(), recipe.optimizer.clip)
+        omega.step()
+
+    return step
+
+
+def step_of(way: str, recipe: recipes.Recipe) -> tuple[Guided, Callable[[Sample, Sample], None]]:
+    torch.manual_seed(recipe.seed)
+    restorer = recipe.model.build()
+    assert isinstance(restorer, Guided)
+    if way == "plain":
+        return restorer, plain_step(recipe, restorer)
+    machine, place, _ = machine_of(recipe.precision, "cpu")
+    scheme = build_scheme(recipe, restorer.to(place, memory_format=torch.channels_last), machine)  # type: ignore[call-overload]
+
+    def step(known_cause: Sample, sample: Sample) -> None:
+        scheme.step([known_cause], [sample])
+
+    return restorer, step
+
+
+def in_layout(way: str, sample: Sample) -> Sample:
+    kept = torch.contiguous_format if way == "plain" else torch.channels_last
+    return Sample(*(part if part is None else part.contiguous(memory_format=kept) for part in sample))
+
+
+def worker(way: str, case: str) -> None:
+    """A step for every line that comes in; its CPU seconds go out."""
+    torch.set_num_threads(1)
+    recipe = recipes.read(case, CASES[case])
+    _, step = step_of(way, recipe)
+    clean, observed = torch.rand(2, recipe.data.batch, 3, recipe.data.crop, recipe.data.crop)
+    sample = in_layout(way, Sample(clean, observed, (clean[:, :1] > 0.5).float()))
+    for _ in sys.stdin:
+        began = time.process_time()
+        step(sample, sample)
+        print(time.process_time() - began, flush=True)
+
+
+def timed(case: str, rounds: int) -> dict[str, float]:
+    workers = {}
+    for way in ("ours", "plain"):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": str(int(way == "ours"))}
+        said = [sys.executable, __file__, "--worker", way, "--case", case]
+        workers[way] = subprocess.Popen(
+            said, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1
+        )
+    seconds: dict[str, list[float]] = {way: [] for way in workers}
+    for _ in range(rounds + 2):
+        for way, process in workers.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print("step", file=process.stdin, flush=True)
+            seconds[way].append(float(process.stdout.readline()))
+    for process in workers.values():
+        process.communicate()
+    best = {f"{way}_seconds": round(min(times[2:]), 4) for way, times in seconds.items()}  # two to warm up
+    return {**best, "speedup": round(best["plain_seconds"] / best["ours_seconds"], 2)}
+
+
+def rained(photos: list[Any], seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Bytes of photographs in drawn rain, and of themselves."""
+    generator, observed, clean = torch.Generator().manual_seed(seed), [], []
+    for photo in photos:
+        picture = torch.from_numpy(photo.copy())[..., :3].permute(2, 0, 1)[None] / 255
+        sample = RainStreaks()(picture, generator)
+        for kept, image in ((observed, sample.observed), (clean, sample.clean)):
+            kept.append((quantised(image)[0] * 255).round().to(torch.uint8))
+    return observed, clean
+
+
+def learned(turns: int, seeds: int) -> dict[str, Any]:
+    """PSNR of a small network on other photographs after equal turns on equal crops."""
+    train = rained([data.astronaut(), data.coffee(), data.rocket()], 0)
+    seen, true = rained(
+        [data.chelsea()[:256, :256], data.cat()[:256, :256], data.immunohistochemistry()[:256, :256]], 1
+    )
+    changes = ["model.net={kind: unet, widths: [16, 32], blocks: [1, 1]}", f"turns={turns}", "schedule.warmup=0"]
+    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    for seed in range(seeds):
+        for way, values in found.items():
+            # a constant rate in both: the plain loop has no schedule
+            recipe = recipes.read("derain", [*changes, f"seed={seed}", "scheme.steering=0.0", "schedule.kind=constant"])
+            restorer, step = step_of(way, recipe)
+            source = PairCrops(CropCache(train[0]), CropCache(train[1]), 48, rain_region)
+            batches = Batches(source, 8, seed=seed, ahead=False)
+            for n in range(turns):
+                step(in_layout(way, batches(2 * n)), in_layout(way, batches(2 * n + 1)))
+            scores = []
+            with torch.no_grad():
+                for observed, clean in zip(seen, true, strict=True):
+                    restored = restorer((observed / 255)[None]).image.clamp(0, 1)
+                    scores.append(psnr(restored, (clean / 255)[None]).item())
+            values.append(sum(scores) / len(scores))
+    differences = [a - b for a, b in zip(found["ours"], found["plain"], strict=True)]
+    return {
+        "turns": turns,
+        "psnr_ours": [round(value, 3) for value in found["ours"]],
+        "psnr_plain": [round(value, 3) for value in found["plain"]],
+        "difference": round(sum(differences) / seeds, 4),
+        "difference_interval": [round(end, 4) for end in interval(differences) or ()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.worker:
+        worker(asked.worker, asked.case)
+        return
+    torch.set_num_threads(1)
+    steps = {case: timed(case, asked.rounds) for case in CASES}
+    quality = learned(asked.turns, asked.seeds)
+    result = {
+        "summary": {
+            "step_speedup": steps["derain"]["speedup"],
+            "step_speedup_prenet": steps["paper-a-rain100h"]["speedup"],
+            "psnr_change": quality["difference"],
+        },
+        "steps": {case: {**facts, "changes": CASES[case]} for case, facts in steps.items()},
+        "learning": quality,
+        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}",
+    }
+    print(json.dumps(result, indent=1))
+    if asked.json:
+        write_text(asked.json, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
