@@ -22,7 +22,7 @@ from twofold.contracts import ImageError, TwofoldError, WeightsError
 
 @pytest.fixture(scope="module")
 def model(guided_model: Path) -> api.Model:
-    return twofold.load(guided_model)
+    return twofold.load(guided_model, fast=False)
 
 
 def colours(height: int = 12, width: int = 17, *, channels: int = 3) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_a_guide_that_looks_at_every_stage_is_steered_too(tmp_path: Path) -> Non
     spec = zoo.GuidedSpec(
         guidance="rain_region", guide=zoo.GuideSpec(width=4, stage=True), net=zoo.PReNetSpec(recurrences=2, width=4)
     )
-    model = twofold.load(untrained(spec, tmp_path / "stage.safetensors"))
+    model = twofold.load(untrained(spec, tmp_path / "stage.safetensors"), fast=False)
     assert torch.equal(model(colours(), strength=0).guidance, torch.zeros(1, 1, 12, 17))  # type: ignore[arg-type]
     zeros = model(colours(), guidance=0.0)
     assert torch.allclose(model(colours(), strength=0).image, zeros.image, atol=1e-6)
@@ -240,7 +240,8 @@ def test_a_device_that_is_not_there_is_refused(guided_model: Path, device: str) 
 
 
 def test_a_model_may_be_named_at_once(guided_model: Path, model: api.Model) -> None:
-    assert torch.equal(twofold.restore(colours(), guided_model).image, model(colours()).image)
+    restored = twofold.restore(colours(), guided_model).image
+    assert (restored - model(colours()).image).square().mean().sqrt() < 0.5 / 255  # type: ignore[operator]
     with pytest.raises(WeightsError, match="unknown model"):
         twofold.restore(colours(), "rain-be-gone")
 

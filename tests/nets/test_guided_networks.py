@@ -70,6 +70,17 @@ def test_no_pixel_looks_further_than_the_halo(network: nn.Module, inputs: int, s
     assert network.halo <= seen + 6, "a halo much wider than needed wastes work"
 
 
+def test_a_stage_guide_widens_the_halo_at_every_stage() -> None:
+    restorer = shaken(Guided(Guide(RAIN_REGION, width=4, stage=True), PReNet(guidance=1, recurrences=2, width=4)))
+    size, middle = 121, 60
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    restored = restorer(x)
+    (restored.image[0, :, middle, middle].sum() + restored.guidance[0, :, middle, middle].sum()).backward()
+    assert x.grad is not None
+    seen = int((x.grad.abs().sum((0, 1, 2)).nonzero().flatten() - middle).abs().max())
+    assert restorer.halo - 6 <= seen <= restorer.halo
+
+
 def test_prenet_equals_the_published_network_with_separate_gates() -> None:
     generator = torch.Generator().manual_seed(3)
     net = PReNet(recurrences=2).double()

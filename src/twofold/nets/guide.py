@@ -1,16 +1,26 @@
 """The proxy network of hyper-guidance: it looks at the spoilt picture and draws the map that steers the restoration.
 
-Gao et al. 2022, §3.2 and Fig. 1: four 3×3 convolutions, ReLU between them. The width is not printed; 32 is that of the noise
-estimator the paper cites.
+Gao et al. 2022, §3.2 and Fig. 1: four 3×3 convolutions, ReLU between them. The width is not printed; 32 is that of the
+noise estimator the paper cites.
 """
 
 from __future__ import annotations
+
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import GuidanceKind
+
+
+def is_drawn(guidance: object) -> bool:
+    """Whether a guidance is a function `(observed, current) -> map` rather than a map.
+
+    `callable` will not do: it is also true of the stand-ins with which torch.fx traces a network.
+    """
+    return isinstance(guidance, FunctionType | nn.Module)
 
 
 class Guide(nn.Module):

@@ -1,4 +1,4 @@
-"""PReNet (Ren et al., CVPR 2019): one small residual network run several times, with a convolutional LSTM as its memory.
+"""PReNet (Ren et al., CVPR 2019): one small residual network run several times, a convolutional LSTM as its memory.
 
 The four gates are one convolution here; the arithmetic and the number of parameters are those of the published network.
 """
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twofold.nets.guide import is_drawn
+
 Guidance = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class PReNet(nn.Module):
     """observed `(B, C, H, W)` and guidance `(B, G, H, W)` → restored `(B, C, H, W)`, not clamped.
 
-    168,963 parameters for RGB, 169,251 with one guidance channel. `recurrences` may be changed after training: fewer are
-    faster, and each costs 13 pixels of halo. Guidance may be a function `(observed, current) -> map`, asked at each recurrence.
+    168,963 parameters for RGB, 169,251 with one guidance channel. `recurrences` may be changed after training: fewer
+    are faster, and each costs 13 pixels of halo. Guidance may be a function `(observed, current) -> map`, asked at each
+    recurrence.
     """
 
     multiple = 1
@@ -30,7 +33,8 @@ class PReNet(nn.Module):
         self.head = nn.Conv2d(2 * channels + guidance, width, 3, padding=1)
         self.gates = nn.Conv2d(2 * width, 4 * width, 3, padding=1)  # input, forget, cell, output
         self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)]) for _ in range(5)
+            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)])
+            for _ in range(5)
         )
         self.tail = nn.Conv2d(width, channels, 3, padding=1)
 
@@ -46,7 +50,7 @@ class PReNet(nn.Module):
             if self.guidance:
                 if guidance is None:
                     raise TypeError("this PReNet was built with guidance: pass a map or a function that draws it")
-                seen.append(guidance(observed, current) if callable(guidance) else guidance)
+                seen.append(guidance(observed, current) if is_drawn(guidance) else guidance)
             x = F.relu(self.head(torch.cat(seen, 1)))
             if hidden is None or memory is None:
                 hidden = memory = torch.zeros_like(x)

@@ -1,12 +1,13 @@
 """A U-Net of residual blocks without normalisation: the fast workhorse of the shipped models.
 
-Three dense convolution scales (Ronneberger et al. 2015) with additive skips. Nothing in it is global, so a picture can be cut
-into tiles with a halo and gives the same result.
+Dense convolutions at several scales (Ronneberger et al. 2015) with additive skips. Nothing in it is global, so a picture
+can be cut into tiles with a halo and gives the same result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ class Residual(nn.Module):
 class UNet(nn.Module):
     """observed `(B, C, H, W)` and guidance `(B, G, H, W)` → restored `(B, C, H, W)` = observed + what the network adds.
 
-    widths: channels at full, half, quarter … resolution. blocks: residual blocks on the way down, at each scale; the way up
-    mirrors them, except at the lowest scale, which is passed once. Sides must be multiples of `2 ** (len(widths) - 1)`.
+    widths: channels at full, half, quarter … resolution. blocks: residual blocks on the way down, at each scale; the
+    way up mirrors them, except at the lowest scale, which is passed once. Sides must be multiples of
+    `2 ** (len(widths) - 1)`.
     """
 
     def __init__(
@@ -48,14 +50,14 @@ class UNet(nn.Module):
             raise ValueError(f"expected as many widths as blocks, got {len(widths)} and {len(blocks)}")
         self.guidance = guidance
         self.multiple = 2 ** (len(widths) - 1)
-        # a block at scale s reaches 2·2^s pixels; each is passed twice but for the lowest; changes of scale cost one cell
+        # a block at scale s reaches 2·2^s pixels, all but the lowest are passed twice; a change of scale costs one cell
         reach = sum((2 if s < len(widths) - 1 else 1) * n * 2 * 2**s for s, n in enumerate(blocks))
         self.halo = 2 + reach + self.multiple
         self.head = nn.Conv2d(channels + guidance, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths, blocks, strict=True)
         )
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up_blocks = nn.ModuleList(

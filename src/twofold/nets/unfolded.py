@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from twofold.contracts import ImageError
 from twofold.nets.denoiser import Denoiser
 from twofold.nets.fourier import Border, BoundaryAdjustment, crop, full_precision, inverse_step, margin, psf2otf
+from twofold.nets.guide import is_drawn
 
 # The weight of the prior at its start, in units of the noise variance: the denoised picture deserves more trust each
 # time.
@@ -108,7 +109,7 @@ class UnfoldedDeconvolution(nn.Module):
         otf = psf2otf(known, (extended.shape[-2], extended.shape[-1]))
         estimate = observed
         for stage in range(self.stages):
-            noise = guidance(observed, estimate) if callable(guidance) else guidance
+            noise = guidance(observed, estimate) if is_drawn(guidance) else guidance
             with torch.autocast(observed.device.type, enabled=False):
                 rho = self.rho(noise, observed)[:, stage, None, None, None]
                 if stage > 0:

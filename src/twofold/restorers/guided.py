@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from twofold.contracts import GuidanceKind, Restored
-from twofold.nets.guide import Guide
+from twofold.nets.guide import Guide, is_drawn
 
 
 class Guided(nn.Module):
     """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, known)` → restored.
 
-    A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the stage
-    kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
+    A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the
+    stage kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
     """
 
     def __init__(self, guide: Guide, net: nn.Module) -> None:
@@ -28,7 +29,11 @@ class Guided(nn.Module):
 
     @property
     def halo(self) -> int | None:
-        return None if self.net.halo is None else self.net.halo + self.guide.halo  # type: ignore[operator, return-value]
+        if self.net.halo is None:
+            return None
+        # a guide that sees the current estimate looks further at each stage, and once more for the map returned
+        times = 1 + self.net.recurrences if self.guide.stage else 1  # type: ignore[operator]
+        return self.net.halo + self.guide.halo * times  # type: ignore[operator, return-value]
 
     @property
     def multiple(self) -> int:
@@ -44,7 +49,8 @@ class Guided(nn.Module):
         if guidance is None:
             guidance = self.guide if self.guide.stage else self.guide(observed)
         image = self.net(observed, guidance) if known is None else self.net(observed, guidance, known)
-        return Restored(image, guidance(observed, image) if callable(guidance) else guidance)
+        drawn: Any = guidance
+        return Restored(image, drawn(observed, image) if is_drawn(drawn) else drawn)
 
 
 class Plain(nn.Module):
