@@ -45,7 +45,7 @@ def command(
         raise ConfigError(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
     size = tile_size(tile)
     pairs = find_pairs(data, observed=observed, clean=clean)[::every]
-    loaded = api.load(model, device=device)
+    loaded = api.load(model, device=device, fast=False)  # a number should not depend on the machine
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
             lambda image: Restored(loaded(image, tile=size).image),

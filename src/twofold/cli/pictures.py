@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,3 +207,8 @@ def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, ski
                 break
             show(number + 1)
     return outcome
+
+
+def cache_folder() -> Path:
+    """Where this machine's answers are remembered: $XDG_CACHE_HOME/twofold, or ~/.cache/twofold."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, jobs, save, tile_size
+from twofold.cli.pictures import FORMATS, Job, Step, beside, cache_folder, check_places, each, jobs, save, tile_size
 from twofold.contracts import TwofoldError
 
 
@@ -61,7 +61,7 @@ def command(
     given = _given(work, guidance)
     from twofold import api
 
-    loaded = api.load(model, device=device)
+    loaded = api.load(model, device=device, cache=cache_folder())
     kind = loaded.kind
     api.check_strength(strength, kind)
     if kind is None and (maps or given):

@@ -6,7 +6,9 @@ noise estimator the paper cites.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,11 @@ from torch.nn import functional as F
 
 from twofold.contracts import GuidanceKind
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
-def is_drawn(guidance: object) -> bool:
+
+def is_drawn(guidance: object) -> TypeIs[Callable[[Tensor, Tensor], Tensor]]:
     """Whether a guidance is a function `(observed, current) -> map` rather than a map.
 
     `callable` will not do: it is also true of the stand-ins with which torch.fx traces a network.

@@ -6,6 +6,7 @@ The four gates are one convolution here; the arithmetic and the number of parame
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class PReNet(nn.Module):
         return 13 * self.recurrences  # head, gates, ten block convolutions, tail
 
     def forward(self, observed: Tensor, guidance: Guidance | None = None) -> Tensor:
+        blocks: Any = self.blocks
         current = observed
         memory = hidden = None
         for _ in range(self.recurrences):
@@ -57,7 +59,7 @@ class PReNet(nn.Module):
             i, f, g, o = self.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
             memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
             x = hidden = torch.sigmoid(o) * torch.tanh(memory)
-            for first, second in self.blocks:  # type: ignore[misc]
+            for first, second in blocks:
                 x = F.relu(F.relu(second(F.relu(first(x)))) + x)
             current = self.tail(x) + observed
         return current

@@ -1,7 +1,7 @@
 """A U-Net of residual blocks without normalisation: the fast workhorse of the shipped models.
 
-Dense convolutions at several scales (Ronneberger et al. 2015) with additive skips. Nothing in it is global, so a picture
-can be cut into tiles with a halo and gives the same result.
+Dense convolutions at several scales (Ronneberger et al. 2015) with additive skips. Nothing in it is global, so a
+picture can be cut into tiles with a halo and gives the same result.
 """
 
 from __future__ import annotations

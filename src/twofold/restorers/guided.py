@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -49,8 +48,7 @@ class Guided(nn.Module):
         if guidance is None:
             guidance = self.guide if self.guide.stage else self.guide(observed)
         image = self.net(observed, guidance) if known is None else self.net(observed, guidance, known)
-        drawn: Any = guidance
-        return Restored(image, drawn(observed, image) if is_drawn(drawn) else drawn)
+        return Restored(image, guidance(observed, image) if is_drawn(guidance) else guidance)
 
 
 class Plain(nn.Module):
