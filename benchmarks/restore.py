@@ -4,8 +4,9 @@
 
 FOLDER holds a checkout of github.com/csdwren/PReNet, whose code and weights are under its own terms and stay there.
 Without it, the same arithmetic in the official layout (four convolutions for the gates, plain layout, float32) and
-random weights stand in, and the change in PSNR is left out. Every variant lives in a process of its own, so that each has
-its allocator; they take turns, and the best round counts. CPU seconds of one thread are disturbed least by other work.
+random weights stand in, and the change in PSNR is left out. Every variant lives in a process of its own, so that each
+has its allocator; they take turns, and the best round counts. CPU seconds of one thread are disturbed least by other
+work; run it on a quiet machine all the same.
 """
 
 from __future__ import annotations
