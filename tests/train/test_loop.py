@@ -227,6 +227,15 @@ def test_the_log_of_a_resumed_run_has_every_turn_once(tmp_path: Path) -> None:
     assert [(line["turn"], line["loss"]) for line in lines] == [(2, 0.5), (4, 0.5), (6, 0.25), (8, 0.25), (10, 0.25)]
 
 
+def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "folder" / "log.jsonl", every=1)
+    log.turn(1, 2, {"loss": 0.5}, 3.0)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(TwofoldError, match=r"cannot write .*log\.jsonl: Is a directory"):
+        log.turn(2, 2, {"loss": 0.5}, 3.0)
+
+
 def test_a_thread_may_train_too(tmp_path: Path) -> None:
     import threading
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from twofold.contracts import Sample, WeightsError
+from twofold.contracts import Sample, TwofoldError, WeightsError
 from twofold.files import write_text
 from twofold.train import checkpoint
 from twofold.train.schemes import Scheme, load_state, state_of
@@ -188,6 +188,15 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, floa
         ) from error
 
 
+@contextmanager
+def telling_what_cannot_be_written(path: Path) -> Iterator[None]:
+    """A full disk is a fact for the user, not for a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 class JsonLines:
     """Appends one JSON line a report to `path`: turn, losses, images/s; and every validation.
 
@@ -201,7 +210,7 @@ class JsonLines:
         self.begun = False
 
     def _append(self, **facts: Any) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with telling_what_cannot_be_written(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
@@ -239,13 +248,14 @@ class Board:
         self.writer: Any = None
 
     def _show(self, done: int, facts: dict[str, float]) -> None:
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        with telling_what_cannot_be_written(self.folder):
+            if self.writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(self.folder, purge_step=done)
-        for name, value in facts.items():
-            self.writer.add_scalar(name, value, done)
-        self.writer.flush()  # what waits in its queue dies with the process
+                self.writer = SummaryWriter(self.folder, purge_step=done)
+            for name, value in facts.items():
+                self.writer.add_scalar(name, value, done)
+            self.writer.flush()  # what waits in its queue dies with the process
 
     def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:
