@@ -1,0 +1,253 @@
+"""Deblurring when nobody knows the kernel: it is estimated from the picture, then any restorer that takes a kernel
+does the rest.
+
+From coarse to fine, in turn: a picture with few edges (gradients counted, not weighed: Xu, Zheng and Jia 2013; Pan et
+al. 2014), and the kernel that turns its edges into those of the observed picture. Pixels the model cannot explain,
+such as clipped lights, and everything beyond the border, are replaced by what the model predicts there, which is how
+outliers lose their weight (in the spirit of Pan et al. 2016). The picture of edges is thrown away in the end; the
+kernel is the result.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import scipy.ndimage
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from twofold.contracts import ImageError, Restored, Restorer, check_images
+from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
+from twofold.restorers.classical import HyperLaplacian, derivatives
+
+SCALE_STEP = math.sqrt(2)
+SMALLEST_KERNEL = 5
+STIFFEST = 1e3  # of the half-quadratic penalty; stiffer costs time and changes no kernel
+CLIPPED = 0.99
+
+
+@dataclass(frozen=True)
+class KernelEstimate:
+    """kernel `(1, 1, h, w)`, odd-sided, summing to 1, its centre of mass in the middle.
+
+    confidence: in [0, 1], how alike the kernels are that two halves of the picture ask for on their own (largest
+    normalised cross-correlation). Low means that the blur differs over the picture, that there are too few edges, or
+    that the search went astray; high does not prove the kernel right.
+    """
+
+    kernel: Tensor
+    confidence: float
+
+
+@dataclass(frozen=True)
+class KernelSearch:
+    """observed `(1, C, H, W)` → `KernelEstimate`. One kernel for the whole picture: camera shake, not things that move.
+
+    size: a side that surely holds the kernel, odd; far too large a hint costs time and robustness. edges: how many
+    gradients the auxiliary picture may have at first; smaller keeps more. smooth: weight of the kernel's square,
+    against noise in it. rounds: of picture and kernel a scale. window: only the middle of larger pictures is looked
+    at, in pixels a side.
+    """
+
+    size: int = 31
+    edges: float = 3e-2
+    smooth: float = 0.02
+    rounds: int = 5
+    window: int = 512
+
+    def __post_init__(self) -> None:
+        if self.size < 3 or self.size % 2 == 0:
+            raise ImageError(f"kernel size: expected an odd number from 3, got {self.size}")
+
+    def __call__(self, observed: Tensor) -> KernelEstimate:
+        grey = full_precision(check_images(observed)).mean(1, keepdim=True)
+        if len(grey) != 1:
+            raise ImageError(f"observed: kernels are estimated from one picture at a time, got {len(grey)}")
+        if min(grey.shape[-2:]) < 4 * self.size:
+            raise ImageError(
+                f"observed: {grey.shape[-2]}x{grey.shape[-1]} is too small to find a kernel of {self.size} pixels in; "
+                "give a smaller size"
+            )
+        grey = crop(grey, max(0, (grey.shape[-2] - self.window) // 2), max(0, (grey.shape[-1] - self.window) // 2))
+        grey, valid = without_clipped(grey)
+        sizes = [self.size]
+        while sizes[-1] > SMALLEST_KERNEL:
+            sizes.append(max(SMALLEST_KERNEL, odd(sizes[-1] / SCALE_STEP)))
+        kernel = torch.zeros(1, 1, sizes[-1], sizes[-1]).to(grey)
+        middle = sizes[-1] // 2
+        kernel[..., middle, middle : middle + 2] = (
+            0.5  # a point would be a fixed point of the search: no blur explains all
+        )
+        edges = self.edges
+        for size in reversed(sizes):
+            factor = size / self.size
+            scaled, usable = grey, valid
+            if factor < 1:
+                scaled = F.interpolate(grey, scale_factor=factor, mode="bicubic", antialias=True, align_corners=False)
+                usable = (F.interpolate(valid, size=scaled.shape[-2:], mode="area") > 0.9).to(grey)
+            kernel = centre(tidy(F.interpolate(kernel, (size, size), mode="bicubic").clamp_min(0)))
+            for _ in range(self.rounds):
+                sharp, target = self._edges(scaled, usable, kernel, edges)
+                kernel = centre(tidy(fit_kernel(sharp, target, size, self.smooth)))
+                edges = max(edges / 1.1, 1e-4)  # first only the strongest edges, which are the surest
+        halves = torch.chunk(torch.arange(grey.shape[-1]), 2)
+        left, right = (
+            tidy(fit_kernel(sharp[..., columns], target[..., columns], self.size, self.smooth)) for columns in halves
+        )
+        return KernelEstimate(kernel, similarity(left, right))
+
+    def _edges(self, observed: Tensor, usable: Tensor, kernel: Tensor, edges: float) -> tuple[Tensor, Tensor]:
+        """The picture with few edges that the kernel blurs into the observed one, and that one without its outliers.
+
+        argmin ‖k * x − y‖² + edges ‖∇x‖₀ by half-quadratic splitting; both `(1, 1, H, W)`.
+        """
+        extended = image = EdgeTaper().extend(observed, kernel)
+        rows, columns = margin(extended, observed)
+        otf = psf2otf(kernel, (extended.shape[-2], extended.shape[-1]))
+        down, across = derivatives(extended)
+        power = otf.real**2 + otf.imag**2
+        rough = down.real**2 + down.imag**2 + across.real**2 + across.imag**2
+        inside = F.pad(usable, (columns, columns, rows, rows))
+        seen = F.pad(observed, (columns, columns, rows, rows))
+        penalty = 2 * edges
+        while penalty < STIFFEST:
+            spectrum = torch.fft.rfft2(image)
+            size = image.shape[-2:]
+            steps = [torch.fft.irfft2(spectrum * transfer, s=size) for transfer in (down, across)]
+            kept = steps[0] ** 2 + steps[1] ** 2 > edges / penalty
+            pull = sum(
+                transfer.conj() * torch.fft.rfft2(step * kept)
+                for transfer, step in zip((down, across), steps, strict=True)
+            )
+            blurred = otf.conj() * torch.fft.rfft2(extended)
+            image = torch.fft.irfft2((blurred + penalty * pull) / (power + penalty * rough + 1e-9), s=size)
+            predicted = convolve(image, otf)
+            trust = inside * reliability(seen - predicted, inside)
+            extended = trust * seen + (1 - trust) * predicted
+            penalty *= 2
+        return crop(image, rows, columns), crop(extended, rows, columns)
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A restorer that needs a kernel, made one that finds it. `report` is the `KernelEstimate`, or None if `known`
+    was given.
+
+    Every picture of a batch gets its own kernel; the report is then that of the last one.
+    """
+
+    restorer: Restorer = field(default_factory=HyperLaplacian)
+    search: KernelSearch = field(default_factory=KernelSearch)
+
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+        if known is not None:
+            return self.restorer(observed, guidance=guidance, known=known)
+        estimates = [self.search(picture[None]) for picture in observed]
+        kernels = torch.cat([estimate.kernel for estimate in estimates])
+        return self.restorer(observed, guidance=guidance, known=kernels)._replace(report=estimates[-1])
+
+
+def without_clipped(grey: Tensor) -> tuple[Tensor, Tensor]:
+    """Clipped pixels filled from their surroundings, and 1 where a pixel is not clipped, else 0: both `(1, 1, H, W)`.
+
+    Light beyond white breaks y = k * x, and its edges would be the strongest of all.
+    """
+    valid = (grey < CLIPPED).to(grey)
+    if not valid.any():  # a white picture: nothing is to be learned from it either way
+        valid = torch.ones_like(grey)
+    side = 2 * (min(grey.shape[-2:]) // 16) + 1
+    known = F.avg_pool2d(valid, side, 1, side // 2)
+    around = F.avg_pool2d(grey * valid, side, 1, side // 2) / known.clamp_min(1e-6)
+    filled = torch.where(known > 0, around, grey)
+    return torch.where(valid > 0, grey, filled), valid
+
+
+def reliability(residual: Tensor, inside: Tensor) -> Tensor:
+    """1 where the residual is usual for the picture, towards 0 where it is far out (Geman-McClure weights)."""
+    usual = residual.abs()[inside > 0].median() / 0.6745
+    return 1 / (1 + (residual / (6 * usual + 1e-3)) ** 2) ** 2
+
+
+def fit_kernel(sharp: Tensor, observed: Tensor, size: int, smooth: float) -> Tensor:
+    """argmin over k ≥ 0 of ‖k * ∇sharp − ∇observed‖² + smooth · ‖∇sharp‖² ‖k‖², k of `size`: `(1, 1, size, size)`.
+
+    The pictures enter through their correlations at shifts within the kernel alone, so the projected gradient steps
+    (FISTA, Beck and Teboulle 2009) cost the same for a picture of any size.
+    """
+    window, spectra = hann(sharp), []
+    for axis in (-2, -1):
+        cause = torch.fft.rfft2(window * (sharp - sharp.roll(1, axis)))
+        effect = torch.fft.rfft2(window * (observed - observed.roll(1, axis)))
+        spectra.append((cause.real**2 + cause.imag**2, cause.conj() * effect))
+    reach = size - 1  # largest shift between two places of a kernel
+    power = spectra[0][0] + spectra[1][0]
+    alike = torch.fft.irfft2(torch.complex(power, torch.zeros_like(power)), s=sharp.shape[-2:])
+    alike = alike.roll((reach, reach), (-2, -1))[..., : 2 * size - 1, : 2 * size - 1]
+    wanted = torch.fft.irfft2(spectra[0][1] + spectra[1][1], s=sharp.shape[-2:])
+    wanted = wanted.roll((size // 2, size // 2), (-2, -1))[..., :size, :size]
+    energy = alike[..., reach, reach].clamp_min(1e-12)
+    alike, wanted = alike / energy, wanted / energy
+    otf = psf2otf(alike, (2 * size + reach, 2 * size + reach))
+    bound = float(otf.abs().max()) + smooth
+    k: Tensor = wanted.clamp_min(0)
+    ahead = k
+    momentum = 1.0
+    for _ in range(80):
+        padded = F.pad(ahead, (0, size + reach, 0, size + reach))
+        gradient = convolve(padded, otf)[..., :size, :size] - wanted + smooth * ahead
+        new = (ahead - gradient / bound).clamp_min(0)
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = new + (momentum - 1) / following * (new - k)
+        k, momentum = new, following
+    return k
+
+
+def hann(images: Tensor) -> Tensor:
+    """1 inside, falling to 0 over the outer sixteenth of each side: differences across the border mean nothing."""
+    fades = []
+    for length in images.shape[-2:]:
+        distance = torch.arange(length).minimum(torch.arange(length).flip(0)) / max(length / 16, 1)
+        fades.append(torch.sin(0.5 * math.pi * distance.clamp(max=1)) ** 2)
+    return (fades[0][:, None] * fades[1]).to(images)
+
+
+def tidy(kernel: Tensor) -> Tensor:
+    """Without negative weights, without weights under a twentieth of the largest, without crumbs apart; sum 1."""
+    kernel = kernel * (kernel > 0.05 * kernel.max())
+    labels, count = scipy.ndimage.label((kernel[0, 0] > 0).cpu().numpy(), structure=[[1, 1, 1]] * 3)
+    parts = torch.from_numpy(labels).to(kernel.device)
+    for part in range(1, count + 1):
+        crumb = parts == part
+        if float(kernel[0, 0][crumb].sum()) < 0.1 * float(kernel.sum()):
+            kernel = kernel * ~crumb
+    if float(kernel.sum()) <= 0:
+        kernel = torch.zeros_like(kernel)
+        kernel[..., kernel.shape[-2] // 2, kernel.shape[-1] // 2] = 1
+    return kernel / kernel.sum()
+
+
+def centre(kernel: Tensor) -> Tensor:
+    """Moved by whole pixels so that the centre of mass is in the middle; what would leave the square is lost."""
+    height, width = kernel.shape[-2:]
+    down = float((kernel.sum(-1)[0, 0] * torch.arange(height).to(kernel)).sum()) - height // 2
+    right = float((kernel.sum(-2)[0, 0] * torch.arange(width).to(kernel)).sum()) - width // 2
+    rows, columns = round(down), round(right)
+    pad = max(abs(rows), abs(columns))
+    moved = F.pad(kernel, (pad, pad, pad, pad)).roll((-rows, -columns), (-2, -1))
+    moved = crop(moved, pad, pad)
+    return moved / moved.sum()
+
+
+def similarity(one: Tensor, other: Tensor) -> float:
+    """Largest normalised cross-correlation of two kernels over all shifts (Hu and Yang 2012), from 0 to 1."""
+    size = [a + b for a, b in zip(one.shape[-2:], other.shape[-2:], strict=True)]
+    spectrum = torch.fft.rfft2(one, s=size) * torch.fft.rfft2(other, s=size).conj()
+    correlation = torch.fft.irfft2(spectrum, s=size).max() / (one.norm() * other.norm())
+    return min(max(float(correlation), 0.0), 1.0)
+
+
+def odd(value: float) -> int:
+    """The nearest odd number."""
+    return 2 * round((value - 1) / 2) + 1
