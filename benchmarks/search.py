@@ -118,7 +118,7 @@ def ours(strategy: Strategy) -> Callable[[nn.Module, Pair, Pair], list[Tensor]]:
 STEPS = {  # name: reference, ours
     "first_order": (plain_first_order, ours(FirstOrder())),
     "one_step_central": (plain_one_step, ours(OneStepUnrolled(STEP, CentralDifference(RADIUS)))),
-    "one_step": (plain_one_step, ours(OneStepUnrolled(STEP, ForwardDifference(RADIUS)))),
+    "one_step_forward": (plain_one_step, ours(OneStepUnrolled(STEP, ForwardDifference(RADIUS)))),
 }
 
 
@@ -251,9 +251,9 @@ def main() -> None:
     differences = gradient_differences()
     result = {
         "summary": {
-            "time_ratio": ratios["one_step/light"]["time"],
-            "memory_ratio": ratios["one_step/light"]["memory"],
-            "gradient_difference": differences["one_step/float32"],
+            "time_ratio": ratios["one_step_central/light"]["time"],
+            "memory_ratio": ratios["one_step_central/light"]["memory"],
+            "gradient_difference": differences["one_step_central/float32"],
             "beta_step_ratio": seconds["beta_step_central"] / seconds["training_step"],
         },
         "ratios": ratios,
