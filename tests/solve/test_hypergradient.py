@@ -355,6 +355,13 @@ def test_dropout_in_a_replayed_lower_loss_is_noticed():
         hypergradient(problem, torch.ones(200), torch.ones(200), strategy=Unrolled(4, GradientDescent(0.1)))
 
 
+@pytest.mark.parametrize("strategy", [Unrolled(99, GradientDescent(9.0)), ConjugateGradient(99, GradientDescent(9.0))])
+def test_a_lower_level_that_diverges_is_named_as_such(strategy):
+    problem = Bilevel(upper=lambda w, u: (u**2).sum(), lower=lambda w, u: (w * u**2).sum())
+    with pytest.raises(SolveError, match="diverged"):
+        hypergradient(problem, torch.ones(3), torch.ones(3), strategy=strategy)
+
+
 def test_second_derivatives_of_a_replay_are_refused():
     w = torch.tensor(2.0, requires_grad=True)
     u = replayed(lambda k, w, u: w * u, w, torch.tensor(1.0), steps=3)

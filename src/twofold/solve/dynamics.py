@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from twofold.solve.operators import Operator
-from twofold.solve.params import SolveError, State, gradient, zeros_like
+from twofold.solve.params import SolveError, State, gradient, over, zeros_like
 
 Loss = Callable[[State, State], Tensor]
 """(upper parameters, lower parameters) → scalar."""
@@ -57,7 +56,7 @@ class GradientDescent:
         return params
 
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
-        return tree_map(lambda u, g: u - self.step_size * g, state, lower_gradient(problem, upper, state))
+        return over(lambda u, g: u - self.step_size * g, state, lower_gradient(problem, upper, state))
 
     def params(self, state: State) -> State:
         return state
@@ -81,8 +80,8 @@ class Momentum:
 
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         u, v = state
-        v = tree_map(lambda v_, g: self.momentum * v_ + g, v, lower_gradient(problem, upper, u))
-        return tree_map(lambda u_, v_: u_ - self.step_size * v_, u, v), v
+        v = over(lambda v_, g: self.momentum * v_ + g, v, lower_gradient(problem, upper, u))
+        return over(lambda u_, v_: u_ - self.step_size * v_, u, v), v
 
     def params(self, state: State) -> State:
         return state[0]
@@ -109,11 +108,11 @@ class Adam:
         u, m, v = state
         g = lower_gradient(problem, upper, u)
         b1, b2 = self.betas
-        m = tree_map(lambda m_, g_: b1 * m_ + (1 - b1) * g_, m, g)
-        v = tree_map(lambda v_, g_: b2 * v_ + (1 - b2) * g_**2, v, g)
+        m = over(lambda m_, g_: b1 * m_ + (1 - b1) * g_, m, g)
+        v = over(lambda v_, g_: b2 * v_ + (1 - b2) * g_**2, v, g)
         c1, c2 = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
         move = lambda u_, m_, v_: u_ - self.step_size * (m_ / c1) / (v_ / c2 + self.epsilon**2).sqrt()  # noqa: E731
-        return tree_map(move, u, m, v), m, v
+        return over(move, u, m, v), m, v
 
     def params(self, state: State) -> State:
         return state[0]

@@ -84,7 +84,8 @@ def hypergradient(problem: Bilevel, upper_params: State, lower_params: State, *,
 
     Raises: SolveError for combinations that make no sense, always with the reason: a first-order strategy
     where the upper loss does not see w (its gradient is identically zero), an implicit one where the lower
-    level is no contraction or no minimum, BatchNorm in training mode, randomness inside a replayed lower loss.
+    level is no contraction or no minimum, BatchNorm in training mode, randomness inside a replayed lower loss,
+    a lower level that diverged.
 
     >>> from twofold.solve.dynamics import GradientDescent
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)   # u(w) = w
@@ -101,6 +102,10 @@ def hypergradient(problem: Bilevel, upper_params: State, lower_params: State, *,
     run = Run(problem)
     with torch.enable_grad():
         value, gradient, lower = strategy.differentiate(run, detach(upper_params), detach(lower_params))
+    if not bool(value.isfinite()):
+        raise SolveError(
+            f"the upper loss is {value.item()}: the lower level diverged, its step exceeds 2 / curvature somewhere"
+        )
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
     cost = Cost(run.lower_evaluations, run.upper_evaluations, run.products, peak, run.residual)
     return Hypergradient(value.detach(), detach(gradient), detach(lower), cost)
@@ -302,7 +307,7 @@ def _implicit(how: Neumann | ConjugateGradient, run: Run, upper: State, lower: S
     lower = run.advance(how.dynamics, upper, lower, how.steps)
     value, direct, b = run.upper_gradients(upper, lower)
     run.residual = 0.0
-    if not any(bool(t.any()) for t in b):
+    if not bool(value.isfinite()) or not any(bool(t.any()) for t in b):  # nothing to solve, or `hypergradient` raises
         return value, rebuild(upper, direct), lower
     products = how.cross.at(run, upper, lower)
     v, run.residual = how.inverse(products.hessian, rebuild(lower, b))

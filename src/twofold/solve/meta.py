@@ -1,11 +1,12 @@
-"""Bilevel Meta Optimization: followers step towards a fixed point while the leader's descent pulls at the same iterate.
+"""Bilevel Meta Optimization: followers step towards a fixed point while the leader's descent pulls at the same
+iterate.
 
     u ← mu (u − s_k G⁻¹ ∇_u F(w, u)) + (1 − mu) T(u; w),     w ← w − γ d/dw F(w, u_K(w))
 
 (Liu et al. 2022, after the BDA of Liu et al. 2020; written from the abstract and from Krasnoselskii-Mann theory.)
 Where T has many fixed points, T alone returns one that depends on the start, whatever the upper loss says; the
-aggregated step drifts along them to one the upper loss prefers, if s_k falls to 0 and Σ s_k diverges: `Harmonic`. With
-mu = 0 it is ordinary unrolling.
+aggregated step drifts along them to one the upper loss prefers, if s_k falls to 0 and Σ s_k diverges:
+`Harmonic`. With mu = 0 it is ordinary unrolling.
 """
 
 from __future__ import annotations
@@ -101,8 +102,9 @@ class Constant:
 class Aggregated:
     """Any lower dynamics with the leader's descent mixed into each step: the strategy around it stays `Unrolled`.
 
-    followers: how the lower level moves by itself. mu: in [0, 1). schedule: s_k. metric: G, given w; None is Euclidean.
-    project: onto the set the lower parameters must stay in; Euclidean, so exact for a metric that is diagonal.
+    followers: how the lower level moves by itself. mu: in [0, 1). schedule: s_k. metric: G, given w; None is
+    Euclidean. project: onto the set the lower parameters must stay in; Euclidean, so exact for a metric that
+    is diagonal.
     """
 
     followers: Dynamics

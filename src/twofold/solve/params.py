@@ -13,13 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 State: TypeAlias = Any  # a Tensor, or tuples, lists, dicts of states; Python's types cannot say "of the same structure"
 
 
 class SolveError(ValueError):
     """A problem that cannot be solved as asked. The message says what was seen and what to do."""
+
+
+def over(function: Callable[..., Tensor], first: State, *others: State) -> State:
+    """The function at every tensor of a tree, or at the corresponding tensors of several.
+
+    Raises: SolveError where a leaf is not a tensor.
+
+    >>> over(torch.add, {"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)})
+    {'w': tensor(3.)}
+    """
+    if isinstance(first, Tensor):
+        return function(first, *others)
+    if isinstance(first, dict):
+        return {key: over(function, value, *(o[key] for o in others)) for key, value in first.items()}
+    if isinstance(first, (tuple, list)):
+        parts = [over(function, *column) for column in zip(first, *others, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    raise SolveError(f"expected tensors, or tuples and dicts of tensors, found a {type(first).__name__}")
 
 
 def tensors(tree: State) -> list[Tensor]:
@@ -30,11 +47,11 @@ def tensors(tree: State) -> list[Tensor]:
     >>> [t.item() for t in tensors({"a": torch.tensor(1.0), "b": (torch.tensor(2.0),)})]
     [1.0, 2.0]
     """
-    flat: list[Tensor] = tree_flatten(tree)[0]
-    for leaf in flat:
-        if not isinstance(leaf, Tensor):
-            raise SolveError(f"expected tensors, or tuples and dicts of tensors, found a {type(leaf).__name__}")
-    return flat
+    if isinstance(tree, Tensor):
+        return [tree]
+    found: list[Tensor] = []
+    over(lambda t: found.append(t) or t, tree)  # type: ignore[func-returns-value]
+    return found
 
 
 def rebuild(like: State, flat: list[Tensor]) -> State:
@@ -43,7 +60,8 @@ def rebuild(like: State, flat: list[Tensor]) -> State:
     >>> rebuild((torch.zeros(1), torch.zeros(1)), [torch.tensor(1), torch.tensor(2)])
     (tensor(1), tensor(2))
     """
-    return tree_unflatten(flat, tree_flatten(like)[1])
+    rest = iter(flat)
+    return over(lambda _: next(rest), like)
 
 
 def axpy(a: float | Tensor, x: State, y: State) -> State:
@@ -52,7 +70,7 @@ def axpy(a: float | Tensor, x: State, y: State) -> State:
     >>> axpy(2.0, (torch.tensor([1.0, 2.0]),), (torch.tensor([10.0, 10.0]),))
     (tensor([12., 14.]),)
     """
-    return tree_map(lambda x_, y_: _spread(a, x_) * x_ + y_, x, y)
+    return over(lambda x_, y_: _spread(a, x_) * x_ + y_, x, y)
 
 
 def scale(a: float | Tensor, x: State) -> State:
@@ -62,7 +80,7 @@ def scale(a: float | Tensor, x: State) -> State:
     tensor([[2., 2.],
             [3., 3.]])
     """
-    return tree_map(lambda x_: _spread(a, x_) * x_, x)
+    return over(lambda x_: _spread(a, x_) * x_, x)
 
 
 def subtract(x: State, y: State) -> State:
@@ -71,7 +89,7 @@ def subtract(x: State, y: State) -> State:
     >>> subtract({"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)})
     {'w': tensor(2.)}
     """
-    return tree_map(torch.sub, x, y)
+    return over(torch.sub, x, y)
 
 
 def zeros_like(x: State) -> State:
@@ -80,7 +98,7 @@ def zeros_like(x: State) -> State:
     >>> zeros_like((torch.ones(2),))
     (tensor([0., 0.]),)
     """
-    return tree_map(torch.zeros_like, x)
+    return over(torch.zeros_like, x)
 
 
 def detach(x: State) -> State:
@@ -89,7 +107,7 @@ def detach(x: State) -> State:
     >>> detach(torch.ones(1, requires_grad=True)).requires_grad
     False
     """
-    return tree_map(torch.Tensor.detach, x)
+    return over(torch.Tensor.detach, x)
 
 
 def leaves(x: State) -> State:
@@ -98,7 +116,7 @@ def leaves(x: State) -> State:
     >>> leaves((torch.ones(1),))[0].requires_grad
     True
     """
-    return tree_map(lambda t: t.detach().requires_grad_(), x)
+    return over(lambda t: t.detach().requires_grad_(), x)
 
 
 def dot(x: State, y: State, *, per_sample: bool = False) -> Tensor:
@@ -133,7 +151,7 @@ def gradient(loss: Callable[[State], Tensor], at: State) -> State:
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = tree_map(lambda t: t if differentiable and t.requires_grad else t.detach().requires_grad_(), at)
+        at = over(lambda t: t if differentiable and t.requires_grad else t.detach().requires_grad_(), at)
         value = loss(at)
         if value.ndim != 0:
             raise SolveError(f"expected a loss that returns a scalar, got shape {tuple(value.shape)}; add .mean()")
