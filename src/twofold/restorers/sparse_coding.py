@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
-from twofold.solve.linear import LinearMap, Metric, Number, matrix_map
+from twofold.solve.linear import Blocks, LinearMap, Metric, Number, Scaled, matrix_map
 from twofold.solve.multipliers import LinearisedADMM, LinearisedALM
 from twofold.solve.operators import Operator, Relax, soft_threshold
 from twofold.solve.params import State, axpy, scale
@@ -205,11 +205,10 @@ class LearnedALM(nn.Module):
             code, error = v[:, :n], v[:, n:]
             return torch.cat([model.prox_code(code, step), model.prox_error(c * error, c**2 * step) / c], 1)
 
-        def alm(matrix: Tensor, norm: Tensor) -> LinearisedALM:
-            return LinearisedALM(prox, LinearMap(lambda u: u @ matrix.mT, lambda y: y @ matrix, norm), target)
-
-        metric = alm(matrix.detach(), norm.detach()).metric  # nobody differentiates a metric
-        return Relax(Reflect(alm(matrix, norm), metric), torch.sigmoid(self.raw_amount))
+        inner = LinearisedALM(prox, LinearMap(lambda u: u @ matrix.mT, lambda y: y @ matrix, norm), target)
+        # Nobody differentiates a metric, and this one is solved without iterations.
+        first = Orthogonal(matrix.detach(), torch.as_tensor(inner.step).detach())
+        return Relax(Reflect(inner, Blocks((first, Scaled(1.0)))), torch.sigmoid(self.raw_amount))
 
     def start(self, signals: Tensor) -> State:
         return signals.new_zeros(len(signals), sum(self.dictionary.shape)), torch.zeros_like(signals)
@@ -224,6 +223,32 @@ class LearnedALM(nn.Module):
         # Relaxed iterates carry a vanishing rest where the prox gives exact zeros: too small for a code to show.
         found: Tensor = state[0][:, : self.dictionary.shape[1]]
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Orthogonal:
+    """G = I / step − KᵀK for a K with orthogonal rows, which makes its inverse a formula.
+
+    matrix: K `(m, n)`, rows orthogonal to one another. step: below 1 / ‖K‖².
+
+    >>> G = Orthogonal(torch.tensor([[1.0, 1.0]]), step=0.25)
+    >>> G.apply(torch.tensor([[1.0, 1.0]])), G.solve(torch.tensor([[2.0, 2.0]]))
+    (tensor([[2., 2.]]), tensor([[1., 1.]]))
+    """
+
+    matrix: Tensor
+    step: Number
+
+    @property
+    def floor(self) -> Number:
+        return 1 / self.step - self.matrix.square().sum(1).max()
+
+    def apply(self, v: Tensor) -> Tensor:
+        return v / self.step - v @ self.matrix.mT @ self.matrix
+
+    def solve(self, v: Tensor) -> Tensor:
+        lengths = self.matrix.square().sum(1)
+        return self.step * (v + (self.step / (1 - self.step * lengths)) * (v @ self.matrix.mT) @ self.matrix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twofold.contracts import ImageError
+from twofold.nets.denoiser import NonExpansiveDenoiser
+from twofold.nets.fourier import Circular
+from twofold.restorers.fixed_point import (
+    Deconvolution,
+    FixedPointRestorer,
+    RainLayers,
+    RidgeDenoiser,
+    starting_as_identity,
+    steady,
+)
+from twofold.solve.operators import stretch
+from twofold.solve.params import tensors
+from twofold.solve.solvers import KrasnoselskiiMann
+
+
+def ridge(channels: int = 1, *, keep_mean: bool = True) -> RidgeDenoiser:
+    torch.manual_seed(0)
+    net = RidgeDenoiser(channels=channels, filters=6, size=3, layers=2, keep_mean=keep_mean)
+    for bend in net.log_bends:
+        bend.data += 1.5
+    return net
+
+
+def photos(channels: int = 1) -> Tensor:
+    coarse = torch.rand(2, channels, 5, 4, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(coarse, (20, 17), mode="bilinear")
+
+
+KERNEL = torch.tensor([[[[0.0, 0.1, 0.2], [0.1, 0.3, 0.1], [0.2, 0.0, 0.0]]]])
+
+
+def restorers() -> dict[str, tuple[FixedPointRestorer, Tensor, Tensor | None]]:
+    stack = starting_as_identity(NonExpansiveDenoiser(guidance=0, width=4, layers=3))
+    return {
+        "deconvolution": (Deconvolution(ridge()), photos(), KERNEL),
+        "deconvolution in colour": (Deconvolution(ridge()), photos(3), KERNEL),
+        "deconvolution with a stack": (Deconvolution(stack), photos(), KERNEL),
+        "rain": (RainLayers(ridge(3), ridge(3, keep_mean=False)), photos(3), None),
+    }
+
+
+@pytest.mark.parametrize("name", restorers())
+def test_the_operator_never_expands_whatever_the_weights(name: str) -> None:
+    restorer, observed, known = restorers()[name]
+    for p in restorer.parameters():
+        p.data += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        problem = restorer.problem(observed, known)
+        generator = torch.Generator().manual_seed(2)
+
+        def near() -> object:
+            moved = [t + torch.randn(t.shape, generator=generator) for t in tensors(problem.start)]
+            return moved[0] if len(moved) == 1 else tuple(moved)
+
+        for _ in range(20):
+            assert stretch(problem.operator, near(), near()).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("name", restorers())
+def test_the_residual_falls_at_every_step_and_the_picture_has_the_shape_of_the_observed(name: str) -> None:
+    restorer, observed, known = restorers()[name]
+    restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=25, tolerance=0.0)
+    with torch.no_grad():
+        restored = restorer(observed, known=known)
+    assert restored.image.shape == observed.shape
+    history = restored.report.history
+    assert (history[1:] <= history[:-1] * (1 + 1e-4) + 1e-6).all()
+    assert (history[-1] < 0.5 * history[0]).all()
+
+
+def test_without_a_prior_deconvolution_undoes_the_blur() -> None:
+    clean = photos()
+    restorer = Deconvolution(nn.Identity(), penalty=0.05, border=Circular())
+    kernel = torch.tensor([[[[0.1, 0.8, 0.1]]]])
+    blurred = 0.8 * clean + 0.1 * (clean.roll(1, 3) + clean.roll(-1, 3))
+    restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=0.0)
+    with torch.no_grad():
+        torch.testing.assert_close(restorer(blurred, known=kernel).image, clean, rtol=0, atol=1e-4)
+
+
+def test_colours_are_restored_one_by_one() -> None:
+    restorer = Deconvolution(ridge())
+    restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=5, tolerance=0.0)
+    colour = photos(3)
+    with torch.no_grad():
+        whole = restorer(colour, known=KERNEL).image
+        single = restorer(colour[:, 1:2], known=KERNEL).image
+    torch.testing.assert_close(whole[:, 1:2], single, rtol=0, atol=1e-5)
+
+
+def test_deconvolution_asks_for_its_kernel() -> None:
+    with pytest.raises(ImageError, match="known="):
+        Deconvolution(ridge())(photos())
+
+
+def test_the_layers_of_rain_are_never_negative_and_explain_the_picture() -> None:
+    observed = photos(3)
+    restorer = RainLayers(nn.Identity(), nn.Identity(), penalty=0.1)
+    with torch.no_grad():
+        problem = restorer.problem(observed)
+        u = problem.start
+        for _ in range(30):
+            u = problem.operator(u)
+        assert float(u[1].min()) >= 0
+        torch.testing.assert_close(u[0] + u[1], observed, rtol=0, atol=1e-3)
+
+
+def test_a_denoiser_held_for_one_solve_computes_the_same_and_still_learns() -> None:
+    for net in (ridge(), NonExpansiveDenoiser(guidance=0, width=4, layers=2)):
+        held = steady(net)
+        torch.testing.assert_close(held(photos()), net(photos()))
+        grads = torch.autograd.grad(held(photos()).sum(), list(net.parameters()), allow_unused=True)
+        assert any(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+def test_the_ridge_denoiser_keeps_constant_pictures_away_from_borders() -> None:
+    flat = torch.full((1, 1, 16, 16), 0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(ridge()(flat)[..., 4:-4, 4:-4], flat[..., 4:-4, 4:-4], rtol=0, atol=1e-5)
