@@ -105,9 +105,8 @@ def batches(
         only = stream(train if isinstance(scheme, recipes.SupervisedSpec) else causes, recipe.seed)
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
-    if isinstance(
-        scheme, recipes.FrozenSpec
-    ):  # each half counts its own turns, and so sees what the guided scheme sees
+    if isinstance(scheme, recipes.FrozenSpec):
+        # each half counts its own turns, and so sees what the guided scheme shows it
         first = scheme.first(recipe.turns)
         return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
     halves = (theta, scheme.guide_steps), (omega, scheme.steps)
