@@ -1,0 +1,35 @@
+"""What README and docs say is what the files say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_table_is_the_one_that_its_file_makes() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_command_that_the_readme_shows_is_a_verb() -> None:
+    from twofold.cli.app import VERBS
+
+    verbs = set(re.findall(r"^twofold (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    assert verbs
+    assert verbs <= set(VERBS)
