@@ -19,6 +19,21 @@ class Share(NamedTuple):
     ranks: int = 1
 
 
+def _one_thread() -> ThreadPoolExecutor:
+    """A worker whose operations use one thread: a second team of threads beside the network's would make both wait for
+    each other, many times slower.
+    """
+    pool, threads = ThreadPoolExecutor(1, "batches"), torch.get_num_threads()
+    pool.submit(_use_one_thread).result()
+    torch.set_num_threads(threads)  # the worker has also changed what later threads start with
+    return pool
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # the first question would undo what was set before it
+    torch.set_num_threads(1)
+
+
 class Batches:
     """`batches(n)` is the batch of step n. Its sample i comes from a generator seeded with (seed, n · size + i) alone.
 
@@ -42,7 +57,7 @@ class Batches:
             raise DataError(f"a batch of {size} cannot be shared by {share.ranks} processes; change data.batch")
         self.source, self.size, self.seed, self.device = source, size, seed, torch.device(device)
         self.mine = range(size * share.rank // share.ranks, size * (share.rank + 1) // share.ranks)
-        self._pool = ThreadPoolExecutor(1) if ahead else None
+        self._pool = _one_thread() if ahead else None
         self._next: tuple[int, Future[Sample]] | None = None
 
     def __call__(self, n: int) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twofold import images
 from twofold.contracts import DataError, TwofoldError
+from twofold.data.pairs import Pair, middle
 
 Plan = tuple[float, float, float, float, float, float]
 
@@ -22,26 +23,38 @@ def read_bytes(path: Path) -> Tensor:
     return (pixels * 255).round().to(torch.uint8).expand(3, -1, -1).contiguous()
 
 
-def read_all(paths: Sequence[Path], progress: Callable[[int], None] | None = None) -> list[Tensor]:
+def read_all(paths: Sequence[Path]) -> list[Tensor]:
     """Every picture as bytes, decoded on all cores.
 
     Raises: DataError naming the first files that cannot be read.
     """
-    wrong: list[str] = []
 
-    def read(path: Path) -> Tensor | None:
+    def read(path: Path) -> Tensor | str:
         try:
             return read_bytes(path)
         except TwofoldError as error:
-            wrong.append(str(error))
-            return None
+            return str(error)
 
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(read, paths))
+    wrong = [error for error in found if isinstance(error, str)]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DataError(f"{len(wrong)} of {len(paths)} pictures cannot be read: {'; '.join(wrong[:3])}{more}")
-    return [picture for picture in found if picture is not None]
+    return [picture for picture in found if not isinstance(picture, str)]
+
+
+def read_pairs(pairs: Sequence[Pair]) -> tuple[list[Tensor], list[Tensor]]:
+    """(observed, clean) as bytes, one for one and of the same size; a larger clean picture is cropped to its middle.
+
+    Raises: DataError for files that cannot be read or sizes that do not fit (see `pairs.middle`).
+    """
+    observed, clean = read_all([pair.observed for pair in pairs]), read_all([pair.clean for pair in pairs])
+    fitting = [
+        middle(target, (seen.shape[1], seen.shape[2]), name=str(pair.clean))
+        for pair, seen, target in zip(pairs, observed, clean, strict=True)
+    ]
+    return observed, fitting
 
 
 def plan(generator: torch.Generator) -> Plan:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from twofold import images
 from twofold.contracts import DataError
+from twofold.data.digests import copies
 
 
 @dataclass(frozen=True)
@@ -23,52 +27,50 @@ class Pair:
 
 
 class Layout(NamedTuple):
-    """Sub-folders of both sides, and the key by which their file names match."""
+    """The sub-folders of both sides, in any case of letters; "." is the folder itself."""
 
     name: str
     observed: str
     clean: str
-    key: Callable[[str], str] = lambda stem: stem
-    clean_key: Callable[[str], str] = lambda stem: stem
 
 
-def _before_underscore(stem: str) -> str:
-    return stem.split("_")[0]
-
-
-def _without_word(stem: str) -> str:
-    """rain-001, norain-001, x001, low00001 and normal00001 match by their number."""
-    return re.sub(r"^(norain|rain|low|normal|x)[-_]?", "", stem)
-
-
-# The first that is there wins, so the more telling names come first.
 LAYOUTS = (
     Layout("UIEB", "raw-890", "reference-890"),
     Layout("EUVP", "trainA", "trainB"),
-    Layout("LOL-v1", "our485/low", "our485/high"),
     Layout("LOL", "low", "high"),
-    Layout("LOL-v2", "Low", "Normal", _without_word, _without_word),
-    Layout("Rain1400", "rainy_image", "ground_truth", _before_underscore),
-    Layout("Rain100", "rainy", "norain", _without_word, _without_word),
-    Layout("Rain100", "rain", "norain", _without_word, _without_word),
-    Layout("RESIDE", "hazy", "clear", _before_underscore),
-    Layout("RESIDE", "hazy", "gt", _before_underscore),
-    Layout("DehazeFormer", "hazy", "GT"),
+    Layout("LOL-v2", "low", "normal"),
+    Layout("Rain1400", "rainy_image", "ground_truth"),
+    Layout("Rain100", "rainy", "norain"),
+    Layout("Rain100", "rain", "norain"),
+    Layout("Rain100", "rainy", "gt"),
+    Layout("Rain100", "rain", "gt"),
+    Layout("Rain100", "rainy", "."),
+    Layout("Rain100", ".", "."),
+    Layout("RESIDE", "hazy", "clear"),
+    Layout("RESIDE", "hazy", "gt"),
     Layout("paired", "input", "target"),
-    Layout("paired", "lq", "gt"),
-    Layout("paired", "LQ", "GT"),
     Layout("paired", "input", "gt"),
+    Layout("paired", "lq", "gt"),
     Layout("paired", "rain", "clean"),
+    Layout("paired", "light", "clean"),
+    Layout("paired", "heavy", "clean"),
     Layout("paired", "observed", "clean"),
 )
+"""LOL-v1, FiveK, Rain13K and DehazeFormer's RESIDE are some of these below folders such as our485 or test/Rain100H."""
+
+ROLES = re.compile(r"(?:^|(?<=[-_]))(?:norain|rain|low|normal|high|hazy|gt|clear|clean|rgb|x(?=\d))(?=[-_\d]|$)")
+DRY = re.compile(r"norain[-_]?\d+$", re.IGNORECASE)
+WET = re.compile(r"rain[-_]?\d+$", re.IGNORECASE)
 
 
 def find_pairs(root: Path | str, *, observed: str | None = None, clean: str | None = None) -> list[Pair]:
     """The pairs below `root`, sorted by name; the layout is recognised where the sub-folders are not named.
 
-    Names match exactly, or by the part that the layout says; one clean picture may belong to several observed ones.
+    Names match whole, or without the words that say which side they are on (rain-001 and norain-001), or without
+    their last parts (1400_7 and 1400): one clean picture may belong to several observed ones.
 
-    Raises: DataError where there are no pairs, or a picture has no partner (the first are named).
+    Raises: DataError where there are no pairs, where several sets lie below `root`, or where a picture has no partner
+    (the first are named).
     """
     root = Path(root)
     if not root.is_dir():
@@ -78,77 +80,157 @@ def find_pairs(root: Path | str, *, observed: str | None = None, clean: str | No
     if (observed is None) != (clean is None):
         raise DataError("name both sub-folders, observed and clean, or neither")
     if observed is not None and clean is not None:
-        layout = Layout("named", observed, clean)
-    else:
-        layout = recognised(root)
-    return _matched(root, layout)
+        return _matched(root, Layout("named", observed, clean))
+    return _matched(*recognised(root))
 
 
-def recognised(root: Path) -> Layout:
-    """The layout of a folder. Raises: DataError listing what is there and what was looked for."""
-    for layout in LAYOUTS:
-        if (root / layout.observed).is_dir() and (root / layout.clean).is_dir():
-            return layout
-    flat = [path.stem for path in root.iterdir() if path.suffix.lower() in images.SUFFIXES]
-    if any(stem.startswith("norain") for stem in flat):
-        return Layout("Rain100 flat", ".", ".", _without_word, _without_word)
-    there = sorted(path.name for path in root.iterdir() if path.is_dir())[:8]
-    known = ", ".join(f"{layout.observed}+{layout.clean}" for layout in LAYOUTS)
+def recognised(root: Path) -> tuple[Path, Layout]:
+    """The folder that holds a known layout, `root` or one up to three levels below it, and the layout.
+
+    Raises: DataError where there is none (listing what is there) or more than one (listing them).
+    """
+    found = [(folder, layout) for folder in _folders(root, 3) for layout in _layouts(folder)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        named = [f"{folder}: {layout.observed} + {layout.clean} ({layout.name})" for folder, layout in found]
+        raise DataError(
+            f"{root}: {len(found)} sets of pairs are here, choose one by its folder or by observed and clean: "
+            f"{'; '.join(named[:6])}{' …' if len(found) > 6 else ''}"
+        )
+    there = sorted(set(_names(root).values()) - {"."})[:8]
+    known = ", ".join(f"{layout.observed}+{layout.clean}" for layout in LAYOUTS if layout.clean != ".")
     raise DataError(f"{root}: no known layout of pairs (there: {', '.join(there) or 'no folders'}; known: {known})")
 
 
-def _matched(root: Path, layout: Layout) -> list[Pair]:
-    sides = [_pictures(root / folder) for folder in (layout.observed, layout.clean)]
-    if layout.observed == layout.clean:  # one flat folder
-        sides = [[p for p in sides[0] if p.stem.startswith("norain") == clean] for clean in (False, True)]
-    cleans = {layout.clean_key(path.stem): path for path in sides[1]}
-    pairs, alone = [], []
-    for path in sides[0]:
-        partner = _partner(path.stem, layout, cleans)
-        if partner is None:
-            alone.append(path.name)
-        else:
-            pairs.append(Pair(path, partner, path.stem, _facts(path.stem, layout)))
-    if alone:
-        raise DataError(
-            f"{root}: {len(alone)} of {len(sides[0])} pictures of {layout.observed} have no partner in {layout.clean}: "
-            f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}"
-        )
-    if not pairs:
-        raise DataError(f"{root}: no pictures in {layout.observed}; known suffixes: {' '.join(images.SUFFIXES)}")
-    return pairs
+def read_pair(pair: Pair) -> tuple[Tensor, Tensor]:
+    """(observed, clean), `(1, C, H, W)` each; a clean picture that is larger loses the same border on both sides.
 
+    RESIDE's indoor haze is 620 × 460 over clean pictures of 640 × 480, and others follow it.
 
-def _partner(stem: str, layout: Layout, cleans: dict[str, Path]) -> Path | None:
-    """By the layout's key, by the whole name, else by dropping the name's parts from the end (scene_density ↔
-    scene_RGB).
+    Raises: ImageError for a file that cannot be read; DataError where the sizes do not fit.
     """
-    for key in (layout.key(stem), stem):
-        if key in cleans:
-            return cleans[key]
-    parts = stem.split("_")
-    for end in range(len(parts) - 1, 0, -1):
-        key = "_".join(parts[:end])
-        if key in cleans:
-            return cleans[key]
-    return None
+    observed, clean = images.read(pair.observed).pixels, images.read(pair.clean).pixels
+    return observed, middle(clean, (observed.shape[-2], observed.shape[-1]), name=str(pair.clean))
 
 
-def _facts(stem: str, layout: Layout) -> dict[str, float]:
-    """RESIDE's OTS and SOTS-outdoor name their files id_airlight_beta."""
-    found = re.fullmatch(r".+_(\d?\.?\d+)_(\d?\.?\d+)", stem)
-    return {"airlight": float(found[1]), "beta": float(found[2])} if layout.name == "RESIDE" and found else {}
+def middle(picture: Tensor, size: tuple[int, int], *, name: str = "clean") -> Tensor:
+    """The middle `(…, h, w)` of a picture `(…, H, W)` that is at most a tenth larger on each side.
 
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pictures")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
+    Raises: DataError where it is smaller, or so much larger that it is likely to be another picture.
+    """
+    height, width = picture.shape[-2:]
+    if not (size[0] <= height <= 1.1 * size[0] and size[1] <= width <= 1.1 * size[1]):
+        raise DataError(
+            f"{name}: is {width}x{height} where its observed picture is {size[1]}x{size[0]}; are they a pair? "
+            "A clean picture may be up to a tenth larger, and is cropped to the middle"
+        )
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return picture[..., top : top + size[0], left : left + size[1]]
 
 
 def every(pairs: Sequence[Pair], n: int, *, picked: bool) -> list[Pair]:
-    """Each n-th clean scene by name with all its pairs (`picked`), or all the others: a split by scene, never by
-    crop.
+    """Each n-th clean file by name with all its pairs (`picked`), or all the others: a split by scene, never by crop.
+
+    A clean picture that is there twice under two names (Rain100 has some) would sit on both sides of the split: the
+    others come without the copies of what was picked. n = 0: all, no split.
+
+    Raises: DataError for a file that cannot be read.
     """
-    scenes = {scene: i for i, scene in enumerate(sorted({pair.clean for pair in pairs}))}
-    return [pair for pair in pairs if not n or (scenes[pair.clean] % n == 0) == picked]
+    if n == 0:
+        return list(pairs)
+    cleans = sorted({pair.clean for pair in pairs})
+    held = set(cleans[::n])
+    if picked:
+        return [pair for pair in pairs if pair.clean in held]
+    held |= copies(cleans, held)
+    return [pair for pair in pairs if pair.clean not in held]
+
+
+def _matched(root: Path, layout: Layout) -> list[Pair]:
+    wet, dry = _pictures(root, layout.observed), _pictures(root, layout.clean)
+    if layout.clean == ".":  # both sides share a folder, or one lies in the other's
+        wet, dry = [p for p in wet if WET.match(p.stem)], [p for p in dry if DRY.match(p.stem)]
+    if not wet:
+        raise DataError(f"{root}: no pictures in {layout.observed}; known suffixes: {' '.join(images.SUFFIXES)}")
+    cleans = {path.stem: path for path in dry}
+    if len(cleans) < len(dry):
+        twice = sorted(path.name for path in dry if cleans[path.stem] != path)
+        raise DataError(f"{root}: several clean pictures of one name in {layout.clean}: {', '.join(twice[:3])}")
+    bare = {_bare(stem): path for stem, path in cleans.items()}
+    pairs, alone = [], []
+    for path in wet:
+        partner = _partner(path.stem, cleans, bare)
+        if partner is None:
+            alone.append(path.name)
+        else:
+            pairs.append(Pair(path, partner, path.stem, _facts(path.stem)))
+    if alone:
+        raise DataError(
+            f"{root}: {len(alone)} of {len(wet)} pictures of {layout.observed} have no partner in {layout.clean}: "
+            f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}"
+        )
+    return pairs
+
+
+def _partner(stem: str, cleans: dict[str, Path], bare: dict[str, Path]) -> Path | None:
+    if stem in cleans:
+        return cleans[stem]
+    parts = re.split(r"(?=_)", _bare(stem))
+    for end in range(len(parts), 0, -1):
+        key = "".join(parts[:end])
+        if key in bare:
+            return bare[key]
+    return None
+
+
+def _bare(stem: str) -> str:
+    """rain-001, norain-001, x001, low001 and normal001 are 001; 01_outdoor_hazy and 01_outdoor_GT are 01_outdoor."""
+    return re.sub(r"[-_]{2,}", "_", ROLES.sub("", stem.lower())).strip("-_")
+
+
+def _facts(stem: str) -> dict[str, float]:
+    """RESIDE's outdoor files are called id_airlight_beta, with beta up to 0.2; the indoor ones are id_number or
+    id_number_x with larger x, of which nothing is known for sure.
+    """
+    found = re.fullmatch(r".+_(0?\.\d+|1|1\.0*)_(0?\.\d+)", stem)
+    if not found or float(found[2]) > 0.5:
+        return {}
+    return {"airlight": float(found[1]), "beta": float(found[2])}
+
+
+def _layouts(folder: Path) -> list[Layout]:
+    """The known layouts of a folder, with its own spelling of the names."""
+    names = _names(folder)
+    found = []
+    for layout in LAYOUTS:
+        observed, clean = names.get(layout.observed.lower()), names.get(layout.clean.lower())
+        if observed and clean and (clean != "." or ("norain" not in names and _holds_both(folder, observed))):
+            found.append(Layout(layout.name, observed, clean))
+    return found
+
+
+def _holds_both(folder: Path, observed: str) -> bool:
+    sides = ((folder / observed, WET), (folder, DRY))
+    return all(any(pattern.match(path.stem) for path in place.iterdir()) for place, pattern in sides)
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Sub-folders by their names in small letters, and the folder itself."""
+    with os.scandir(folder) as entries:
+        inside = {e.name.lower(): e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
+    return {".": "."} | inside
+
+
+def _folders(root: Path, levels: int) -> Iterator[Path]:
+    yield root
+    if levels:
+        for name in sorted(set(_names(root).values()) - {"."}):
+            yield from _folders(root / name, levels - 1)
+
+
+def _pictures(root: Path, side: str) -> list[Path]:
+    folder = root / side
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of pictures")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.contracts import Degradation, Sample
+from twofold.contracts import DataError, Degradation, Sample
 from twofold.data.crops import CropCache, as_floats, plan
 
 Source = Callable[[torch.Generator], Sample]
@@ -32,12 +32,27 @@ class SyntheticCrops:
 
 @dataclass(frozen=True)
 class PairCrops:
-    """The same crop of both pictures of a real pair. guidance: a rule `(observed, clean) -> map`, or None."""
+    """The same crop of both pictures of a real pair. guidance: a rule `(observed, clean) -> map`, or None.
+
+    Raises: DataError where the two caches do not fit one another; read them with `crops.read_pairs`.
+    """
 
     observed: CropCache
     clean: CropCache
     size: int
     guidance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        sides = [[tuple(picture.shape) for picture in cache.pictures] for cache in (self.observed, self.clean)]
+        if len(sides[0]) != len(sides[1]):
+            raise DataError(
+                f"pairs: {len(sides[0])} observed pictures and {len(sides[1])} clean ones; give one for one"
+            )
+        for number, (observed, clean) in enumerate(zip(*sides, strict=True)):
+            if observed != clean:
+                raise DataError(f"pair {number}: observed is {observed} and clean is {clean}; crop them to one size")
+        if self.observed.turns != self.clean.turns:
+            raise DataError("pairs: one side would be turned and the other not; give both caches the same turns")
 
     def __call__(self, generator: torch.Generator) -> Sample:
         choice = plan(generator)
@@ -47,10 +62,20 @@ class PairCrops:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Draws each sample from one of several sources, as often as its weight says."""
+    """Draws each sample from one of several sources, as often as its weight says.
+
+    Raises: DataError where there is not one weight of 0 or more for each source, or all are 0.
+    """
 
     sources: Sequence[Source]
     weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.sources) != len(self.weights) or min(self.weights, default=0) < 0 or not sum(self.weights) > 0:
+            raise DataError(
+                f"mixture: {len(self.sources)} sources with weights {list(self.weights)}; give each one weight, none "
+                "below 0 and not all 0"
+            )
 
     def __call__(self, generator: torch.Generator) -> Sample:
         draw = torch.rand((), generator=generator).item() * sum(self.weights)
