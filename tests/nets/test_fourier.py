@@ -13,7 +13,9 @@ from twofold.nets.fourier import (
     convolve,
     crop,
     edge_taper,
+    inverse_reach,
     inverse_step,
+    inverse_step_tiled,
     margin,
     psf2otf,
 )
@@ -143,3 +145,34 @@ def test_tapering_restores_better_than_repeating() -> None:
         return float((crop(image, *margin(image, truth)) - truth).square().mean())
 
     assert error(EdgeTaper()) < 0.5 * error(Circular())
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize(("size", "rho"), [(7, 1e-2), (3, 1e-4), (3, 0.3)])
+def test_tiles_agree_with_the_whole_picture_to_a_grey_level(with_prior: bool, size: int, rho: float) -> None:
+    y, k = random(0, 1, 2, 150, 201).float(), a_kernel(1, size, size).float()
+    prior = random(2, 1, 2, 150, 201).float() if with_prior else None
+    whole = inverse_step(y, psf2otf(k, (150, 201)), rho, prior)
+    tiled = inverse_step_tiled(y, k, rho, prior)
+    assert tiled.shape == y.shape
+    assert (tiled - whole).abs().max() < 1 / 255
+
+
+def test_tiles_are_really_used_and_a_looser_tolerance_shows() -> None:
+    y, k = random(0, 1, 1, 300, 300).float(), torch.tensor([[[[0.05, 0.1, 0.05], [0.1, 0.4, 0.1], [0.05, 0.1, 0.05]]]])
+    whole = inverse_step(y, psf2otf(k, (300, 300)), 1e-2)
+    strict, loose = (inverse_step_tiled(y, k, 1e-2, tolerance=t) for t in (1e-3, 0.5))
+    assert 0 < (strict - whole).abs().max() < 1e-3
+    assert (strict - whole).abs().max() < (loose - whole).abs().max() < 0.5
+
+
+def test_the_reach_bounds_what_far_pixels_can_do() -> None:
+    k = a_kernel(1, 5, 5)
+    reach = inverse_reach(k, 1e-2, size=256)
+    y, otf = random(0, 1, 1, 256, 256), psf2otf(k, (256, 256))
+    near = slice(128 - reach, 128 + reach + 1)
+    other = 1 - y
+    other[..., near, near] = y[..., near, near]
+    change = inverse_step(y, otf, 1e-2) - inverse_step(other, otf, 1e-2)
+    assert change[..., 128, 128].abs() < 1 / 255
+    assert 2 < reach < 120
