@@ -64,6 +64,7 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         ("optimizer.learning_rate=-0.1", "optimizer.learning_rate: input should be greater than 0"),
         ("loss={}", "loss: "),
         (NOISE % "level: [5, 10]", "data.train.0.degradation.level: expected 0 <= low <= high <= 1"),
+        ("data.train=[]", "data.train: list should have at least 1 item"),
         ("turns.most=3", "'turns' is not a group of settings"),
         ("turns", "key.path=value"),
         ("data=[}", "not YAML"),

@@ -12,7 +12,7 @@ from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
 from twofold.data.batches import Batches, Share
-from twofold.data.crops import CropCache, as_floats, read_all
+from twofold.data.crops import CropCache, as_floats, read_pairs
 from twofold.data.pairs import Pair
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
 from twofold.degrade import additive
@@ -47,10 +47,14 @@ def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
 
 
 def pairs_of(groups: Sequence[recipes.Pairs], root: Path) -> list[Pair]:
+    """Raises: DataError for a folder without pairs, or one of which none is left."""
     found: list[Pair] = []
     for group in groups:
         pairs = layouts.find_pairs(root / group.root, observed=group.observed, clean=group.clean)
-        found += layouts.every(pairs, group.every, picked=group.keep == "picked")
+        kept = layouts.every(pairs, group.every, picked=group.keep == "picked")
+        if not kept:
+            raise DataError(f"{root / group.root}: every pair was left out; change every or keep")
+        found += kept
     return found
 
 
@@ -60,8 +64,7 @@ def build_degradation(settings: recipes.DegradationSpec, root: Path) -> Degradat
         return additive.GaussianNoise((low, high), NOISE_LAYOUTS[settings.layout])
     if isinstance(settings, recipes.Streaks):
         return additive.RainStreaks()
-    pairs = pairs_of(settings.pairs, root)
-    rainy, clean = read_all([p.observed for p in pairs]), read_all([p.clean for p in pairs])
+    rainy, clean = read_pairs(pairs_of(settings.pairs, root))
     return additive.HarvestedRain(additive.streak_layers(zip(map(_floats, rainy), map(_floats, clean), strict=True)))
 
 
@@ -74,13 +77,7 @@ def build_source(settings: recipes.Synthetic | recipes.Paired, crop: int, root: 
         return SyntheticCrops(
             CropCache.of(files_of(settings.clean, root)), build_degradation(settings.degradation, root), crop
         )
-    pairs = pairs_of(settings.pairs, root)
-    observed, clean = CropCache.of(p.observed for p in pairs), CropCache.of(p.clean for p in pairs)
-    for pair, a, b in zip(pairs, observed.pictures, clean.pictures, strict=True):
-        if a.shape != b.shape:
-            raise DataError(
-                f"{pair.observed} is {tuple(a.shape[1:])} pixels and {pair.clean} {tuple(b.shape[1:])}; crop one"
-            )
+    observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root)))
     return PairCrops(observed, clean, crop, additive.rain_region if settings.guidance == "rain_region" else None)
 
 

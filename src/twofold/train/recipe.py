@@ -70,7 +70,7 @@ class Harvested(Settings):
     """Real streak layers, `observed − clean` of pairs, laid on other photographs."""
 
     kind: Literal["harvested"] = "harvested"
-    pairs: list[Pairs]
+    pairs: Annotated[list[Pairs], Field(min_length=1)]
 
 
 DegradationSpec = Annotated[Noise | Streaks | Harvested, Field(discriminator="kind")]
@@ -80,7 +80,7 @@ class Synthetic(Settings):
     """Clean photographs, spoilt anew at every draw. weight: how often this source is drawn, relative to the others."""
 
     kind: Literal["synthetic"] = "synthetic"
-    clean: list[Folder]
+    clean: Annotated[list[Folder], Field(min_length=1)]
     degradation: DegradationSpec
     weight: Rate = 1.0
 
@@ -89,7 +89,7 @@ class Paired(Settings):
     """Real pairs. guidance: how the map is derived from a pair; none for D_tr of a guided run is fine."""
 
     kind: Literal["pairs"] = "pairs"
-    pairs: list[Pairs]
+    pairs: Annotated[list[Pairs], Field(min_length=1)]
     guidance: Literal["rain_region"] | None = None
     weight: Rate = 1.0
 
@@ -104,8 +104,8 @@ class Data(Settings):
 
     crop: Count = 112
     batch: Count = 8
-    train: list[Source]
-    guidance: list[Source] | None = None
+    train: Annotated[list[Source], Field(min_length=1)]
+    guidance: Annotated[list[Source], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
 
