@@ -1,9 +1,10 @@
-"""How fast training material is made: crops from the cache, whole samples, and their share of a training step.
-
-CPU time of one thread, the least of several rounds. Pictures are noise of BSDS500's size, which costs what photographs
-cost once they are decoded; decoding itself is timed on scikit-image's photographs.
+"""What it costs to make training material, on one core: decoding, crops, damages, and their share of a training step.
 
     python benchmarks/data.py --json benchmarks/results/data.json
+
+Photographs that come with scikit-image, each ten times in memory; harvested rain is harvested from drawn rain.
+Times are CPU seconds on one thread, the best of interleaved rounds. The step is the guided one of the shipped `derain`
+recipe: a guide step and a network step, each on its own batch, so the material of both is counted.
 """
 
 from __future__ import annotations
@@ -15,93 +16,129 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from skimage import data
+from skimage import data as photographs
+from torch import Tensor
 
 from twofold import images
 from twofold.data.batches import Batches
-from twofold.data.crops import CropCache, as_floats, plan, read_bytes
+from twofold.data.crops import CropCache, as_floats, plan, read_all
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
-from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region
+from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
 from twofold.files import write_text
 from twofold.train import recipe as recipes
 from twofold.train.run import build_restorer, build_scheme, machine_of
 
-
-def seconds(work: Callable[[int], object], times: int, rounds: int) -> float:
-    """CPU seconds of one call of `work(i)`: the least of all rounds."""
-    best = float("inf")
-    for _ in range(rounds):
-        began = time.process_time()
-        for i in range(times):
-            work(i)
-        best = min(best, (time.process_time() - began) / times)
-    return best
+CROP, BATCH = 112, 16
+COPIES = 10
 
 
-def decoding(rounds: int) -> dict[str, float]:
-    """Photographs of 512x512 that one core decodes in a second."""
-    photo = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1)[None] / 255
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix in (".png", ".jpg", ".webp"):
-            path = Path(folder) / f"photo{suffix}"
-            images.write(path, images.Picture(photo))
-            found[suffix[1:]] = round(1 / seconds(lambda i, path=path: read_bytes(path), 2, rounds), 1)
+def pictures() -> list[Tensor]:
+    shots = (photographs.astronaut, photographs.chelsea, photographs.coffee, photographs.rocket)
+    files = [torch.from_numpy(shot().copy()).permute(2, 0, 1).contiguous() for shot in shots]
+    return [file.clone() for _ in range(COPIES) for file in files]
+
+
+def sources(clean: list[Tensor]) -> dict[str, Source]:
+    cache = CropCache(clean)
+    floats = [picture[None] / 255 for picture in clean]
+    rained = [RainStreaks()(p, torch.Generator().manual_seed(i)).observed for i, p in enumerate(floats)]
+    harvested = SyntheticCrops(cache, HarvestedRain(streak_layers(zip(rained, floats, strict=True))), CROP)
+    pairs = PairCrops(CropCache([(r[0] * 255).round().byte() for r in rained]), cache, CROP, rain_region)
+    return {
+        "derain recipe": Mixture([harvested, pairs], [0.8, 0.2]),
+        "real pairs": pairs,
+        "harvested rain": harvested,
+        "drawn light rain": SyntheticCrops(cache, RainStreaks(density=(0.1, 0.1)), CROP),
+        "drawn rain": SyntheticCrops(cache, RainStreaks(), CROP),
+        "drawn heavy rain": SyntheticCrops(cache, RainStreaks(density=(0.8, 0.8)), CROP),
+        "noise": SyntheticCrops(cache, GaussianNoise(), CROP),
+    }
+
+
+def guided_step(source: Source) -> Callable[[], object]:
+    recipe = recipes.read("derain")
+    machine, _, _ = machine_of(recipe.precision, "cpu")
+    torch.manual_seed(0)
+    scheme = build_scheme(recipe, build_restorer(recipe).to(memory_format=torch.channels_last), machine)
+    batches = Batches(source, BATCH, ahead=False)
+    return partial(scheme.step, [batches(0)], [batches(1)])
+
+
+def cut(cache: CropCache, count: int, size: int) -> None:
+    """`count` crops as float batches of 16."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count // 16):
+        as_floats([cache.crop(size, plan(generator)) for _ in range(16)])
+
+
+def best(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """CPU seconds of each, the best of interleaved rounds after one that warms up."""
+    found: dict[str, float] = {}
+    for turn in range(rounds + 1):
+        for name, task in work.items():
+            started = time.process_time()
+            task()
+            if turn:
+                found[name] = min(found.get(name, float("inf")), time.process_time() - started)
     return found
 
 
+def batch_by_batch(source: Source, count: int) -> Callable[[], None]:
+    """Makes `count` batches, always the same ones."""
+    batches = Batches(source, BATCH, ahead=False)
+
+    def make() -> None:
+        for n in range(count):
+            batches(n)
+
+    return make
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
+    a = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, generator = asked.rounds, torch.Generator().manual_seed(0)
-    cache = CropCache(list(torch.randint(0, 256, (100, 3, 321, 481), dtype=torch.uint8, generator=generator)))
-    layers = list(torch.randint(0, 120, (48, 3, 320, 480), dtype=torch.int16, generator=generator))
 
-    def crops(i: int) -> object:
-        return as_floats([cache.crop(100, plan(generator)) for _ in range(18)])
+    clean = pictures()
+    material = sources(clean)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.png" for i in range(len(clean) // COPIES)]
+        for file, picture in zip(files, clean, strict=False):
+            images.write(file, images.Picture(picture[None] / 255))
+        work: dict[str, Callable[[], object]] = {
+            "decode": partial(read_all, files),
+            "crops": partial(cut, CropCache(clean), 1024, 100),
+            "crops, turned": partial(cut, CropCache(clean, turns=True), 1024, 100),
+            "step": guided_step(material["derain recipe"]),
+        }
+        work |= {name: batch_by_batch(source, 8) for name, source in material.items()}
+        seconds = best(work, a.rounds)
 
-    recipe = recipes.read("derain")
-    size = recipe.data.crop
-    harvested, pairs = SyntheticCrops(cache, HarvestedRain(layers), size), PairCrops(cache, cache, size, rain_region)
-    sources: dict[str, Source] = {
-        "pairs, rain region": pairs,
-        "harvested rain": harvested,
-        "drawn rain": SyntheticCrops(cache, RainStreaks(), size),
-        "noise": SyntheticCrops(cache, GaussianNoise(), size),
-        "mixture of derain": Mixture([harvested, pairs], [0.8, 0.2]),
-    }
-    batch = recipe.data.batch
-    samples = {}
-    for name, source in sources.items():
-        made = Batches(source, batch, ahead=False)
-        samples[name] = round(batch / seconds(made, 4, rounds))
-
-    machine, place, _ = machine_of(recipe.precision, "cpu")
-    restorer = build_restorer(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scheme = build_scheme(recipe, restorer, machine)
-    made = Batches(sources["mixture of derain"], batch, ahead=False)
-    sample = made(0)
-    step = seconds(lambda i: scheme.step([sample], [sample]), 1, rounds)
-    loading = 2 * seconds(made, 4, rounds)  # a guided turn draws two batches
+    step = seconds["step"]
+    milliseconds = {name: 1000 * seconds[name] / 8 for name in material}
     result = {
         "summary": {
-            "crops_per_second_per_core": round(18 / seconds(crops, 20, rounds)),
-            "loading_share_of_a_step": round(loading / (loading + step), 4),
+            "crops_per_second": 1024 / seconds["crops"],
+            "loading_share_of_step": 2 * milliseconds["derain recipe"] / 1000 / step,
+            "drawn_rain_share_of_step": 2 * milliseconds["drawn rain"] / 1000 / step,
         },
-        "samples_per_second_per_core": {"crop": size, **samples},
-        "derain_turn": {"step_seconds": round(step, 4), "loading_seconds": round(loading, 4)},
-        "decoded_512x512_per_second_per_core": decoding(rounds),
+        "crops_per_second_turned": 1024 / seconds["crops, turned"],
+        "pictures_decoded_per_second": len(files) / seconds["decode"],
+        "guided_step_milliseconds": 1000 * step,
+        "batch_milliseconds": milliseconds,
+        "batch": f"{BATCH} crops of {CROP}x{CROP}",
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}",
     }
-    print(json.dumps(result, indent=1))
-    if asked.json:
-        write_text(asked.json, json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=2)
+    print(text)
+    if a.json:
+        write_text(a.json, text + "\n")
 
 
 if __name__ == "__main__":
