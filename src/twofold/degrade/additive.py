@@ -223,7 +223,8 @@ class HarvestedRain:
     """Real streak layers laid on other photographs: flipped, scaled, shifted, made weaker or stronger, sometimes two
     at once.
 
-    layers: of `streak_layers`. strength, scale: ranges. double: share of samples that get a second layer.
+    layers: of `streak_layers`. strength, scale: ranges; a layer is enlarged further where it would not cover the
+    picture. double: share of samples that get a second layer.
     """
 
     layers: Sequence[Tensor]
@@ -253,6 +254,7 @@ class HarvestedRain:
         layer = self.layers[int(which * len(self.layers))]
         scale = self.scale[0] + scale * (self.scale[1] - self.scale[0])
         strength = self.strength[0] + strength * (self.strength[1] - self.strength[0])
+        scale = max(scale, height / layer.shape[1], width / layer.shape[2])  # mirrored at its end, rain would bend
         h, w = (max(1, round(side / scale)) for side in (height, width))
         part = _window(_window(layer, h, top, 1), w, left, 2)
         axes = [axis for axis, choice in ((2, mirror), (1, turn)) if choice < 0.5]
@@ -262,9 +264,5 @@ class HarvestedRain:
 
 
 def _window(layer: Tensor, length: int, place: float, axis: int) -> Tensor:
-    """`length` pixels of `layer` along `axis`, from `place` (0 to 1) on; a layer that is too short goes on mirrored."""
-    full = layer.shape[axis]
-    if length <= full:
-        return layer.narrow(axis, int(place * (full - length + 1)), length)
-    there = (torch.arange(length) + int(place * full)) % (2 * full)
-    return layer.index_select(axis, torch.minimum(there, 2 * full - 1 - there))
+    """`length` pixels of `layer` along `axis`, from `place` (0 to 1) on."""
+    return layer.narrow(axis, int(place * (layer.shape[axis] - length + 1)), length)
