@@ -168,7 +168,7 @@ class Lasso:
             self.data_prox,
             lambda v, step: soft_threshold(v, self.weight * step),
             identity,
-            torch.zeros_like(self.observed),
+            self.start()[0],
             penalty=positive(w[0]),
             fraction=unit_interval(w[1], high=0.999),
         )

@@ -56,12 +56,11 @@ MIB = 2**20
 
 
 class Case(NamedTuple):
-    """A bilevel problem with its starts; net: the module whose parameters the lower level trains; rate: its step."""
+    """A bilevel problem with its starts; rate: the step of the lower level."""
 
     problem: Bilevel
     upper: Tensor
     lower: dict[str, Tensor]
-    net: nn.Module
     rate: float
 
 
@@ -72,18 +71,14 @@ def weight_decay() -> Case:
     truth = torch.randn(features) * (torch.arange(features) < 20)
     x, xv = torch.randn(samples, features), torch.randn(samples // 4, features)
     y, yv = ((z @ truth + 2 * torch.randn(len(z)) > 0).float() for z in (x, xv))
-    net = nn.Linear(features, 1, bias=False)
-    nn.init.zeros_(net.weight)
-    function, lower = as_function(net)
 
     def fit(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        decay = (w.exp() * u["weight"][0] ** 2).sum() / 2
-        return F.binary_cross_entropy_with_logits(function(u, x)[:, 0], y) + decay
+        return F.binary_cross_entropy_with_logits(x @ u["weight"], y) + (w.exp() * u["weight"] ** 2).sum() / 2
 
     def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.binary_cross_entropy_with_logits(function(u, xv)[:, 0], yv)
+        return F.binary_cross_entropy_with_logits(xv @ u["weight"], yv)
 
-    return Case(Bilevel(validate, fit), torch.full((features,), -3.0), lower, net, 0.5)
+    return Case(Bilevel(validate, fit), torch.full((features,), -3.0), {"weight": torch.zeros(features)}, 0.5)
 
 
 def reweighting() -> Case:
@@ -110,7 +105,7 @@ def reweighting() -> Case:
     def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
         return F.cross_entropy(function(u, xv), tv)
 
-    return Case(Bilevel(validate, fit), torch.zeros(32), lower, net, 0.05)
+    return Case(Bilevel(validate, fit), torch.zeros(32), lower, 0.05)
 
 
 class MixedNet(nn.Module):
@@ -145,7 +140,7 @@ def mixed_operation() -> Case:
     def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
         return F.mse_loss(function(u, noisy_held, w), held)
 
-    return Case(Bilevel(validate, fit), torch.zeros(2, 4), lower, net, 0.1)
+    return Case(Bilevel(validate, fit), torch.zeros(2, 4), lower, 0.1)
 
 
 CASES = {"weight decay": weight_decay, "reweighting": reweighting, "mixed operation": mixed_operation}
@@ -161,6 +156,10 @@ def differentiate(case: Case, strategy: Strategy) -> Tensor:
 
 def ours_sparse(case: Case, steps: int) -> Tensor:
     return ours(case, steps, keep_every=math.isqrt(steps))
+
+
+def ours_together(case: Case, steps: int) -> Tensor:
+    return differentiate(case, Unrolled(steps, GradientDescent(case.rate), together=4))
 
 
 def torchopt_unrolled(case: Case, steps: int) -> Tensor:
@@ -186,6 +185,7 @@ def higher_unrolled(case: Case, steps: int) -> Tensor:
 UNROLLED: dict[str, Callable[[Case, int], Tensor]] = {
     "twofold": ours,
     "twofold, √T states": ours_sparse,
+    "twofold, 4 together": ours_together,
     "torchopt": torchopt_unrolled,
     "higher": higher_unrolled,
 }

@@ -140,8 +140,8 @@ def test_replaying_equals_plain_autograd_through_the_same_steps():
             state = dynamics.step(problem, k, leaf, state)
         value = problem.upper(leaf, dynamics.params(state))
         (expected,) = torch.autograd.grad(value, leaf)
-        for keep_every in (1, 2, 4, 20):
-            found = hypergradient(problem, w, parameters, strategy=Unrolled(9, dynamics, keep_every))
+        for keep_every, together in ((1, 1), (2, 1), (4, 1), (20, 1), (1, 2), (6, 3), (5, 2), (1, 20)):
+            found = hypergradient(problem, w, parameters, strategy=Unrolled(9, dynamics, keep_every, together))
             torch.testing.assert_close(found.gradient, expected, rtol=1e-12, atol=1e-14)
             torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=0)
 

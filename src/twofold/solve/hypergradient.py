@@ -163,7 +163,8 @@ class OneStepUnrolled:
 class Unrolled:
     """The exact gradient of what `steps` steps make of the start, in the memory of states (see `unroll.replayed`).
 
-    keep_every: store every n-th state only; near √steps for the least memory, for one more evaluation of each step.
+    keep_every: store every n-th state only; near √steps for the least memory, for one more evaluation of each
+    step. together: steps that are replayed with one graph; more is faster where steps are tiny, and holds more.
     The start counts as constant. Prefer implicit strategies where the lower level is solved to rest and has
     one minimum.
     """
@@ -171,9 +172,11 @@ class Unrolled:
     steps: int
     dynamics: Dynamics
     keep_every: int = 1
+    together: int = 1
 
     def differentiate(self, run: Run, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        return Truncated(self.steps, self.steps, self.dynamics, self.keep_every).differentiate(run, upper, lower)
+        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together)
+        return whole.differentiate(run, upper, lower)
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class Truncated:
     last: int
     dynamics: Dynamics
     keep_every: int = 1
+    together: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.last <= self.steps:
@@ -203,7 +207,15 @@ class Truncated:
         def step(k: int, w: State, state: State) -> State:
             return dynamics.step(run.problem, k, w, state)
 
-        state = replayed(step, w, detach(state), steps=self.last, first=early, keep_every=self.keep_every)
+        state = replayed(
+            step,
+            w,
+            detach(state),
+            steps=self.last,
+            first=early,
+            keep_every=self.keep_every,
+            together=self.together,
+        )
         reached = dynamics.params(state)
         value = run.upper(w, reached)
         gradient = rebuild(upper, pull(value, tensors(w)))

@@ -4,7 +4,6 @@ derivatives."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,14 +38,18 @@ class Run:
 
     def upper(self, w: State, u: State) -> Tensor:
         self.upper_evaluations += 1
-        with _NoTrainingBatchNorm() if self.upper_evaluations == 1 else nullcontext():
+        if self.upper_evaluations > 1:
+            return self._given.upper(w, u)
+        with _NoTrainingBatchNorm():
             return self._given.upper(w, u)
 
     def lower(self, w: State, u: State) -> Tensor:
         if self._given.lower is None:
             raise SolveError("this strategy differentiates the lower loss, and the problem has none (lower=None)")
         self.lower_evaluations += 1
-        with _NoTrainingBatchNorm() if self.lower_evaluations == 1 else nullcontext():
+        if self.lower_evaluations > 1:
+            return self._given.lower(w, u)
+        with _NoTrainingBatchNorm():
             return self._given.lower(w, u)
 
     def advance(self, dynamics: Dynamics, w: State, u: State, steps: int) -> State:

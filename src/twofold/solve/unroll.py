@@ -14,13 +14,16 @@ Step = Callable[[int, State, State], State]
 """(k, upper parameters, state) → state: pure, and differentiable in both trees."""
 
 
-def replayed(step: Step, upper: State, start: State, *, steps: int, first: int = 0, keep_every: int = 1) -> State:
+def replayed(
+    step: Step, upper: State, start: State, *, steps: int, first: int = 0, keep_every: int = 1, together: int = 1
+) -> State:
     """The state after `steps` steps from `start`, the first of them numbered `first`; exactly differentiable, once.
 
-    Forward, nothing but every `keep_every`-th state is kept. Backward, one step at a time is computed again
-    with a graph, used and dropped. So memory is steps / keep_every + keep_every states and the activations of
-    one step, whatever the number of steps; time is that of ordinary unrolling and one more plain evaluation of
-    each step, two for keep_every > 1. The least memory is near keep_every = √steps.
+    Forward, nothing but every `keep_every`-th state is kept. Backward, `together` steps at a time are computed
+    again with a graph, used and dropped. So memory is steps / keep_every + keep_every states and the activations of
+    `together` steps, whatever the number of steps. Time is that of ordinary unrolling and one more plain evaluation
+    of each step, two for keep_every > together. The least memory is near keep_every = √steps and together = 1; a
+    larger `together` saves calls, which matters where a step is so small that calls cost more than arithmetic.
 
     Raises: SolveError in `backward` where a step does not repeat itself (dropout, a data loader inside the
     loss), and where a second derivative is asked for.
@@ -30,29 +33,33 @@ def replayed(step: Step, upper: State, start: State, *, steps: int, first: int =
     >>> u.item(), torch.autograd.grad(u, w)[0].item()                                      # w³ and 3 w²
     (8.0, 12.0)
     """
-    if steps < 0 or keep_every < 1:
-        raise SolveError(f"expected steps ≥ 0 and keep_every ≥ 1, got {steps} and {keep_every}")
+    if steps < 0 or keep_every < 1 or together < 1:
+        raise SolveError(f"expected steps ≥ 0, keep_every ≥ 1, together ≥ 1, got {steps}, {keep_every}, {together}")
     if steps == 0:
         return start
+    numbers = list(range(first, first + steps))
+    groups = [numbers[i : i + together] for i in range(0, steps, together)]
     play: Any = _Replay.apply
     flat = play(
-        step, detach(start), detach(upper), range(first, first + steps), keep_every, *tensors(start), *tensors(upper)
+        step, detach(start), detach(upper), groups, -(-keep_every // together), *tensors(start), *tensors(upper)
     )
     return rebuild(start, list(flat))
 
 
 class _Replay(torch.autograd.Function):
+    """Steps come in groups that are replayed with one graph; the state before every `keep`-th group is kept."""
+
     @staticmethod
     def forward(
-        ctx: Any, step: Step, start: State, upper: State, numbers: range, keep_every: int, *_: Tensor
+        ctx: Any, step: Step, start: State, upper: State, groups: list[list[int]], keep: int, *_: Tensor
     ) -> tuple[Tensor, ...]:
         state, kept = start, []
-        for i, k in enumerate(numbers):
-            if i % keep_every == 0:
+        for i, group in enumerate(groups):
+            if i % keep == 0:
                 kept.append(state)
-            state = step(k, upper, state)
+            state = _advance(step, group, upper, state)
         end = tuple(t.detach() for t in tensors(state))
-        ctx.step, ctx.upper, ctx.numbers, ctx.keep_every, ctx.kept = step, upper, numbers, keep_every, kept
+        ctx.step, ctx.upper, ctx.groups, ctx.keep, ctx.kept = step, upper, groups, keep, kept
         ctx.save_for_backward(*end)
         return end
 
@@ -60,36 +67,41 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise SolveError("a replayed gradient cannot be differentiated again (create_graph=True)")
-        count, numbers, upper = len(cotangents), ctx.numbers, ctx.upper
+        count, upper, groups = len(cotangents), ctx.upper, ctx.groups
         wanted = ctx.needs_input_grad[5:]
-        totals: list[Tensor] = []
-        cotangent = list(cotangents)
-        for begin in reversed(range(0, len(numbers), ctx.keep_every)):
-            stretch = numbers[begin : begin + ctx.keep_every]
-            states = [ctx.kept[begin // ctx.keep_every]]
-            for k in stretch[:-1]:
-                states.append(ctx.step(k, upper, states[-1]))
-            for k in reversed(stretch):
-                # Only what somebody asks for is a leaf: the very first state often is not, and neither is all
-                # of upper.
-                needs = wanted if k == numbers[0] else (True,) * count + tuple(wanted[count:])
+        cotangent: list[Any] = list(cotangents)
+        totals: list[Any] = [
+            torch.zeros_like(t) if n else None for t, n in zip(tensors(upper), wanted[count:], strict=True)
+        ]
+        for begin in reversed(range(0, len(groups), ctx.keep)):
+            stretch = groups[begin : begin + ctx.keep]
+            states = [ctx.kept[begin // ctx.keep]]
+            for group in stretch[:-1]:
+                states.append(_advance(ctx.step, group, upper, states[-1]))
+            for group in reversed(stretch):
+                # Only what is asked for is a leaf: the very first state often is not, nor is all of upper.
+                needs = wanted if group is groups[0] else (True,) * count + tuple(wanted[count:])
                 before = states.pop()
-                flat = [
-                    t.detach().requires_grad_(n)
-                    for t, n in zip([*tensors(before), *tensors(upper)], needs, strict=True)
-                ]
+                pairs = zip([*tensors(before), *tensors(upper)], needs, strict=True)
+                flat = [t.detach().requires_grad_(n) for t, n in pairs]
                 with torch.enable_grad():
-                    after = tensors(ctx.step(k, rebuild(upper, flat[count:]), rebuild(before, flat[:count])))
-                if k == numbers[-1]:
+                    replayed_upper, replayed_state = rebuild(upper, flat[count:]), rebuild(before, flat[:count])
+                    after = tensors(_advance(ctx.step, group, replayed_upper, replayed_state))
+                if group is groups[-1]:
                     _require_same(after, ctx.saved_tensors)
                 found = iter(pull(after, [t for t in flat if t.requires_grad], cotangent))
                 grads = [next(found) if n else None for n in needs]
-                cotangent = grads[:count]  # type: ignore[assignment]  # None at the very end alone
-                if totals:
-                    totals = [None if g is None else t.add_(g) for t, g in zip(totals, grads[count:], strict=True)]  # type: ignore
-                else:
-                    totals = [None if g is None else g.clone() for g in grads[count:]]  # type: ignore
+                cotangent = grads[:count]
+                for total, grad in zip(totals, grads[count:], strict=True):
+                    if total is not None:
+                        total.add_(grad)
         return None, None, None, None, None, *cotangent, *totals
+
+
+def _advance(step: Step, group: list[int], upper: State, state: State) -> State:
+    for k in group:
+        state = step(k, upper, state)
+    return state
 
 
 def _require_same(replay: list[Tensor], first: tuple[Tensor, ...]) -> None:
