@@ -43,6 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
+    parser.add_argument("--without", nargs="*", default=[], help="measure once more without these pictures")
     options = parser.parse_args()
     recipe = recipes.read(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
@@ -54,7 +56,11 @@ def main() -> None:
 
     model = api.load(weights, device="cpu")
     numbers = {}
-    for name, pairs in material.validation(recipe, options.data).items():
+    sets = material.validation(recipe, options.data)
+    if options.without:
+        less = f"without {', '.join(options.without)}"
+        sets |= {f"{n}, {less}": [p for p in pairs if p.name not in options.without] for n, pairs in sets.items()}
+    for name, pairs in sets.items():
         summary = evaluate(lambda image: Restored(model(image).image), pairs, PROTOCOLS[recipe.protocol]).summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
@@ -74,6 +80,7 @@ def main() -> None:
         hours=result["hours"],
         protocol=recipe.protocol,
         numbers=numbers,
+        notes=options.notes,
     )
     write_text(WEIGHTS / f"{recipe.name}.json", card.model_dump_json(indent=2) + "\n")
 

@@ -113,6 +113,7 @@ class Card(BaseModel):
     hours: float
     protocol: str
     numbers: dict[str, dict[str, float]]
+    notes: str = ""
 
 
 def cards() -> dict[str, Card]:

@@ -13,6 +13,7 @@ from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sam
 from twofold.data import pairs as layouts
 from twofold.data.batches import Batches, Share
 from twofold.data.crops import CropCache, as_floats, read_pairs
+from twofold.data.digests import copies
 from twofold.data.pairs import Pair
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
 from twofold.degrade import additive
@@ -37,9 +38,11 @@ def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
         if not place.is_dir():
             raise DataError(f"{place}: no such folder; --data names the folder that the recipe's paths start from")
         files = images.find([place])
-        kept = [
-            f for i, f in enumerate(files) if not folder.every or (i % folder.every == 0) == (folder.keep == "picked")
-        ]
+        kept = files
+        if folder.every:
+            picked = files[:: folder.every]
+            held = {*picked, *copies(files, picked)}  # the same scene under another name stays on its side of the split
+            kept = picked if folder.keep == "picked" else [file for file in files if file not in held]
         if not kept:
             raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.SUFFIXES)}")
         found += kept
