@@ -47,7 +47,43 @@ def models() -> str:
     return rows(["model", "size", "measured on", "protocol", "untouched (PSNR / SSIM)", "restored"], body)
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models}
+def guidance() -> str:
+    """Ways of training with and without guidance: PSNR with its interval over seeds, the gain, the guide's error."""
+    ways = result("guidance")["summary"]["ways"]
+    body = []
+    for way, facts in ways.items():
+        line = [f"`{way}`", f"{facts['theta_updates']:,}", f"{facts['cpu_seconds']:.0f} s"]
+        for rain in ("light", "heavy"):
+            found = facts[rain]
+            line.append(f"{found['psnr']:.2f} ({span(found['psnr_interval'])})")
+            gain = found.get("over_none")
+            line.append("" if gain is None else f"{gain:+.2f} ({span(found['over_none_interval'], sign='+')})")
+            line.append(f"{found['g']:.3f}" if "g" in found else "")
+        body.append(line)
+    constant = [f"{next(iter(ways.values()))[rain]['g_constant']:.3f}" for rain in ("light", "heavy")]
+    body.append(["best constant map", "", "", "", "", constant[0], "", "", constant[1]])
+    head = ["way", "θ-updates", "CPU time"]
+    for rain in ("light", "heavy"):
+        head += [f"{rain}: PSNR (95 %)", "over `none` (95 %)", "g"]
+    return rows(head, body)
+
+
+def guidance_rivals() -> str:
+    """Every way against the guided scheme, paired by seed."""
+    body = []
+    for way, facts in result("guidance")["summary"]["ways"].items():
+        gains = [facts[rain] for rain in ("light", "heavy") if "over_guided" in facts[rain]]
+        if gains:
+            shown = [f"{g['over_guided']:+.2f} ({span(g['over_guided_interval'], sign='+')})" for g in gains]
+            body.append([f"`{way}` − `guided`", *shown])
+    return rows(["PSNR, paired by seed (95 %)", "light", "heavy"], body)
+
+
+def span(ends: list[float] | None, sign: str = "") -> str:
+    return "one seed" if ends is None else " … ".join(f"{end:{sign}.2f}" for end in ends)
+
+
+TABLES: dict[str, Callable[[], str]] = {"models": models, "guidance": guidance, "guidance_rivals": guidance_rivals}
 
 
 def renewed(text: str) -> str:
