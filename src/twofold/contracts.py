@@ -1,6 +1,6 @@
 """What the parts of the library promise one another: four shapes of data, two kinds of callables, one family of errors.
 
-Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB or grey, with 0 for black and 1 for white.
+Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB or grey, 0 for black and 1 for white.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ DEPTH = GuidanceKind(
 class Sample(NamedTuple):
     """One batch of training material.
 
-    clean, observed: `(B, C, H, W)` in [0, 1]. guidance: `(B, G, H, W)`, the hidden cause, or None where nobody knows it.
-    known: what is told along with the picture and is not learned (blur kernels `(B, 1, h, w)`), or None.
+    clean: `(B, C, H, W)` in [0, 1]. observed: the same, but noise that is not quantised may leave [0, 1]. guidance:
+    `(B, G, H, W)`, the hidden cause, or None where nobody knows it. known: what is told along with the picture and is
+    not learned (blur kernels `(B, 1, h, w)`), or None.
     """
 
     clean: Tensor
@@ -97,7 +98,7 @@ class Sample(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a restorer returns: image `(B, C, H, W)`, not clamped; the guidance that was used; a solver's report, if any."""
+    """What a restorer returns: image `(B, C, H, W)`, not clamped; the guidance it used; a solver's report, if any."""
 
     image: Tensor
     guidance: Tensor | None = None
