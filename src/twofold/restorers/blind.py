@@ -32,9 +32,10 @@ CLIPPED = 0.99
 class KernelEstimate:
     """kernel `(1, 1, h, w)`, odd-sided, summing to 1, its centre of mass in the middle.
 
-    confidence: in [0, 1], how alike the kernels are that two halves of the picture ask for on their own (largest
-    normalised cross-correlation). Low means that the blur differs over the picture, that there are too few edges, or
-    that the search went astray; high does not prove the kernel right.
+    confidence: in [0, 1]: how alike the kernels are that two halves of the picture ask for on their own (largest
+    normalised cross-correlation), less where the kernel is close to a point, which every picture agrees to and which
+    means that no blur was found. Low: the blur differs over the picture, there are too few edges, or the search went
+    astray. High does not prove the kernel right.
     """
 
     kernel: Tensor
@@ -96,7 +97,8 @@ class KernelSearch:
         left, right = (
             tidy(fit_kernel(sharp[..., columns], target[..., columns], self.size, self.smooth)) for columns in halves
         )
-        return KernelEstimate(kernel, similarity(left, right))
+        point = torch.ones(1, 1, 1, 1).to(kernel)
+        return KernelEstimate(kernel, similarity(left, right) * min(1.0, 2 * (1 - similarity(kernel, point))))
 
     def _edges(self, observed: Tensor, usable: Tensor, kernel: Tensor, edges: float) -> tuple[Tensor, Tensor]:
         """The picture with few edges that the kernel blurs into the observed one, and that one without its outliers.
