@@ -35,7 +35,7 @@ from twofold.files import write_text
 from twofold.metrics import psnr
 from twofold.restorers.guided import Guided
 from twofold.train import recipe as recipes
-from twofold.train.run import build_scheme, machine_of
+from twofold.train.run import build_schedule, build_scheme, machine_of
 
 WINDOW = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
 WINDOW = (WINDOW[:, None] * WINDOW).div(WINDOW.sum() ** 2).expand(3, 1, 11, 11)
@@ -62,6 +62,8 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
     weights = recipe.loss
     halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
     theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
+    factor = build_schedule(recipe.schedule, recipe.turns)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (theta, omega)]
 
     def step(known_cause: Sample, sample: Sample) -> None:
         theta.zero_grad()
@@ -74,6 +76,8 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
         if recipe.optimizer.clip:
             torch.nn.utils.clip_grad_norm_(restorer.net.parameters(), recipe.optimizer.clip)
         omega.step()
+        for schedule in schedules:
+            schedule.step()
 
     return step
 
@@ -149,12 +153,11 @@ def learned(turns: int, seeds: int) -> dict[str, Any]:
     seen, true = rained(
         [data.chelsea()[:256, :256], data.cat()[:256, :256], data.immunohistochemistry()[:256, :256]], 1
     )
-    changes = ["model.net={kind: unet, widths: [16, 32], blocks: [1, 1]}", f"turns={turns}", "schedule.warmup=0"]
+    changes = ["model.net={kind: unet, widths: [16, 32], blocks: [1, 1]}", f"turns={turns}", "schedule.warmup=20"]
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     for seed in range(seeds):
         for way, values in found.items():
-            # a constant rate in both: the plain loop has no schedule
-            recipe = recipes.read("derain", [*changes, f"seed={seed}", "scheme.steering=0.0", "schedule.kind=constant"])
+            recipe = recipes.read("derain", [*changes, f"seed={seed}", "scheme.steering=0.0"])
             restorer, step = step_of(way, recipe)
             source = PairCrops(CropCache(train[0]), CropCache(train[1]), 48, rain_region)
             batches = Batches(source, 8, seed=seed, ahead=False)
