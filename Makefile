@@ -19,7 +19,7 @@ demo: $(STAMP)   ## degrade bundled photographs, restore them, write demo/index.
 	$(BIN)/twofold demo --output demo
 
 test: $(STAMP)   ## the test suite, ten minutes at most
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .

@@ -83,7 +83,23 @@ def span(ends: list[float] | None, sign: str = "") -> str:
     return "one seed" if ends is None else " … ".join(f"{end:{sign}.2f}" for end in ends)
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models, "guidance": guidance, "guidance_rivals": guidance_rivals}
+def restore_speed() -> str:
+    """What each ingredient of running a network brings, PReNet at two sizes."""
+    speed = result("restore")["speed"]
+    body = []
+    for variant, large in speed["512"]["variants"].items():
+        small = speed["256"]["variants"][variant]
+        cells = [f"{row['cpu_seconds']:.2f} s ({row['speedup']:.1f}×)" for row in (large, small)]
+        body.append([variant, *cells])
+    return rows(["PReNet, CPU seconds of one thread", "512 × 512", "256 × 256"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models,
+    "guidance": guidance,
+    "guidance_rivals": guidance_rivals,
+    "restore_speed": restore_speed,
+}
 
 
 def renewed(text: str) -> str:

@@ -22,7 +22,7 @@ def command(
     from twofold import demo
     from twofold.cli.train import Bar
 
-    shown = demo.run(output, print)
+    shown = demo.run(output, print, scenes=demo.SCENES)
     if shown:
         print(f"\nLook at {output / 'index.html'} or {output / 'sheet.png'}.")
     if seconds:
