@@ -38,7 +38,7 @@ def models() -> str:
                 [
                     f"`{card['name']}`",
                     f"{card['bytes'] / 1e6:.1f} MB",
-                    f"{dataset} ({n['pictures']} held-out pictures)",
+                    f"{dataset} ({n['pictures']:.0f} held-out pictures)",
                     f"`{card['protocol']}`",
                     f"{n['input_psnr']:.2f} / {n['input_ssim']:.4f}",
                     f"**{n['psnr']:.2f}** / {n['ssim']:.4f}",
