@@ -27,8 +27,11 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## the benchmarks; each writes benchmarks/results/NAME.json
-	for b in benchmarks/*.py; do name=$$(basename $$b .py); $(BIN)/python $$b --json benchmarks/results/$$name.json || exit 1; done
+bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
+	for b in convergence data deconvolution hypergradient search train; do \
+	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
+	if [ -n "$(DATA)" ]; then for b in classical guidance paper_c restore; do \
+	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; fi
 
 docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
 	$(BIN)/python docs/tables.py

@@ -1,6 +1,6 @@
 """Makes a shipped model of a finished run: 16-bit weights and the card that describes them, into the package.
 
-    python benchmarks/cards.py runs/derain --data DATA
+    python tools/cards.py runs/derain --data DATA
 
 The numbers on the card are those of the stored weights, measured anew on the recipe's validation pairs by its protocol.
 """
