@@ -94,11 +94,23 @@ def restore_speed() -> str:
     return rows(["PReNet, CPU seconds of one thread", "512 × 512", "256 × 256"], body)
 
 
+def steering() -> str:
+    """How much of the rain goes at each strength, and what that does to PSNR."""
+    found = result("steering")["strengths"]
+    head = ["strength", *found["light"]]
+    body = []
+    for rain, by in found.items():
+        body.append([f"{rain}: share of the rain removed", *(f"{facts['removed']:.0%}" for facts in by.values())])
+        body.append([f"{rain}: PSNR", *(f"{facts['psnr']:.2f}" for facts in by.values())])
+    return rows(head, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "guidance": guidance,
     "guidance_rivals": guidance_rivals,
     "restore_speed": restore_speed,
+    "steering": steering,
 }
 
 
