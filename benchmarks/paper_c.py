@@ -2,8 +2,9 @@
 
     python benchmarks/paper_c.py --data ../shared/data --json benchmarks/results/paper_c.json
 
-Parts: sparse (convergence on synthetic codes), patches (photographs with salt and pepper), deconvolution, rain, counter
-(the smallest problem on which aggregation matters). A file that is there already is gone on with: its parts are kept.
+Parts: counter (the smallest problem on which aggregation matters), sparse (convergence on synthetic codes), patches
+(photographs with salt and pepper), deconvolution, leader (how strong it may be), rain, rain_shallow. A file that is
+there already is gone on with: its parts are kept.
 Data: BSDS500 to train, Kodak24 to test, Rain100 for rain; without --data scikit-image's photographs and drawn rain.
 About ten minutes on one free core. Plots are written beside the JSON.
 """
@@ -50,14 +51,13 @@ from twofold.restorers.sparse_coding import (
     patches_of,
 )
 from twofold.solve.meta import Harmonic, aggregated_step
-from twofold.solve.operators import contraction_factor, metric_of
+from twofold.solve.operators import Relax, contraction_factor, metric_of
 from twofold.solve.params import norm, subtract
 from twofold.train.meta import MetaTraining, Watched
 from twofold.train.schemes import Learner
 
-DEPTH = 8  # K in training
-BEYOND = 10 * DEPTH
-MU = 0.3
+DEPTH, RAIN_DEPTH = 8, 24  # K in training; rain settles more slowly, so 8 is shallow for it
+MU = 0.1
 TURNS = 100
 
 
@@ -112,24 +112,50 @@ def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: 
 LEVELS = ((0.1, 1.0), (0.2, 2.0), (0.3, 3.0))
 
 
-def teach(coder: nn.Module, model: Model, *, turns: int, depth: int, rate: float, mu: float = 0.0) -> None:
-    """Lowers the mean objective of the code after `depth` iterations. mu: the leader's share, for `LearnedALM` only."""
-    optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], rate)
-    for turn in range(turns):
-        share, scale = LEVELS[turn % 3]
-        signals = bernoulli_gaussian(model.dictionary, share, scale, 16, 1_000 + turn)
-        if mu:
-            code = aggregated(coder, model, signals, depth, mu)
-        else:
-            *_, code = coder.codes(signals, depth)
+def teach_metric(coder: LearnedALM, model: Model, level: tuple[float, float], *, mu: float) -> None:
+    """Lowers the mean logarithm of the relative gap after 60 steps, over 256 signals; mu = 0 is plain unrolling."""
+    batches = [bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + n) for n in range(16)]
+    best = [objectives(LearnedALM(model), model, x, 600).min(0).values for x in batches]
+    optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 5e-3)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 96)
+    for turn in range(96):
+        signals, least = batches[turn % 16], best[turn % 16]
+        code = aggregated(coder, model, signals, 60, mu)
+        loss = (model.objective(code, signals) / least - 1).clamp_min(1e-12).log().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        falling.step()
+
+
+def teach_layers(coder: LISTA | DLADMM, model: Model, level: tuple[float, float]) -> None:
+    """Lowers the mean objective after the last layer, on fresh signals at every turn."""
+    optimizer = torch.optim.Adam(coder.parameters(), 1e-3)
+    for turn in range(500):
+        signals = bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + turn)
+        *_, code = coder.codes(signals, 15)
         loss = (model.objective(code, signals) / model.objective(0 * code, signals)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
 
+@dataclass(frozen=True)
+class Relaxed:
+    """Steps μ u + (1 − μ) T(u): what the aggregated step becomes as the leader's steps fall to 0."""
+
+    coder: LearnedALM
+    mu: float
+
+    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
+        T, u = Relax(self.coder.operator(signals), 1 - self.mu), self.coder.start(signals)
+        for _ in range(steps):
+            u = T(u)
+            yield self.coder.code(u)
+
+
 def aggregated(coder: LearnedALM, model: Model, signals: Tensor, depth: int, mu: float) -> Tensor:
-    """The code after aggregated steps; the leader descends the smooth part's and the weights' objective itself."""
+    """The code after aggregated steps; the leader descends the objective itself."""
     T, u = coder.operator(signals), coder.start(signals)
     largest = float(T.metric.floor) / (model.curvature * float(coder.spectrum.max()))
     leads = Harmonic(largest)
@@ -156,41 +182,35 @@ def sparse(_: Photos, out: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     A = nn.functional.normalize(torch.randn(250, 500, generator=generator), dim=0)
     model = Model(A, weights=0.45, curvature=5.0)
-    torch.manual_seed(0)
-    learned = {
-        "BMO": LearnedALM(model),
-        "the same, unrolled (mu = 0)": LearnedALM(model),
-        "LISTA": LISTA(model, layers=15),
-        "D-LADMM": DLADMM(model, layers=15),
-    }
-    seconds = {}
-    for name, coder in learned.items():
-        began = time.process_time()
-        exact = isinstance(coder, LearnedALM)
-        teach(coder, model, turns=150, depth=15, rate=0.02 if exact else 3e-4, mu=0.1 if name == "BMO" else 0.0)
-        seconds[name] = round(time.process_time() - began)
-        print("sparse:", name, seconds[name], "s", flush=True)
-
     precise = Model(A.double(), model.weights, model.curvature)
-    coders: dict[str, tuple[Coder, int]] = {
-        "ISTA": (ISTA(precise), 6000),
-        "FISTA": (ISTA(precise, accelerated=True), 2000),
-        "LADMM": (LADMM(precise, 0.5), 2000),
-        "preconditioned by hand": (LearnedALM(precise), 600),
-        **{n: (copy.deepcopy(c).double(), 600) for n, c in learned.items()},
-    }
-    for coder, _steps in coders.values():
-        if isinstance(coder, LISTA | DLADMM):
-            coder.dictionary = precise.dictionary
-    facts: dict[str, Any] = {"training_seconds": seconds, "levels": {}}
-    curves = {}
-    for share, scale in LEVELS:
-        signals = bernoulli_gaussian(precise.dictionary, share, scale, 16, 7)
+    mu, seconds, levels, curves = 0.1, dict[str, float](), dict[str, Any](), {}
+    for level in LEVELS:
+        began = time.process_time()
+        torch.manual_seed(0)
+        joint, alone, lista, unrolled = LearnedALM(precise), LearnedALM(precise), LISTA(model), DLADMM(model)
+        teach_metric(joint, precise, level, mu=mu)
+        teach_metric(alone, precise, level, mu=0.0)
+        for layers in (lista, unrolled):
+            teach_layers(layers, model, level)
+        seconds[str(level[0])] = round(time.process_time() - began)
+        unrolled = copy.deepcopy(unrolled).double()
+        unrolled.dictionary = precise.dictionary
+        coders: dict[str, tuple[Coder, int]] = {
+            "ISTA": (ISTA(precise), 10_000),
+            "FISTA": (ISTA(precise, accelerated=True), 2000),
+            "LADMM": (LADMM(precise, 0.5), 2000),
+            "preconditioned by hand": (LearnedALM(precise), 1000),
+            "the same, unrolled (mu = 0)": (alone, 1000),
+            "BMO": (Relaxed(joint, mu), 1000),
+            "LISTA": (copy.deepcopy(lista).double(), 15),
+            "D-LADMM": (unrolled, 15),
+        }
+        signals = bernoulli_gaussian(precise.dictionary, *level, 16, 7)
         found = {name: objectives(coder, precise, signals, steps) for name, (coder, steps) in coders.items()}
         best = torch.stack([f.min(0).values for f in found.values()]).min(0).values
         gaps = {name: (f - best) / best for name, f in found.items()}
-        curves[share] = {name: gap.median(1).values.clamp_min(1e-12).tolist() for name, gap in gaps.items()}
-        facts["levels"][str(share)] = {
+        curves[level[0]] = {name: gap.median(1).values.clamp_min(1e-12).tolist() for name, gap in gaps.items()}
+        levels[str(level[0])] = {
             name: {
                 "iterations": needed(gap),
                 "tried": gap.shape[0],
@@ -199,14 +219,13 @@ def sparse(_: Photos, out: Path) -> dict[str, Any]:
             }
             for name, gap in gaps.items()
         }
-        print("sparse: level", share, {n: needed(g) for n, g in gaps.items()}, flush=True)
+        print("sparse: level", level, {n: needed(g) for n, g in gaps.items()}, seconds, flush=True)
     ratios = []
-    for level in facts["levels"].values():
-        ista, ours = level["ISTA"]["iterations"] or level["ISTA"]["tried"], level["BMO"]["iterations"]
-        ratios.append(ista / ours if ours else 0.0)
-    facts["ista_over_bmo"] = [round(r, 1) for r in ratios]
+    for rows in levels.values():
+        ista, ours = rows["ISTA"]["iterations"] or rows["ISTA"]["tried"], rows["BMO"]["iterations"]
+        ratios.append(round(ista / ours, 1) if ours else 0.0)
     plot_gaps(curves, out.with_name("paper_c_sparse.png"))
-    return facts
+    return {"levels": levels, "ista_over_bmo": ratios, "training_seconds": seconds, "mu": mu}
 
 
 # Patches of photographs ----------------------------------------------------------------------------------------------
@@ -243,7 +262,7 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
     A = learn_dictionary(rows - rows.mean(1, keepdim=True), 512, passes=2, generator=generator)
     print("patches: dictionary", round(time.process_time() - began), "s", flush=True)
 
-    pictures = [p[:, : p.shape[1] // side * side, : p.shape[2] // side * side] for p in grey(material.test)[:8]]
+    pictures = [p[:, : p.shape[1] // side * side, : p.shape[2] // side * side] for p in grey(material.test)[:3]]
     tests = [spoil(p[None].float() / 255, torch.Generator().manual_seed(i)) for i, p in enumerate(pictures)]
     held = draws(10_000)
 
@@ -281,15 +300,22 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
         print("patches:", name, weight, table[name], flush=True)
     model = Model(A, chosen["LADMM"])
     torch.manual_seed(0)
-    for name, net in (("LISTA", LISTA(model)), ("D-LADMM", DLADMM(model))):
-        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-        for turn in range(150):
-            sample = draws(turn)
-            *_, image = shown(net, A, sample.observed, 15)
-            optimizer.zero_grad()
-            losses.l2(image, sample.clean).backward()
-            optimizer.step()
-        table[name] = scores(net, marks)
+    for name, family in (("LISTA", LISTA), ("D-LADMM", DLADMM)):
+        tried = []
+        for rate in (1e-4, 1e-3):
+            net = family(model)
+            optimizer = torch.optim.Adam(net.parameters(), rate)
+            for turn in range(150):
+                sample = draws(turn)
+                *_, image = shown(net, A, sample.observed, 15)
+                optimizer.zero_grad()
+                losses.l2(image, sample.clean).backward()
+                optimizer.step()
+            with torch.no_grad():
+                *_, image = shown(net, A, held.observed, 15)
+            tried.append((summary(psnr(image, held.clean)), rate, net))
+        best = max(tried, key=lambda t: t[0])
+        table[name], chosen[f"learning rate of {name}"] = scores(best[2], marks), best[1]
         print("patches:", name, table[name], round(time.process_time() - began), "s", flush=True)
     facts: dict[str, Any] = {}
     for name, mu in (("BMO", MU), ("the same, unrolled (mu = 0)", 0.0)):
@@ -302,7 +328,7 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
     return {
         "psnr": table,
         "untouched": round(untouched, 2),
-        "weights_by_hand": chosen,
+        "chosen_on_training_crops": chosen,
         "training": facts,
         "pictures": len(tests),
     }
@@ -388,7 +414,7 @@ def compare(
     ways: dict[str, tuple[FixedPointRestorer, float | None]],
     draws: Callable[[int], Sample],
     tests: list[Sample],
-    turns: int,
+    depth: int,
     out: Path,
 ) -> dict[str, Any]:
     """Trains every way that names a mu, runs all ten times deeper than trained, and pairs BMO with the rest."""
@@ -396,25 +422,25 @@ def compare(
     for way, (restorer, mu) in ways.items():
         began = time.process_time()
         if mu is not None:
-            log = trained(restorer, draws, turns=turns, depth=DEPTH, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
+            log = trained(restorer, draws, turns=TURNS, depth=depth, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
             logs[way] = settled(log)
             if way == "BMO":
                 plot_log(log, out.with_name(f"paper_c_{name}_training.png"))
         seconds = round(time.process_time() - began)
-        curves[way] = run_long(restorer, tests, BEYOND)
-        single[way] = each_psnr(restorer, tests, BEYOND)
+        curves[way] = run_long(restorer, tests, 10 * depth)
+        single[way] = each_psnr(restorer, tests, 10 * depth)
         sample = tests[0]
         problem = restorer.problem(sample.observed, sample.known)
         with torch.no_grad():
             u = problem.start
-            for _ in range(BEYOND):
+            for _ in range(10 * depth):
                 u = problem.operator(u)
         factor = float(contraction_factor(problem.operator, u, generator=torch.Generator().manual_seed(0)))
         c = curves[way]
         rows[way] = {
-            "psnr_trained_depth": round(c["psnr"][DEPTH - 1], 2),
+            "psnr_trained_depth": round(c["psnr"][depth - 1], 2),
             "psnr_beyond": round(c["psnr"][-1], 2),
-            "residual_trained_depth": c["residual"][DEPTH - 1],
+            "residual_trained_depth": c["residual"][depth - 1],
             "residual_beyond": c["residual"][-1],
             "change_beyond": c["change"][-1],
             "contraction_factor": round(factor, 4),
@@ -422,7 +448,7 @@ def compare(
             "training_seconds": seconds,
         }
         print(name, way, rows[way], flush=True)
-    plot_curves(curves, out.with_name(f"paper_c_{name}.png"))
+    plot_curves(curves, depth, out.with_name(f"paper_c_{name}.png"))
     against = {}
     for way, values in single.items():
         if way != "BMO":
@@ -436,8 +462,8 @@ def compare(
         "beyond_paired": against,
         "untouched": round(untouched, 2),
         "pictures": len(tests),
-        "depth": DEPTH,
-        "turns": turns,
+        "depth": depth,
+        "turns": TURNS,
     }
 
 
@@ -454,11 +480,12 @@ def gaussian_denoiser(net: nn.Module, pictures: list[Tensor], level: float, turn
 
 
 def best_penalty(make: Callable[[float], FixedPointRestorer], sample: Sample, values: tuple[float, ...]) -> Any:
-    """Plug-and-play has one number to set by hand: the best after ten times the depth, on training crops."""
-    return max((make(v) for v in values), key=lambda restorer: float(each_psnr(restorer, [sample], BEYOND)))
+    """Plug-and-play has one number to set by hand: the best after 80 steps, on training crops."""
+    return max((make(v) for v in values), key=lambda restorer: float(each_psnr(restorer, [sample], 80)))
 
 
-def deconvolution(material: Photos, out: Path) -> dict[str, Any]:
+def deblurring(material: Photos) -> tuple[Batches, list[Sample], dict[str, FixedPointRestorer]]:
+    """What to train on, what to test on, and plug-and-play with a certified and a plain denoiser."""
     pictures = grey(material.train)
     spoil = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.03)))
     draws = Batches(SyntheticCrops(CropCache(pictures), spoil, 64, margin=8), 2, ahead=False)
@@ -474,6 +501,11 @@ def deconvolution(material: Photos, out: Path) -> dict[str, Any]:
         name: best_penalty(lambda v, net=net: Deconvolution(net, penalty=v), held, penalties)
         for name, net in (("certified", certified), ("plain", plain))
     }
+    return draws, tests, shelf
+
+
+def deconvolution(material: Photos, out: Path) -> dict[str, Any]:
+    draws, tests, shelf = deblurring(material)
     ways = {
         "plug-and-play, certified denoiser": (shelf["certified"], None),
         "plug-and-play, plain denoiser": (shelf["plain"], None),
@@ -481,9 +513,30 @@ def deconvolution(material: Photos, out: Path) -> dict[str, Any]:
         "unrolled, certified denoiser": (thawed(shelf["certified"]), 0.0),
         "BMO": (thawed(shelf["certified"]), MU),
     }
-    facts = compare("deconvolution", ways, draws, tests, TURNS, out)
+    facts = compare("deconvolution", ways, draws, tests, DEPTH, out)
     facts["fixed_batch"] = fixed_batch(thawed(shelf["certified"]), draws(0))
     return facts
+
+
+def leader(material: Photos, _: Path) -> dict[str, Any]:
+    """How strong the leader may be: the certified deconvolution again, trained with other shares mu."""
+    draws, tests, shelf = deblurring(material)
+    single = {}
+    for mu in (0.0, 0.03, MU, 0.3):
+        restorer = thawed(shelf["certified"])
+        trained(restorer, draws, turns=TURNS, depth=DEPTH, mu=mu, rate=1e-2)
+        single[mu] = each_psnr(restorer, tests, 10 * DEPTH)
+        print("leader:", mu, summary(single[mu]), flush=True)
+    facts = {}
+    for mu, values in single.items():
+        d = values - single[0.0]
+        half = 1.96 * float(d.std()) / math.sqrt(len(d))
+        facts[str(mu)] = {
+            "psnr": summary(values),
+            "lead_over_unrolled_db": summary(d),
+            "half_interval_db": round(half, 3),
+        }
+    return {"shares": facts}
 
 
 def thawed(restorer: FixedPointRestorer) -> FixedPointRestorer:
@@ -499,6 +552,14 @@ def fixed_batch(restorer: FixedPointRestorer, sample: Sample, turns: int = TURNS
 
 
 def rain(material: Photos, out: Path) -> dict[str, Any]:
+    return deraining(material, "rain", RAIN_DEPTH, out)
+
+
+def rain_shallow(material: Photos, out: Path) -> dict[str, Any]:
+    return deraining(material, "rain_shallow", DEPTH, out)
+
+
+def deraining(material: Photos, name: str, depth: int, out: Path) -> dict[str, Any]:
     source: Source
     if material.data is None:
         drawn = RainStreaks()
@@ -534,7 +595,7 @@ def rain(material: Photos, out: Path) -> dict[str, Any]:
         "unrolled, certified denoiser": (thawed(RainLayers(certified, streaks)), 0.0),
         "BMO": (thawed(RainLayers(certified, streaks)), MU),
     }
-    return compare("rain", ways, draws, tests, TURNS, out)
+    return compare(name, ways, draws, tests, depth, out)
 
 
 # The smallest problem on which aggregation matters -------------------------------------------------------------------
@@ -601,13 +662,13 @@ def plot_gaps(curves: dict[float, dict[str, list[float]]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def plot_curves(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+def plot_curves(curves: dict[str, dict[str, list[float]]], depth: int, path: Path) -> None:
     figure, axes = axes_of(2)
     for name, c in curves.items():
         axes[0].plot(range(1, len(c["psnr"]) + 1), c["psnr"], label=name)
         axes[1].loglog(range(1, len(c["residual"]) + 1), [max(r, 1e-9) for r in c["residual"]], label=name)
     for axis in axes:
-        axis.axvline(DEPTH, color="grey", linewidth=0.8)
+        axis.axvline(depth, color="grey", linewidth=0.8)
     best = max(max(c["psnr"]) for c in curves.values())
     axes[0].set(title="PSNR", xlabel="steps of T", ylabel="dB", ylim=(best - 12, best + 1))
     axes[1].set(title="residual ‖u − T(u)‖", xlabel="steps of T")
@@ -622,7 +683,168 @@ def plot_log(log: list[dict[str, float]], path: Path) -> None:
     draw({"turn": [float(n + 1) for n in range(len(log))], **series}, path)
 
 
-PARTS = {"counter": counter, "sparse": sparse, "patches": patches, "deconvolution": deconvolution, "rain": rain}
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(head: list[str], body: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
+
+
+def sparse_table(facts: dict[str, Any]) -> str:
+    levels = facts["sparse"]["levels"]
+    body = []
+    for name in next(iter(levels.values())):
+        line = [name]
+        for level in levels.values():
+            found = level[name]
+            more = f"> {found['tried']:,}" if found["tried"] > 15 else "never"
+            line += [
+                f"{found['gap_at_5_10_15'][2]:.1e}",
+                f"{found['iterations']:,.0f}" if found["iterations"] else more,
+            ]
+        body.append(line)
+    return rows_of(["", *(f"p = {p}, {what}" for p in levels for what in ("gap at 15", "iterations to 1e-6"))], body)
+
+
+def patches_table(facts: dict[str, Any]) -> str:
+    found = facts["patches"]["psnr"]
+    depths = ["5", "10", "15", "150"]
+    body = [[name, *(f"{line[k]:.2f}" if k in line else "–" for k in depths)] for name, line in found.items()]
+    return rows_of(["iterations", *depths], [["untouched", f"{facts['patches']['untouched']:.2f}", "", "", ""], *body])
+
+
+def ways_table(facts: dict[str, Any]) -> str:
+    body = [["untouched", f"{facts['untouched']:.2f}", "", "", "", "", "", ""]]
+    for name, w in facts["ways"].items():
+        pair = facts["beyond_paired"].get(name)
+        body.append(
+            [
+                name,
+                f"{w['psnr_trained_depth']:.2f}",
+                f"{w['psnr_beyond']:.2f}",
+                f"{w['residual_trained_depth']:.1e}",
+                f"{w['residual_beyond']:.1e}",
+                f"{w['contraction_factor']:.3f}",
+                f"{w['parameters']:,}",
+                f"{pair['bmo_minus_this_db']:+.2f} ± {pair['half_interval_db']:.2f}" if pair else "",
+            ]
+        )
+    steps = f"{facts['depth']} steps", f"{10 * facts['depth']} steps"
+    head = ["", *(f"PSNR, {k}" for k in steps), *(f"residual, {k}" for k in steps)]
+    return rows_of([*head, "factor at rest", "parameters", f"BMO's lead, {steps[1]}"], body)
+
+
+def leader_table(facts: dict[str, Any]) -> str:
+    body = [
+        [mu, f"{f['psnr']:.2f}", f"{f['lead_over_unrolled_db']:+.2f} ± {f['half_interval_db']:.2f}"]
+        for mu, f in facts["leader"]["shares"].items()
+    ]
+    return rows_of(["mu in training", "PSNR, 80 steps of T", "lead over mu = 0"], body)
+
+
+def claims_table(facts: dict[str, Any]) -> str:
+    """The six checkable claims, each judged by its numbers."""
+    pictures = {name: facts[name] for name in ("deconvolution", "rain", "rain_shallow")}
+    ways = {name: f["ways"] for name, f in pictures.items()}
+    ratio = {name: f["training"]["BMO"]["largest_residual_ratio_of_any_turn"] for name, f in pictures.items()}
+    change = {name: w["BMO"]["change_beyond"] for name, w in ways.items()}
+    falls = {n: (w["BMO"]["residual_trained_depth"], w["BMO"]["residual_beyond"]) for n, w in ways.items()}
+    still = facts["deconvolution"]["fixed_batch"]
+    steady = {n: w["BMO"]["psnr_beyond"] - w["BMO"]["psnr_trained_depth"] for n, w in ways.items()}
+    loose = {
+        f"{n}, {way}": (line["residual_beyond"] / line["residual_trained_depth"], line["contraction_factor"])
+        for n, w in ways.items()
+        for way, line in w.items()
+        if "plain" in way
+    }
+    lead = {n: f["beyond_paired"]["unrolled, certified denoiser"] for n, f in pictures.items()}
+    loses = [n for n, (left, factor) in loose.items() if left > 0.1 or factor >= 1]
+    counts = facts["counter"]["256"]
+    judged = [
+        (
+            "‖u_{k+1} − u_k‖ / ‖u_k‖ → 0 in every outer round",
+            max(ratio.values()) < 0.5 and max(change.values()) < 1e-3,
+            "largest share of the residual left after the trained depth in any round: "
+            + ", ".join(f"{n} {v:.2f}" for n, v in ratio.items())
+            + "; relative change after ten times that: "
+            + ", ".join(f"{n} {v:.0e}" for n, v in change.items()),
+        ),
+        (
+            "the residual falls with K",
+            all(after < before / 3 for before, after in falls.values()),
+            ", ".join(f"{n} {a:.1e} → {b:.1e}" for n, (a, b) in falls.items()),
+        ),
+        (
+            "‖∇φ_K‖ and ‖w_{t+1} − w_t‖ → 0",
+            still["gradient_last_tenth"] < 0.5 * still["gradient_first_tenth"]
+            and still["change_last_tenth"] < 0.5 * still["change_first_tenth"],
+            f"deconvolution, one fixed batch, constant rate: ‖∇φ‖ {still['gradient_first_tenth']:.1e} → "
+            f"{still['gradient_last_tenth']:.1e}, ‖Δw‖ {still['change_first_tenth']:.1e} → "
+            f"{still['change_last_tenth']:.1e} (first and last tenth of the rounds)",
+        ),
+        (
+            "a non-expansive net keeps converging beyond the trained depth",
+            all(w["BMO"]["contraction_factor"] < 1 for w in ways.values())
+            and all(after < before / 3 for before, after in falls.values()),
+            "factor at rest: "
+            + ", ".join(f"{n} {w['BMO']['contraction_factor']:.3f}" for n, w in ways.items())
+            + "; PSNR from the trained depth to ten times it: "
+            + ", ".join(f"{n} {v:+.2f} dB" for n, v in steady.items()),
+        ),
+        (
+            "an unconstrained net does not",
+            bool(loses),
+            "share of the residual left, factor at rest: "
+            + "; ".join(f"{n} {left:.1e}, {factor:.3f}" for n, (left, factor) in loose.items()),
+        ),
+        (
+            "where fixed points are many, mu > 0 reaches a lower upper loss than mu = 0",
+            counts["upper_loss_BMO"] < 0.1 * counts["upper_loss_unrolled"],
+            f"BDA's example, K = 256: x = {counts['BMO']} against {counts['unrolled']} (truth 1), "
+            f"upper loss {counts['upper_loss_BMO']:.1e} against {counts['upper_loss_unrolled']:.2f}",
+        ),
+        (
+            "joint training is at least as good as separate training at depths beyond the trained one",
+            all(v["bmo_minus_this_db"] >= -v["half_interval_db"] for v in lead.values()),
+            "BMO less unrolled, same net: "
+            + ", ".join(f"{n} {v['bmo_minus_this_db']:+.3f} ± {v['half_interval_db']:.3f} dB" for n, v in lead.items()),
+        ),
+    ]
+    numbers = ["1", "2", "3", "4a", "4b", "5", "6"]
+    body = [
+        [k, c, "reproduced" if ok else "**not reproduced**", t] for k, (c, ok, t) in zip(numbers, judged, strict=True)
+    ]
+    return rows_of(["", "claim", "", "numbers"], body)
+
+
+def write_tables(facts: dict[str, Any], page: Path) -> None:
+    """Puts the tables between their marks on a page."""
+    text = page.read_text()
+    made = {
+        "sparse": sparse_table(facts),
+        "patches": patches_table(facts),
+        "deconvolution": ways_table(facts["deconvolution"]),
+        "rain": ways_table(facts["rain"]),
+        "rain_shallow": ways_table(facts["rain_shallow"]),
+        "leader": leader_table(facts),
+        "claims": claims_table(facts),
+    }
+    for name, table in made.items():
+        mark, end = f"<!-- paper_c {name} -->", "<!-- end paper_c -->"
+        before, _, rest = text.partition(mark)
+        text = f"{before}{mark}\n{table}\n{end}{rest.partition(end)[2]}"
+    write_text(page, text)
+
+
+PARTS = {
+    "counter": counter,
+    "sparse": sparse,
+    "patches": patches,
+    "deconvolution": deconvolution,
+    "leader": leader,
+    "rain": rain,
+    "rain_shallow": rain_shallow,
+}
 
 
 def main() -> None:
@@ -630,6 +852,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder with clean/BSDS500, clean/Kodak24, rain/Rain100")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--page", type=Path, help="a page whose tables are made anew from the JSON, as docs/bmo.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     facts: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
@@ -643,6 +866,8 @@ def main() -> None:
         facts["data"] = "BSDS500, Kodak24, Rain100" if arguments.data else "photographs of scikit-image"
         facts["machine"] = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
         write_text(arguments.json, json.dumps(facts, indent=1) + "\n")
+    if arguments.page:
+        write_tables(facts, arguments.page)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ batches = Batches(SyntheticCrops(CropCache(pictures), spoil, 64, margin=8), 2)
 torch.manual_seed(0)
 restorer = Deconvolution(RidgeDenoiser(filters=16, layers=2), penalty=0.05)
 learner = Learner(restorer.parameters(), lambda p: torch.optim.Adam(p, 1e-2))
-scheme = MetaTraining(restorer, losses.l2, learner, steps=8, mu=0.3)
+scheme = MetaTraining(restorer, losses.l2, learner, steps=8, mu=0.1)
 for turn in range(arguments.turns):
     facts = scheme.step([batches(turn)])
     if turn % 20 == 0:

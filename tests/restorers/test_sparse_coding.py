@@ -55,14 +55,14 @@ def last(coder: Coder, x: Tensor, steps: int) -> Tensor:
     return code
 
 
-@pytest.mark.parametrize(("curvature", "slack"), [(4.0, 1e-5), (math.inf, 2e-2)])  # a linear program ends slowly
+@pytest.mark.parametrize(("curvature", "slack"), [(4.0, 1e-4), (math.inf, 3e-2)])  # a linear program ends slowly
 def test_every_method_with_a_guarantee_comes_to_the_same_objective(curvature: float, slack: float) -> None:
     model = Model(dictionary(), weights=0.3, curvature=curvature)
     x = signals(model.dictionary)
     methods: list[Coder] = [LADMM(model, 1.0), LearnedALM(model), scrambled(LearnedALM(model))]
     if math.isfinite(curvature):
         methods += [ISTA(model), ISTA(model, accelerated=True)]
-    found = [model.objective(last(method, x, 1500), x) for method in methods]
+    found = [model.objective(last(method, x, 700), x) for method in methods]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=slack, atol=0)
 

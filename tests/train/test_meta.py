@@ -47,7 +47,7 @@ def scheme(restorer: FixedPointRestorer, *, mu: float = 0.3, rate: float = 2e-2)
 
 def test_one_sample_is_learned_and_the_gradient_falls() -> None:
     training, sample = scheme(deconvolution()), blurred(0)
-    log = [training.step([sample]) for _ in range(80)]
+    log = [training.step([sample]) for _ in range(60)]
     # A convex prior with 8 small filters: half of the squared error, not 30 dB.
     assert log[-1]["restoration"] < 0.6 * log[0]["restoration"]
     gradients = [line["gradient"] for line in log]

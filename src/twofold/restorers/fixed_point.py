@@ -129,8 +129,8 @@ class RidgeDenoiser(nn.Module):
     t, with ‖W‖ ≤ 1: firmly non-expansive. Shallow, so weaker than a deep network without a certificate; and stronger
     here than a certified stack of ReLU layers (`NonExpansiveDenoiser`), which shrinks detail at each layer.
 
-    filters, size: of W, odd. keep_mean: filters ignore a constant, so that brightness stays; without it they can also
-    shrink the whole layer towards 0, as is right for rain.
+    filters, size: of W. keep_mean: filters ignore a constant, so that brightness stays; without it they can also
+    shrink the whole layer towards 0, as is right for rain. Pictures must not be smaller than a filter.
     """
 
     multiple = 1
@@ -153,8 +153,9 @@ class RidgeDenoiser(nn.Module):
 
     def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         for W, bend in zip(self.certified_weights() if weights is None else weights, self.log_bends, strict=True):
-            W, t, reach = W.to(x.dtype), bend.exp().to(x.dtype), W.shape[-1] // 2
-            x = x - F.conv_transpose2d(F.conv2d(x, W, padding=reach).clamp(-t, t), W, padding=reach)
+            W, t = W.to(x.dtype), bend.exp().to(x.dtype)
+            # Without padding: no edge is seen where the picture ends, and a part of a map stretches no more than it.
+            x = x - F.conv_transpose2d(F.conv2d(x, W).clamp(-t, t), W)
         return x
 
 

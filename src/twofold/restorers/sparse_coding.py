@@ -263,9 +263,9 @@ class Reflect:
 
 
 class PatchCoding(FixedPointRestorer):
-    """A grey picture, patch by patch: its patches less their medians are A Z, and what A Z cannot say is thrown away.
+    """Patch by patch, colour by colour: a patch less its median is A Z, and what A Z cannot say is thrown away.
 
-    observed: `(B, 1, H, W)`, H and W multiples of the patch. Patches do not overlap, as in D-LADMM's experiment.
+    observed: `(B, C, H, W)`, H and W multiples of the patch. Patches do not overlap, as in D-LADMM's experiment.
     """
 
     def __init__(self, coder: LearnedALM) -> None:
@@ -274,16 +274,34 @@ class PatchCoding(FixedPointRestorer):
         self.multiple = self.side = math.isqrt(coder.dictionary.shape[0])
 
     def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
-        patches = patches_of(observed, self.side)
+        grey = observed.flatten(0, 1)[:, None]
+        patches = patches_of(grey, self.side)
         middle = patches.median(1, keepdim=True).values
         signals = patches - middle
-        size = tuple(observed.shape)
 
         def image(state: State) -> Tensor:
-            return joined(self.coder.code(state) @ self.coder.dictionary.mT + middle, self.side, size)
+            rows = self.coder.code(state) @ self.coder.dictionary.mT + middle
+            return joined(rows, self.side, tuple(grey.shape)).reshape(observed.shape)
 
         slope = float(self.coder.spectrum.max().sqrt())
         return Problem(self.coder.operator(signals), self.coder.start(signals), image, slope)
+
+
+def cosines(side: int, frequencies: int) -> Tensor:
+    """A dictionary of products of cosines, `(side², frequencies²)`, overcomplete where frequencies > side.
+
+    All but the constant have mean zero, and length 1. No data is needed; a learned dictionary says more.
+
+    >>> cosines(2, 2).round(decimals=2)
+    tensor([[ 0.5000,  0.5000,  0.5000,  0.5000],
+            [ 0.5000, -0.5000,  0.5000, -0.5000],
+            [ 0.5000,  0.5000, -0.5000, -0.5000],
+            [ 0.5000, -0.5000, -0.5000,  0.5000]])
+    """
+    places = (torch.arange(side) + 0.5)[:, None]
+    waves = torch.cos(math.pi * places * torch.arange(frequencies) / frequencies)
+    waves[:, 1:] -= waves[:, 1:].mean(0)
+    return _unit(torch.einsum("ia,jb->ijab", waves, waves).reshape(side**2, frequencies**2))
 
 
 def patches_of(images: Tensor, side: int) -> Tensor:

@@ -53,13 +53,18 @@ class _Replay(torch.autograd.Function):
     def forward(
         ctx: Any, step: Step, start: State, upper: State, groups: list[list[int]], keep: int, *_: Tensor
     ) -> tuple[Tensor, ...]:
-        state, kept = start, []
+        # One block for all states: kept one by one, small states would lie between the holes that large activations
+        # leave, no hole would fit the next step's, and the process would grow to several times what it holds.
+        count = -(-len(groups) // keep)
+        blocks = [t.new_empty((count, *t.shape)) for t in tensors(start)]
+        state = start
         for i, group in enumerate(groups):
             if i % keep == 0:
-                kept.append(state)
+                for block, tensor in zip(blocks, tensors(state), strict=True):
+                    block[i // keep].copy_(tensor)
             state = _advance(step, group, upper, state)
         end = tuple(t.detach() for t in tensors(state))
-        ctx.step, ctx.upper, ctx.groups, ctx.keep, ctx.kept = step, upper, groups, keep, kept
+        ctx.step, ctx.start, ctx.upper, ctx.groups, ctx.keep, ctx.blocks = step, start, upper, groups, keep, blocks
         ctx.save_for_backward(*end)
         return end
 
@@ -75,7 +80,7 @@ class _Replay(torch.autograd.Function):
         ]
         for begin in reversed(range(0, len(groups), ctx.keep)):
             stretch = groups[begin : begin + ctx.keep]
-            states = [ctx.kept[begin // ctx.keep]]
+            states = [rebuild(ctx.start, [block[begin // ctx.keep] for block in ctx.blocks])]
             for group in stretch[:-1]:
                 states.append(_advance(ctx.step, group, upper, states[-1]))
             for group in reversed(stretch):

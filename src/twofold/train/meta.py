@@ -80,7 +80,7 @@ class MetaTraining:
     loss: Loss
     learner: Learner
     steps: int = 10
-    mu: float = 0.5
+    mu: float = 0.1
     schedule: Schedule = field(default=Harmonic(0.5))
     machine: Machine = field(default_factory=Machine)
 
