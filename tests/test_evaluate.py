@@ -13,7 +13,7 @@ from scipy import stats
 from skimage import data
 from torch import Tensor
 
-from twofold.contracts import DataError, ImageError, Restored, TwofoldError
+from twofold.contracts import DataError, ImageError, Restored, Sample, TwofoldError
 from twofold.evaluate import Evaluation, evaluate, interval, paper_datasets, paper_rows
 from twofold.metrics import PROTOCOLS
 
@@ -27,10 +27,10 @@ class Pair:
     name: str
 
 
-def tensors(count: int = 3, size: int = 24) -> list[tuple[str, Tensor, Tensor]]:
+def tensors(count: int = 3, size: int = 24) -> list[tuple[str, Sample]]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(256, (count, 1, 3, size, size), generator=generator) / 255
-    return [(f"{i}", (image - 0.1 * (i + 1)).clamp(0, 1), image) for i, image in enumerate(clean)]
+    return [(f"{i}", Sample(image, (image - 0.1 * (i + 1)).clamp(0, 1))) for i, image in enumerate(clean)]
 
 
 def brighter(observed: Tensor) -> Restored:
@@ -52,12 +52,20 @@ def files(folder: Path, count: int = 3) -> list[Pair]:
 def test_every_picture_has_its_score_and_the_inputs() -> None:
     pairs = tensors()
     result = evaluate(brighter, pairs, RGB)
-    for row, (name, observed, clean) in zip(result.rows, pairs, strict=True):
+    for row, (name, (clean, observed, *_)) in zip(result.rows, pairs, strict=True):
         after, before = RGB.score(observed + 0.05, clean), RGB.score(observed, clean)
         assert (row.name, row.psnr, row.ssim) == (name, after.psnr.item(), after.ssim.item())
         assert (row.input_psnr, row.input_ssim) == (before.psnr.item(), before.ssim.item())
         assert row.seconds > 0
     assert result.failures == ()
+
+
+def test_what_is_known_of_a_sample_is_told_to_the_restorer() -> None:
+    def moved(observed: Tensor, *, known: Tensor) -> Restored:
+        return Restored(observed + known)
+
+    cases = [(name, sample._replace(known=sample.clean - sample.observed)) for name, sample in tensors()]
+    assert all(row.psnr > 100 for row in evaluate(moved, cases, RGB).rows)
 
 
 def test_means_are_over_pictures() -> None:
@@ -104,7 +112,7 @@ def test_files_are_read_and_a_broken_one_costs_only_itself(tmp_path: Path) -> No
 
 def test_a_restored_picture_with_nan_is_a_failure_and_never_a_number() -> None:
     def spoils_the_second(observed: Tensor) -> Restored:
-        return Restored(observed * math.nan if torch.equal(observed, tensors()[1][1]) else observed)
+        return Restored(observed * math.nan if torch.equal(observed, tensors()[1][1].observed) else observed)
 
     result = evaluate(spoils_the_second, tensors(), RGB)
     assert [row.name for row in result.rows] == ["0", "2"]
@@ -160,7 +168,7 @@ def test_progress_is_told_after_every_picture() -> None:
 
 def test_json_has_summary_and_protocol_and_survives_a_perfect_picture() -> None:
     pairs = tensors()
-    pairs.append(("same", pairs[0][2], pairs[0][2]))
+    pairs.append(("same", Sample(pairs[0][1].clean, pairs[0][1].clean)))
     text = evaluate(Restored, pairs, RGB, model="identity", dataset="rain100l").to_json()
 
     def refuse(constant: str) -> None:

@@ -18,6 +18,7 @@ from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
 from twofold.train import recipe as recipes
+from twofold.train.damage import Blurred, KernelFiles
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
 
@@ -32,9 +33,16 @@ def sources(recipe: recipes.Recipe) -> list[str]:
 
     found: list[str] = []
     for source in [*recipe.data.train, *(recipe.data.guidance or [])]:
+        pairs: list[recipes.Pairs] = []
         if isinstance(source, recipes.Synthetic):
             found += [f"{folder.path}{part(folder.every, folder.keep)}" for folder in source.clean]
-        pairs = source.pairs if isinstance(source, recipes.Paired) else getattr(source.degradation, "pairs", [])
+            pairs = getattr(source.degradation, "pairs", [])
+            if isinstance(source.degradation, Blurred) and isinstance(source.degradation.kernels, KernelFiles):
+                found.append(source.degradation.kernels.path)
+        elif isinstance(source, recipes.Paired):
+            pairs = source.pairs
+        else:
+            found.append(f"{source.clean} with {source.depth}")
         found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
     return list(dict.fromkeys(found))
 

@@ -23,7 +23,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from twofold import images
-from twofold.contracts import DataError, Restored, TwofoldError
+from twofold.contracts import DataError, Restored, Sample, TwofoldError
 from twofold.files import write_text
 from twofold.metrics import Protocol
 
@@ -38,6 +38,10 @@ class Files(Shape):
     def observed(self) -> Path: ...
     @property
     def clean(self) -> Path: ...
+
+
+Case = Files | tuple[str, Sample]
+"""What is evaluated: two files, or a name and a sample of one picture, whose `known` is told to the restorer."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +196,8 @@ class Evaluation:
 
 
 def evaluate(
-    restorer: Callable[[Tensor], Restored],
-    pairs: Iterable[Files | tuple[str, Tensor, Tensor]],
+    restorer: Callable[..., Restored],
+    pairs: Iterable[Case],
     protocol: Protocol,
     *,
     model: str = "",
@@ -202,8 +206,9 @@ def evaluate(
 ) -> Evaluation:
     """Restores every observed picture, compares it with the clean one, and sets the papers' rows beside.
 
-    restorer: observed `(1, C, H, W)` in [0, 1], on the CPU, → Restored; tiles and devices are its own matter.
-    pairs: files, or (name, observed, clean).
+    restorer: observed `(1, C, H, W)` in [0, 1], on the CPU, → Restored; tiles and devices are its own matter. It gets
+    a keyword `known` where a sample has one, such as a blur kernel.
+    pairs: files, or (name, sample).
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
     progress: called after every picture with how many are done and how many there are, None where nobody knows.
 
@@ -231,17 +236,20 @@ def evaluate(
     return Evaluation(model, dataset, protocol, tuple(rows), tuple(failures), papers)
 
 
-def _row(restorer: Callable[[Tensor], Restored], pair: Files | tuple[str, Tensor, Tensor], protocol: Protocol) -> Row:
+def _row(restorer: Callable[..., Restored], pair: Case, protocol: Protocol) -> Row:
+    told: dict[str, Tensor] = {}
     if isinstance(pair, Files):
         name, observed, clean = pair.name, images.read(pair.observed).pixels, images.read(pair.clean).pixels
     else:
-        name, observed, clean = pair
+        name, sample = pair
+        observed, clean = sample.observed, sample.clean
+        told = {} if sample.known is None else {"known": sample.known}
     if observed.shape != clean.shape:
         sizes = f"observed is {tuple(observed.shape)} and clean {tuple(clean.shape)}"
         raise DataError(f"{sizes}, where one shape is needed; crop or convert one of them")
     start = time.perf_counter()
     with torch.no_grad():
-        restored = restorer(observed).image.cpu()  # waits for a GPU, so the clock is right
+        restored = restorer(observed, **told).image.cpu()  # waits for a GPU, so the clock is right
     seconds = time.perf_counter() - start
     if not torch.isfinite(restored).all():
         raise DataError("the restored picture holds NaN or infinite values")

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,11 +23,15 @@ from torch import Tensor, nn
 
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
 from twofold.files import replacing
+from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide
+from twofold.nets.hadamard import COMBINATIONS
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
+from twofold.nets.unfolded import UnfoldedDeconvolution
 from twofold.restorers.guided import Guided, Plain
 from twofold.runtime import flush_denormals_
+from twofold.search.genotype import Genotype
 
 KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
 
@@ -55,7 +60,77 @@ class PReNetSpec(Settings):
         return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
 
 
-NetSpec = Annotated[UNetSpec | PReNetSpec, Field(discriminator="kind")]
+class DeconvolutionSpec(Settings):
+    """Grey: colour is restored channel by channel. It is told the blur kernel along with the picture.
+
+    layers, width: of the paper's denoiser; unet: another one in its place.
+    """
+
+    kind: Literal["deconvolution"] = "deconvolution"
+    stages: int = 3
+    layers: int = 9
+    width: int = 64
+    shared: bool = True
+    unet: UNetSpec | None = None
+
+    def build(self, channels: int, guidance: int) -> nn.Module:
+        return UnfoldedDeconvolution(
+            stages=self.stages,
+            layers=self.layers,
+            width=self.width,
+            shared=self.shared,
+            denoiser=None if self.unet is None else partial(self.unet.build, 1, guidance),
+            guided=bool(guidance),
+        )
+
+
+class GridDehazeSpec(Settings):
+    kind: Literal["griddehaze"] = "griddehaze"
+    width: int = 16
+    rows: int = 3
+    columns: int = 6
+    growth: int = 16
+    dense: int = 4
+
+    def build(self, channels: int, guidance: int) -> nn.Module:
+        return GridDehazeNet(
+            channels=channels,
+            guidance=guidance,
+            width=self.width,
+            rows=self.rows,
+            columns=self.columns,
+            growth=self.growth,
+            dense=self.dense,
+        )
+
+
+Combination = Literal["divide", "divide-sigmoid", "divide-softplus", "subtract", "none"]
+
+
+class GenotypeSpec(Settings):
+    """The operations that a search chose, as its genotype.json has them."""
+
+    groups: dict[str, list[str]]
+    ops_per_branch: int = 4
+
+
+class HadamardSpec(Settings):
+    """A searched network. A recipe may name the file of its genotype."""
+
+    kind: Literal["hadamard"] = "hadamard"
+    genotype: GenotypeSpec
+    width: int = 32
+    combine: Combination = "divide"
+
+    def build(self, channels: int, guidance: int) -> nn.Module:
+        groups = {group: tuple(names) for group, names in self.genotype.groups.items()}
+        genotype = Genotype(groups, self.genotype.ops_per_branch)
+        return genotype.network(width=self.width, combine=COMBINATIONS[self.combine])
+
+
+NetSpec = Annotated[
+    UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
+]
 
 
 class GuideSpec(Settings):
@@ -64,11 +139,11 @@ class GuideSpec(Settings):
 
 
 class GuidedSpec(Settings):
-    """A network steered by an estimated map."""
+    """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
 
     kind: Literal["guided"] = "guided"
     guidance: Literal["noise_level", "rain_region", "depth"]
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     guide: GuideSpec = GuideSpec()
     net: NetSpec
 
@@ -81,11 +156,11 @@ class PlainSpec(Settings):
     """A network alone."""
 
     kind: Literal["plain"] = "plain"
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     net: NetSpec
 
     def build(self) -> Plain:
-        return Plain(self.net.build(self.channels, 0))
+        return Plain(self.net.build(self.channels, 0), channels=self.channels)
 
 
 ModelSpec = Annotated[GuidedSpec | PlainSpec, Field(discriminator="kind")]

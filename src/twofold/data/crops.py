@@ -13,17 +13,19 @@ from torch import Tensor
 from twofold import images
 from twofold.contracts import DataError, TwofoldError
 from twofold.data.pairs import Pair, middle
+from twofold.metrics import grey
 
 Plan = tuple[float, float, float, float, float, float]
 
 
-def read_bytes(path: Path) -> Tensor:
-    """A picture as RGB bytes `(3, H, W)`."""
-    pixels = images.read(path).pixels[0]
-    return (pixels * 255).round().to(torch.uint8).expand(3, -1, -1).contiguous()
+def read_bytes(path: Path, *, channels: int = 3) -> Tensor:
+    """A picture as bytes `(channels, H, W)`: RGB, or grey, the luma of a colour picture."""
+    pixels = images.read(path).pixels
+    pixels = grey(pixels) if channels == 1 else pixels
+    return (pixels[0] * 255).round().to(torch.uint8).expand(channels, -1, -1).contiguous()
 
 
-def read_all(paths: Sequence[Path]) -> list[Tensor]:
+def read_all(paths: Sequence[Path], *, channels: int = 3) -> list[Tensor]:
     """Every picture as bytes, decoded on all cores.
 
     Raises: DataError naming the first files that cannot be read.
@@ -31,7 +33,7 @@ def read_all(paths: Sequence[Path]) -> list[Tensor]:
 
     def read(path: Path) -> Tensor | str:
         try:
-            return read_bytes(path)
+            return read_bytes(path, channels=channels)
         except TwofoldError as error:
             return str(error)
 
@@ -44,12 +46,13 @@ def read_all(paths: Sequence[Path]) -> list[Tensor]:
     return [picture for picture in found if not isinstance(picture, str)]
 
 
-def read_pairs(pairs: Sequence[Pair]) -> tuple[list[Tensor], list[Tensor]]:
+def read_pairs(pairs: Sequence[Pair], *, channels: int = 3) -> tuple[list[Tensor], list[Tensor]]:
     """(observed, clean) as bytes, one for one and of the same size; a larger clean picture is cropped to its middle.
 
     Raises: DataError for files that cannot be read or sizes that do not fit (see `pairs.middle`).
     """
-    observed, clean = read_all([pair.observed for pair in pairs]), read_all([pair.clean for pair in pairs])
+    observed = read_all([pair.observed for pair in pairs], channels=channels)
+    clean = read_all([pair.clean for pair in pairs], channels=channels)
     fitting = [
         middle(target, (seen.shape[1], seen.shape[2]), name=str(pair.clean))
         for pair, seen, target in zip(pairs, observed, clean, strict=True)
@@ -74,12 +77,12 @@ class CropCache:
     turns: bool = False
 
     @classmethod
-    def of(cls, paths: Iterable[Path], *, turns: bool = False) -> CropCache:
+    def of(cls, paths: Iterable[Path], *, turns: bool = False, channels: int = 3) -> CropCache:
         """Raises: DataError where there is none, or one cannot be read."""
         files = list(paths)
         if not files:
             raise DataError("no pictures to train on: the folder is empty, or every file was left out")
-        return cls(read_all(files), turns)
+        return cls(read_all(files, channels=channels), turns)
 
     def crop(self, size: int, choice: Plan) -> Tensor:
         """Bytes `(C, size, size)`; a picture that is too small goes on mirrored."""

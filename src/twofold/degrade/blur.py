@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import scipy.io
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -123,6 +124,24 @@ def read_kernel(path: str | Path) -> Tensor:
     except (OSError, ValueError) as error:
         raise ImageError(f"kernel: {path} cannot be read: {error}") from error
     return check_kernel(array)
+
+
+def read_kernels(path: str | Path) -> tuple[Tensor, ...]:
+    """Every kernel of a folder, by name; those of a MATLAB file (a cell array `kernels`); or the one of another file.
+
+    Raises: ImageError if there is none, or one cannot be read.
+    """
+    path = Path(path)
+    if path.suffix == ".mat":
+        try:
+            cells = scipy.io.loadmat(path)["kernels"].ravel()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ImageError(f"kernel: {path} holds no cell array `kernels`: {error!r}") from error
+        return tuple(check_kernel(torch.from_numpy(np.asarray(cell, np.float32))) for cell in cells)
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    if not files:
+        raise ImageError(f"kernel: {path} is an empty folder; put kernel files there")
+    return tuple(read_kernel(file) for file in files)
 
 
 class Kernels(Protocol):

@@ -41,6 +41,7 @@ class Guide(nn.Module):
     def __init__(self, kind: GuidanceKind, *, channels: int = 3, width: int = 32, stage: bool = False) -> None:
         super().__init__()
         self.kind = kind
+        self.channels = channels
         self.stage = stage
         seen = 2 * channels if stage else channels
         self.layers = nn.Sequential(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from twofold.contracts import ImageError
 from twofold.nets.denoiser import Denoiser
 from twofold.nets.fourier import Border, BoundaryAdjustment, crop, full_precision, inverse_step, margin, psf2otf
 from twofold.nets.guide import is_drawn
+from twofold.tiling import padded
 
 # The weight of the prior at its start, in units of the noise variance: the denoised picture deserves more trust each
 # time.
@@ -57,10 +59,11 @@ class UnfoldedDeconvolution(nn.Module):
     `degrade.blur.check_kernel`. Instead of a map, `guidance` may be a function `(observed, current) -> map`, asked at
     each stage.
 
-    stages: pairs of linear step and denoiser. shared: one denoiser for all stages. layers, width: of the denoiser (9
-    general, 6 tiny). guided: whether there is a noise map; without one it must not be passed. border: what lies
-    beyond the picture. band: at inference the denoiser runs on bands of rows of about that many pixels, exactly: its
-    memory stays bounded.
+    stages: pairs of linear step and denoiser. shared: one denoiser for all stages. layers, width: of the paper's
+    denoiser (9 general, 6 tiny). denoiser: makes another one, `(image, noise map) -> image`, with `halo` and
+    `multiple`. guided: whether there is a noise map; without one it must not be passed. border: what lies beyond the
+    picture. band: at inference the denoiser runs on bands of rows of about that many pixels, exactly: its memory stays
+    bounded.
     """
 
     halo = None  # the division sees the whole picture
@@ -73,6 +76,7 @@ class UnfoldedDeconvolution(nn.Module):
         layers: int = 9,
         width: int = 64,
         shared: bool = True,
+        denoiser: Callable[[], nn.Module] | None = None,
         guided: bool = True,
         border: Border = BoundaryAdjustment(),
         band: int = 2**19,
@@ -85,9 +89,8 @@ class UnfoldedDeconvolution(nn.Module):
         self.border = border
         self.band = band
         self.prior_weight = PriorWeight(stages)
-        self.denoisers = nn.ModuleList(
-            Denoiser(guidance=int(guided), width=width, layers=layers) for _ in range(1 if shared else stages)
-        )
+        make = denoiser or partial(Denoiser, guidance=int(guided), width=width, layers=layers)
+        self.denoisers = nn.ModuleList(make() for _ in range(1 if shared else stages))
 
     def forward(
         self,
@@ -133,17 +136,19 @@ class UnfoldedDeconvolution(nn.Module):
     def _denoise(self, image: Tensor, noise: Tensor | None, denoiser: nn.Module) -> Tensor:
         """Channel by channel; where nothing is to be differentiated in bands of rows with a halo, which is exact."""
         batch, channels, height, width = image.shape
-        x = image.reshape(batch * channels, 1, height, width)
-        level = None if noise is None else noise.repeat_interleave(channels, 0)
-        rows = max(self.band // width, 1)
+        multiple: int = denoiser.multiple  # type: ignore[assignment]
+        x = padded(image.reshape(batch * channels, 1, height, width), multiple)
+        level = None if noise is None else padded(noise.repeat_interleave(channels, 0), multiple)
+        rows = multiple * max(self.band // width // multiple, 1)
         if torch.is_grad_enabled() or rows >= height:
-            return full_precision(denoiser(x, level)).reshape(image.shape)
-        halo: int = denoiser.halo  # type: ignore[assignment]
+            whole = full_precision(denoiser(x, level))
+            return whole[..., :height, :width].reshape(image.shape)
+        halo = multiple * math.ceil(denoiser.halo / multiple)  # type: ignore[operator]
         done = []
         for one in range(batch * channels):
-            for top in range(0, height, rows):
+            for top in range(0, x.shape[-2], rows):
                 above = min(top, halo)
                 part = slice(top - above, top + rows + halo)
                 band = denoiser(x[one : one + 1, :, part], None if level is None else level[one : one + 1, :, part])
-                done.append(full_precision(band[:, :, above : above + min(rows, height - top)]))
-        return torch.cat(done, 2).reshape(image.shape)
+                done.append(full_precision(band[:, :, above : above + min(rows, x.shape[-2] - top)]))
+        return torch.cat(done, 2).reshape(*image.shape[:2], *x.shape[-2:])[..., :height, :width]

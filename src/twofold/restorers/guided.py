@@ -27,6 +27,10 @@ class Guided(nn.Module):
         return self.guide.kind
 
     @property
+    def channels(self) -> int:
+        return self.guide.channels
+
+    @property
     def halo(self) -> int | None:
         if self.net.halo is None:
             return None
@@ -56,9 +60,10 @@ class Plain(nn.Module):
 
     kind = None
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, *, channels: int = 3) -> None:
         super().__init__()
         self.net = net
+        self.channels = channels
 
     @property
     def halo(self) -> int | None:

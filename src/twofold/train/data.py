@@ -12,22 +12,18 @@ from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
 from twofold.data.batches import Batches, Share
-from twofold.data.crops import CropCache, as_floats, read_pairs
+from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
+from twofold.data.depth import HazyCrops, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
 from twofold.degrade import additive
+from twofold.degrade.blur import Blur
+from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
 from twofold.zoo import nearest
-
-NOISE_LAYOUTS = {
-    "uniform": additive.uniform,
-    "halves": additive.halves,
-    "quadrants": additive.quadrants,
-    "smooth": additive.smooth,
-}
 
 
 def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
@@ -62,11 +58,8 @@ def pairs_of(groups: Sequence[recipes.Pairs], root: Path) -> list[Pair]:
 
 
 def build_degradation(settings: recipes.DegradationSpec, root: Path) -> Degradation:
-    if isinstance(settings, recipes.Noise):
-        low, high = settings.level
-        return additive.GaussianNoise((low, high), NOISE_LAYOUTS[settings.layout])
-    if isinstance(settings, recipes.Streaks):
-        return additive.RainStreaks()
+    if not isinstance(settings, recipes.Harvested):
+        return settings.build(root)
     rainy, clean = read_pairs(pairs_of(settings.pairs, root))
     return additive.HarvestedRain(additive.streak_layers(zip(map(_floats, rainy), map(_floats, clean), strict=True)))
 
@@ -75,17 +68,40 @@ def _floats(picture: Tensor) -> Tensor:
     return as_floats([picture])
 
 
-def build_source(settings: recipes.Synthetic | recipes.Paired, crop: int, root: Path) -> Source:
+def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
+    """channels: 1 takes the luma of every picture."""
     if isinstance(settings, recipes.Synthetic):
-        return SyntheticCrops(
-            CropCache.of(files_of(settings.clean, root)), build_degradation(settings.degradation, root), crop
+        cache = CropCache.of(files_of(settings.clean, root), turns=settings.turns, channels=channels)
+        degradation = build_degradation(settings.degradation, root)
+        return SyntheticCrops(cache, degradation, data.crop, margin=_lost(degradation))
+    if isinstance(settings, recipes.WithDepth):
+        photographs = files_of([recipes.Folder(path=settings.clean)], root)
+        depths = [
+            read_depth(_twin(photo, root / settings.depth), disparity=settings.disparity) for photo in photographs
+        ]
+        return HazyCrops(CropCache.of(photographs), depths, settings.haze.build(root), data.crop)
+    observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
+    return PairCrops(observed, clean, data.crop, additive.rain_region if settings.guidance == "rain_region" else None)
+
+
+def _lost(degradation: Degradation) -> int:
+    """Rows and columns that the degradation takes away: a blur is only known where its kernel sees the picture."""
+    return degradation.kernels.size - 1 if isinstance(degradation, Blur) else 0
+
+
+def _twin(photograph: Path, folder: Path) -> Path:
+    """Raises: DataError where the folder has no file of the photograph's name."""
+    twins = sorted(folder.glob(f"{photograph.stem}.*")) if folder.is_dir() else []
+    if not twins:
+        raise DataError(
+            f"{folder}: no depth called {photograph.stem}; it needs a picture for each of {photograph.parent}"
         )
-    observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root)))
-    return PairCrops(observed, clean, crop, additive.rain_region if settings.guidance == "rain_region" else None)
+    return twins[0]
 
 
-def build_mixture(sources: Sequence[recipes.Synthetic | recipes.Paired], crop: int, root: Path) -> Source:
-    return Mixture([build_source(s, crop, root) for s in sources], [s.weight for s in sources])
+def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: Path, *, channels: int) -> Source:
+    built = [build_source(source, data, root, channels=channels) for source in sources]
+    return Mixture(built, [source.weight for source in sources])
 
 
 def batches(
@@ -95,8 +111,9 @@ def batches(
     own.
     """
     data, scheme = recipe.data, recipe.scheme
-    train = build_mixture(data.train, data.crop, root)
-    causes = train if data.guidance is None else build_mixture(data.guidance, data.crop, root)
+    channels = recipe.model.channels
+    train = build_mixture(data.train, data, root, channels=channels)
+    causes = train if data.guidance is None else build_mixture(data.guidance, data, root, channels=channels)
 
     def stream(source: Source, seed: int) -> Batches:
         return Batches(source, data.batch, seed=seed, share=share, device=device)
@@ -113,27 +130,40 @@ def batches(
     return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
-def validation(recipe: recipes.Recipe, root: Path) -> dict[str, list[Pair]]:
+def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     """Pairs by the name of their set. Raises: ConfigError for an unknown protocol."""
     if recipe.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
-    sets = {name: pairs_of([group], root) for name, group in recipe.data.validation.items()}
-    return {name: pairs[: recipe.data.limit or None] for name, pairs in sets.items()}
+    sets: dict[str, Sequence[Case]] = {name: pairs_of([g], root) for name, g in recipe.data.validation.items()}
+    sets |= {name: spoilt(settings, recipe, root) for name, settings in recipe.data.spoilt.items()}
+    return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
 
 
-def scores(restorer: nn.Module, sets: dict[str, list[Pair]], recipe: recipes.Recipe) -> dict[str, float]:
+def spoilt(settings: recipes.Synthetic, recipe: recipes.Recipe, root: Path) -> list[Case]:
+    """Whole photographs, each spoilt once: picture n by what the seed n draws."""
+    degradation = build_degradation(settings.degradation, root)
+    cases: list[Case] = []
+    for number, path in enumerate(files_of(settings.clean, root)):
+        clean = as_floats([read_bytes(path, channels=recipe.model.channels)])
+        sample = degradation(clean, torch.Generator().manual_seed(number))
+        cases.append((path.stem, sample))
+    return cases
+
+
+def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes.Recipe) -> dict[str, float]:
     """`{set/psnr, set/ssim, set/input_psnr, set/input_ssim}`: means under the recipe's protocol."""
     device = next(restorer.parameters()).device
     multiple: int = restorer.multiple  # type: ignore[assignment]
 
-    def whole(observed: torch.Tensor) -> Restored:
+    def whole(observed: Tensor, *, known: Tensor | None = None) -> Restored:
         height, width = observed.shape[-2:]
         seen = tiling.padded(observed, multiple).to(device)
-        return Restored(restorer(seen).image[..., :height, :width].float().cpu())
+        image = restorer(seen, known=None if known is None else known.to(device)).image
+        return Restored(image[..., :height, :width].float().cpu())
 
     found: dict[str, float] = {}
-    for name, pairs in sets.items():
-        summary = evaluate.evaluate(whole, pairs, PROTOCOLS[recipe.protocol]).summary()
+    for name, cases in sets.items():
+        summary = evaluate.evaluate(whole, cases, PROTOCOLS[recipe.protocol]).summary()
         for fact in ("psnr", "ssim", "input_psnr", "input_ssim"):
             found[f"{name}/{fact}"] = getattr(summary, fact)
     return found

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from twofold.contracts import ConfigError
+from twofold.search.genotype import Genotype
+from twofold.search.loss_space import LossFile
+from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Streaks, Water
 from twofold.zoo import ModelSpec, Settings, nearest
 
-Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Every = Annotated[int, Field(ge=0)]
 
@@ -45,27 +47,6 @@ class Pairs(Settings):
     keep: Literal["rest", "picked"] = "rest"
 
 
-class Noise(Settings):
-    """level: range of standard deviations on the [0, 1] scale."""
-
-    kind: Literal["noise"] = "noise"
-    level: Range = [0.01, 0.05]
-    layout: Literal["uniform", "halves", "quadrants", "smooth"] = "uniform"
-
-    @field_validator("level")
-    @classmethod
-    def _ordered(cls, level: list[float]) -> list[float]:
-        if not 0 <= level[0] <= level[1] <= 1:
-            raise ValueError("expected 0 <= low <= high <= 1; 25 grey levels are 0.098")
-        return level
-
-
-class Streaks(Settings):
-    """Procedural rain."""
-
-    kind: Literal["streaks"] = "streaks"
-
-
 class Harvested(Settings):
     """Real streak layers, `observed − clean` of pairs, laid on other photographs."""
 
@@ -73,15 +54,32 @@ class Harvested(Settings):
     pairs: Annotated[list[Pairs], Field(min_length=1)]
 
 
-DegradationSpec = Annotated[Noise | Streaks | Harvested, Field(discriminator="kind")]
+DegradationSpec = Annotated[Noise | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")]
 
 
 class Synthetic(Settings):
-    """Clean photographs, spoilt anew at every draw. weight: how often this source is drawn, relative to the others."""
+    """Clean photographs, spoilt anew at every draw. turns: crops are also turned and mirrored upside down; not for
+    weather. weight: how often this source is drawn, relative to the others.
+    """
 
     kind: Literal["synthetic"] = "synthetic"
     clean: Annotated[list[Folder], Field(min_length=1)]
     degradation: DegradationSpec
+    turns: bool = False
+    weight: Rate = 1.0
+
+
+class WithDepth(Settings):
+    """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
+
+    disparity: the depth folder holds shifts between two cameras instead.
+    """
+
+    kind: Literal["depth"] = "depth"
+    clean: str
+    depth: str
+    disparity: bool = False
+    haze: Hazy = Hazy()
     weight: Rate = 1.0
 
 
@@ -94,12 +92,12 @@ class Paired(Settings):
     weight: Rate = 1.0
 
 
-Source = Annotated[Synthetic | Paired, Field(discriminator="kind")]
+Source = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):
     """crop: side in pixels. batch: samples of all ranks together. guidance: D_h where it is not the training data
-    itself.
+    itself. validation: pairs; spoilt: clean photographs that are spoilt once, the same way at every validation.
     """
 
     crop: Count = 112
@@ -107,6 +105,7 @@ class Data(Settings):
     train: Annotated[list[Source], Field(min_length=1)]
     guidance: Annotated[list[Source], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
+    spoilt: dict[str, Synthetic] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
 
 
@@ -172,6 +171,33 @@ LossName = Literal[
     "ssim_distance",
     "total_variation",
     "laplacian",
+    "perceptual_squeeze",
+]
+
+
+class FoundLoss(Settings):
+    """A searched loss, as its file has it. A recipe names the file, `loss: {file: loss.yaml}`, and reading it puts the
+    contents in its place.
+    """
+
+    weights: dict[str, Amount]
+    layers: dict[str, list[int]] = {}
+    ssim_exponents: Annotated[list[float], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+
+    def file(self) -> LossFile:
+        """Raises: ConfigError for an unknown loss."""
+        layers = {name: tuple(numbers) for name, numbers in self.layers.items()}
+        a, b, c = self.ssim_exponents
+        return LossFile(self.weights, layers, (a, b, c))
+
+
+def _kind_of_loss(value: Any) -> str:
+    return "found" if isinstance(value, FoundLoss) or (isinstance(value, dict) and "weights" in value) else "named"
+
+
+NamedLosses = Annotated[dict[LossName, Amount], Field(min_length=1)]
+LossSettings = Annotated[
+    Annotated[NamedLosses, Tag("named")] | Annotated[FoundLoss, Tag("found")], Discriminator(_kind_of_loss)
 ]
 
 
@@ -192,7 +218,7 @@ class Recipe(Settings):
     seed: int = 0
     model: ModelSpec
     scheme: SchemeSpec
-    loss: Annotated[dict[LossName, Amount], Field(min_length=1)] = {"l1": 1.0}
+    loss: LossSettings = {"l1": 1.0}
     data: Data
     optimizer: Optimizer = Optimizer()
     guide_optimizer: Optimizer = Optimizer()
@@ -204,10 +230,19 @@ class Recipe(Settings):
     protocol: str = "rgb"
 
 
-def names() -> list[str]:
-    """The recipes inside the package."""
+AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
+
+
+def names(*kinds: str) -> list[str]:
+    """The recipes inside the package, or those of some kinds: "train", "judge", "search"."""
     folder = resources.files("twofold") / "configs"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    files = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return sorted(name for name, file in files.items() if not kinds or kind_of(_yaml(file.read_text())) in kinds)
+
+
+def kind_of(tree: dict[str, Any]) -> str:
+    """What a recipe is for: "train" unless it says otherwise."""
+    return str(tree.get("kind", "train"))
 
 
 def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
@@ -215,14 +250,24 @@ def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
 
     Raises: ConfigError with the dotted path of the first mistake and the nearest known key.
     """
+    return parse(tree_of(name_or_path, changes), str(name_or_path))
+
+
+def tree_of(name_or_path: str | Path, changes: list[str] | None = None) -> dict[str, Any]:
+    """The settings of a recipe of any kind, with changes applied and the files it names put in their places.
+
+    Raises: ConfigError where it cannot be read.
+    """
     path = Path(name_or_path)
+    folder: Traversable = resources.files("twofold") / "configs"
     if path.suffix in (".yaml", ".yml"):
+        folder = path.parent
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     elif str(name_or_path) in names():
-        text = (resources.files("twofold") / "configs" / f"{name_or_path}.yaml").read_text()
+        text = (folder / f"{name_or_path}.yaml").read_text()
     else:
         raise ConfigError(f"unknown recipe {str(name_or_path)!r}; {nearest(str(name_or_path), names())}")
     try:
@@ -233,7 +278,35 @@ def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
         raise ConfigError(f"{name_or_path}: expected keys and values, got {type(tree).__name__}")
     for change in changes or []:
         _apply(tree, change)
-    return parse(tree, str(name_or_path))
+    _embed(tree, folder)
+    return tree
+
+
+def _embed(tree: dict[str, Any], folder: Traversable) -> None:
+    """Puts the contents of the files that a search wrote in the places that name them.
+
+    A path starts from the recipe's folder, or where nothing is there, from the folder of work.
+    """
+
+    def text(path: str) -> str:
+        beside = folder.joinpath(path)
+        try:
+            return beside.read_text() if beside.is_file() else Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}, which a search writes: {error}") from error
+
+    for group in (tree, tree.get("search")):
+        loss = group.get("loss") if isinstance(group, dict) else None
+        if isinstance(loss, dict) and set(loss) == {"file"} and isinstance(group, dict):
+            found = LossFile.from_yaml(text(str(loss["file"])))
+            layers = {name: list(numbers) for name, numbers in found.layers.items()}
+            exponents = list(found.ssim_exponents)
+            group["loss"] = {"weights": dict(found.weights), "layers": layers, "ssim_exponents": exponents}
+    net = tree.get("model", {}).get("net") if isinstance(tree.get("model"), dict) else None
+    if isinstance(net, dict) and isinstance(net.get("genotype"), str):
+        found_net = Genotype.from_json(text(net["genotype"]))
+        groups = {group: list(names) for group, names in found_net.groups.items()}
+        net["genotype"] = {"groups": groups, "ops_per_branch": found_net.ops_per_branch}
 
 
 def parse(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -243,10 +316,15 @@ def parse(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
     Traceback (most recent call last):
     twofold.contracts.ConfigError: recipe: unknown key optimizer.learningrate; did you mean 'learning_rate'? known: ...
     """
+    return parse_as(Recipe, tree, origin)
+
+
+def parse_as(of: type[AnyRecipe], tree: dict[str, Any], origin: str = "recipe") -> AnyRecipe:
+    """The same for a recipe of another kind."""
     try:
-        return Recipe.model_validate(tree)
+        return of.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error, tree)}") from error
+        raise ConfigError(f"{origin}: {_explain(error, tree, of)}") from error
 
 
 def _yaml(text: str) -> Any:
@@ -269,11 +347,11 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         raise ConfigError(f"{key}: {value!r} is not YAML; quote it for the shell and for YAML") from error
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def _explain(error: ValidationError, tree: dict[str, Any], of: type[Settings]) -> str:
     """One mistake in one line: where, what, and the nearest known word. A misspelt key explains a missing one."""
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    path, groups = _place(first["loc"], tree)
+    path, groups = _place(first["loc"], tree, of)
     kind, facts, seen = first["type"], first.get("ctx", {}), first["input"]
     if kind == "extra_forbidden":
         known = sorted({name for group in groups for name in group.model_fields})
@@ -294,19 +372,19 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _place(loc: tuple[int | str, ...], tree: Any) -> tuple[str, list[type[Settings]]]:
+def _place(loc: tuple[int | str, ...], tree: Any, of: type[Settings]) -> tuple[str, list[type[Settings]]]:
     """The dotted path of a mistake as the file has it, and the groups of settings that may stand there.
 
     pydantic puts the chosen member of a union into its path, right after the union: that part is no key of the file.
     """
     path: list[str] = []
-    groups: list[type[Settings]] = [Recipe]
+    groups: list[type[Settings]] = [of]
     node, arrived = tree, False
     for part in loc:
         if arrived and isinstance(node, dict) and part == node.get("kind"):
             groups = [group for group in groups if part in _tags([group])]
             arrived = False
-        elif part != "[key]":
+        elif part not in ("[key]", "named", "found"):  # the latter two: which kind of loss
             path.append(str(part))
             fields = [group.model_fields[part] for group in groups if part in group.model_fields]
             groups = _groups(fields[0]) if fields else groups
@@ -331,6 +409,6 @@ def _tags(groups: list[type[Settings]]) -> list[str]:
     return [str(g.model_fields["kind"].default) for g in groups if "kind" in g.model_fields]
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Settings) -> str:
     """The whole recipe as YAML, defaults included: `parse(yaml.safe_load(dump(r))) == r`."""
     return str(yaml.safe_dump(recipe.model_dump(), sort_keys=False, width=120))

@@ -17,17 +17,57 @@ from twofold import losses, zoo
 from twofold.contracts import ConfigError
 from twofold.data.batches import Share
 from twofold.files import write_text
+from twofold.nets.perceptual import ALEXNET, SQUEEZENET, VGG19, load_features, lpips, perceptual_squeeze
 from twofold.restorers.guided import Guided
+from twofold.search.loss_space import Feature
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
 from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
 
 
-def build_loss(weights: dict[recipes.LossName, float]) -> schemes.Loss:
-    """The weighted sum of named losses."""
-    terms = [(getattr(losses, name), weight) for name, weight in weights.items()]
+def build_loss(
+    settings: dict[recipes.LossName, float] | recipes.FoundLoss, root: Path = Path(), device: torch.device | str = "cpu"
+) -> schemes.Loss:
+    """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
+    the data root.
+
+    Raises: WeightsError where they are not there.
+    """
+    if isinstance(settings, recipes.FoundLoss):
+        file = settings.file()
+        return file.build(feature_networks(file.needs, root, device))
+    terms = [(_term(name, root), weight) for name, weight in settings.items()]
     return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
+
+
+def feature_networks(needs: Sequence[str], root: Path, device: torch.device | str) -> dict[str, Feature]:
+    """The networks of perceptual terms by the name of the term.
+
+    Raises: WeightsError where the weights are not in `features` below the data root; ConfigError for an unknown term.
+    """
+    folder = root / "features"
+    makers: dict[str, Callable[[], Feature]] = {
+        "features-squeeze": lambda: load_features(SQUEEZENET, folder),
+        "features-vgg19": lambda: load_features(VGG19, folder),
+        "perceptual-squeeze": lambda: perceptual_squeeze(folder),
+        "lpips-alexnet": lambda: lpips(ALEXNET, features=folder, heads=folder / "alex.pth"),
+    }
+    unknown = [name for name in needs if name not in makers]
+    if unknown:
+        raise ConfigError(f"loss: there are no features for {unknown[0]}; {zoo.nearest(unknown[0], list(makers))}")
+    return {
+        name: makers[name]().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name in needs
+    }
+
+
+def _term(name: recipes.LossName, root: Path) -> schemes.Loss:
+    if name != "perceptual_squeeze":
+        term: schemes.Loss = getattr(losses, name)
+        return term
+    distance = perceptual_squeeze(root / "features")
+    return lambda restored, clean: distance(restored, clean).mean()
 
 
 def build_schedule(settings: recipes.Schedule, turns: int) -> Callable[[int], float]:
@@ -63,9 +103,15 @@ def build_optimizer(settings: recipes.Optimizer) -> Callable[[list[nn.Parameter]
     return build
 
 
-def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.Machine) -> schemes.Scheme:
-    """Raises: ConfigError where the scheme needs a guide and the model has none."""
-    loss, spec = build_loss(recipe.loss), recipe.scheme
+def build_scheme(
+    recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.Machine, root: Path = Path()
+) -> schemes.Scheme:
+    """root: of the data, where networks of a perceptual loss lie.
+
+    Raises: ConfigError where the scheme needs a guide and the model has none.
+    """
+    device = next(restorer.parameters()).device
+    loss, spec = build_loss(recipe.loss, root, device), recipe.scheme
 
     def learner(module: nn.Module, settings: recipes.Optimizer, steps: float) -> schemes.Learner:
         schedule = build_schedule(recipe.schedule, max(round(steps), 1))
@@ -127,7 +173,7 @@ def train(
     keep_recipe(recipe, folder, write=main)
     torch.manual_seed(recipe.seed)
     restorer = build_restorer(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scheme = build_scheme(recipe, restorer, machine)
+    scheme = build_scheme(recipe, restorer, machine, root)
     pairs = material.validation(recipe, root)
     batches = material.batches(recipe, root, place, share)
     average = Average.of(restorer, recipe.average) if recipe.average else None
@@ -173,13 +219,13 @@ def build_restorer(recipe: recipes.Recipe) -> nn.Module:
         raise ConfigError(f"model: {error}") from error
 
 
-def keep_recipe(recipe: recipes.Recipe, folder: Path, *, write: bool = True) -> None:
+def keep_recipe(recipe: zoo.Settings, folder: Path, *, write: bool = True) -> None:
     """Writes recipe.yaml beside the run. A longer run of the same recipe may go on, its schedule stretched; anything
     else that differs is an error.
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        kept = recipes.read(path)
+        kept = recipes.parse_as(type(recipe), recipes.tree_of(path), str(path))
         changed = [key for key, value in kept if key != "turns" and value != getattr(recipe, key)]
         if changed:
             raise ConfigError(

@@ -1,0 +1,156 @@
+"""The damage a recipe can name, and runs on made-up data for each task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+from scipy.io import savemat
+from skimage import data
+
+from twofold.contracts import ConfigError, DataError
+from twofold.train import data as material
+from twofold.train import recipe as recipes
+from twofold.train.run import train
+
+SMALL = {"turns": 2, "epoch": 2, "precision": "float32", "data": {"crop": 24, "batch": 2}}
+SHAKEN = {"kind": "blur", "kernels": {"kind": "shake", "size": 9, "extent": [2.0, 6.0]}}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    photo = data.astronaut()
+    for n in range(3):
+        for folder, pixels in (
+            ("clean", photo[40 * n :][:60, 100:180]),
+            ("depth", np.linspace(1000, 4000, 60 * 80).reshape(60, 80).astype(np.uint16)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{n}.png")
+    return tmp_path
+
+
+def recipe(model: dict[str, Any], *train: dict[str, Any], **more: Any) -> recipes.Recipe:
+    shape = {**SMALL["data"], "train": list(train), **more.pop("data", {})}  # type: ignore[dict-item]
+    tree = {**SMALL, "name": "small", "task": "any", "model": model, "data": shape, **more}
+    return recipes.parse(tree)
+
+
+DEBLUR = {
+    "kind": "guided",
+    "guidance": "noise_level",
+    "channels": 1,
+    "guide": {"width": 4},
+    "net": {"kind": "deconvolution", "stages": 2, "layers": 3, "width": 4},
+}
+
+
+def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "synthetic", "clean": [{"path": "clean"}], "degradation": degradation}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "noise", "quantise": True},
+        {"kind": "streaks"},
+        SHAKEN,
+        {"kind": "blur", "kernels": {"kind": "gaussian", "size": 9, "deviation": [0.5, 1.5]}},
+        {"kind": "blur", "kernels": {"kind": "disc", "size": 9, "radius": [1.0, 3.0]}},
+        {
+            "kind": "blur",
+            "kernels": {"kind": "line", "size": 9, "length": [2.0, 7.0]},
+            "noise": {"layout": "quadrants"},
+        },
+        {"kind": "haze"},
+        {"kind": "lowlight"},
+        {"kind": "underwater"},
+    ],
+    ids=lambda s: "-".join([s["kind"], *([s["kernels"]["kind"]] if "kernels" in s else [])]),
+)
+def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
+    source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+    shape = recipes.Data(crop=24, train=[source])
+    sample = material.build_source(source, shape, root, channels=3)(torch.Generator().manual_seed(0))
+    assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
+    assert not torch.equal(sample.clean, sample.observed)
+    assert sample.guidance is not None
+    assert (sample.known is not None) == (settings["kind"] == "blur")
+
+
+def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
+    kernels = [np.eye(n) for n in (5, 7)]
+    (root / "kernels").mkdir()
+    for n, kernel in enumerate(kernels):
+        np.savetxt(root / "kernels" / f"{n}.txt", kernel)
+    cells = np.empty((1, 2), object)
+    cells[0, :] = kernels
+    savemat(root / "two.mat", {"kernels": cells})
+    for path in ("kernels", "two.mat"):
+        settings = {"kind": "blur", "kernels": {"kind": "files", "path": path}}
+        source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+        made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
+        sample = made(torch.Generator().manual_seed(0))
+        assert sample.known is not None
+        assert sample.known.shape == (1, 1, 7, 7)
+        assert sample.observed.shape == (1, 1, 24, 24)
+
+
+def test_haze_over_measured_depth_has_that_depth_as_guidance(root: Path) -> None:
+    source = recipes.WithDepth(clean="clean", depth="depth")
+    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    sample = made(torch.Generator().manual_seed(0))
+    assert sample.guidance is not None
+    rows = sample.guidance[0, 0].mean(1)
+    assert (rows.diff() > 0).all()  # the made-up depth grows downwards, and crops are never turned upside down
+
+
+def test_a_photograph_without_its_depth_is_an_error(root: Path) -> None:
+    (root / "depth" / "1.png").unlink()
+    source = recipes.WithDepth(clean="clean", depth="depth")
+    with pytest.raises(DataError, match="no depth called 1"):
+        material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+
+
+def test_a_deconvolution_trains_and_is_validated_on_pictures_spoilt_the_same_way(root: Path) -> None:
+    chosen = recipe(
+        DEBLUR,
+        synthetic(SHAKEN),
+        scheme={"kind": "guided"},
+        data={"spoilt": {"own": synthetic(SHAKEN)}},
+        protocol="grey",
+    )
+    first = train(chosen, root, root / "run", device="cpu")["validation"]
+    again = material.validation(chosen, root)["own"]
+    assert first["own/input_psnr"] < first["own/psnr"] + 20
+    assert all(
+        torch.equal(one[1].observed, two[1].observed)  # type: ignore[union-attr,index]
+        for one, two in zip(again, material.validation(chosen, root)["own"], strict=True)
+    )
+
+
+def test_a_published_dehazing_network_trains_on_depth_and_on_pairs(root: Path) -> None:
+    net = {"kind": "griddehaze", "width": 4, "columns": 2, "growth": 4, "dense": 1}
+    model = {"kind": "guided", "guidance": "depth", "guide": {"width": 4}, "net": net}
+    deep = {"kind": "depth", "clean": "clean", "depth": "depth"}
+    result = train(recipe(model, deep, synthetic({"kind": "haze"}), scheme={"kind": "guided"}), root, root / "run")
+    assert result["turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "haze", "beta": [2.0, 1.0]}, "haze.beta: expected low <= high"),
+        ({"kind": "blur", "kernels": {"kind": "shak"}}, "kernels.kind: unknown 'shak'; did you mean 'shake'"),
+        ({"kind": "noise", "level": [5.0, 10.0]}, "level: expected 0 <= low <= high <= 1"),
+    ],
+)
+def test_a_mistake_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe(DEBLUR, synthetic(settings), scheme={"kind": "guided"})
+    assert message.removeprefix("haze.") in str(caught.value)
