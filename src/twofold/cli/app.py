@@ -16,6 +16,7 @@ VERBS = {
     "degrade": "spoil clean photographs, and keep the true cause as a map",
     "models": "what can be restored with, and how well it was measured",
     "train": "train a model from a recipe, on your pairs or on synthetic ones",
+    "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
     "demo": "see it work: spoil, restore and train on bundled photographs",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -51,6 +51,9 @@ def command(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set data.batch=4. May be repeated.")
     ] = None,
+    loss: Annotated[
+        Path | None, typer.Option(help="A loss.yaml that a search wrote, in place of the recipe's loss.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
@@ -67,12 +70,18 @@ def command(
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
 
+    A judge-TASK recipe trains the judge of a loss search, and writes judge.safetensors.
+
     Several processes: `accelerate launch -m twofold train …`.
     """
     if recipe == "list":
-        print("\n".join(recipes.names()))
+        print("\n".join(recipes.names("train", "judge")))
         return
-    chosen = recipes.read(recipe, change)
+    tree = recipes.tree_of(recipe, change, loss=loss)
+    if recipes.kind_of(tree) == "judge":
+        _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
+        return
+    chosen = recipes.parse(tree, recipe)
     if show:
         print(recipes.dump(chosen), end="")
         return
@@ -91,3 +100,34 @@ def command(
     else:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in result["validation"].items())
         print(f"{folder / 'model.safetensors'}" + (f": {scores}" if scores else " was finished before"))
+
+
+def _train_judge(
+    origin: str,
+    tree: dict[str, Any],
+    data: Path,
+    output: Path | None,
+    *,
+    device: str,
+    minutes: float,
+    show: bool,
+    as_json: bool,
+) -> None:
+    from twofold.train import judge
+    from twofold.train.search_recipe import JudgeRecipe
+
+    chosen = recipes.parse_as(JudgeRecipe, tree, origin)
+    if show:
+        print(recipes.dump(chosen), end="")
+        return
+    folder = output or Path("runs") / chosen.name
+    bar = Bar()
+    try:
+        result = judge.train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+    finally:
+        bar.progress.stop()
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        held = f"{result['accuracy']:.1%} of {result['held_out']} held-out crops right"
+        print(f"{folder / 'judge.safetensors'}: {held}")

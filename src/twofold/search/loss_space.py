@@ -179,6 +179,21 @@ class LossSpace(nn.Module):
         if isinstance(self.constraint, Clipped):
             self.raw.clamp_(min=0)
 
+    @torch.no_grad()
+    def assume(self, found: LossFile) -> None:
+        """Takes over what a search found, in place: weights, 0 for those it does not name, and one layer a group.
+
+        Raises: ConfigError for another constraint than `Clipped`, and for losses that this space does not have.
+        """
+        foreign = [name for name, weight in found.weights.items() if weight and name not in self.terms]
+        if foreign or not isinstance(self.constraint, Clipped):
+            raise ConfigError(f"this loss space cannot take over {', '.join(foreign) or 'weights: it is not clipped'}")
+        self.raw.copy_(torch.tensor([found.weights.get(name, 0.0) for name in self.terms]))
+        for name, choice in ((n, t) for n, t in self.terms.items() if isinstance(t, FeatureChoice)):
+            for group, logits in zip(choice.groups, choice.logits, strict=True):
+                chosen = [float(layer in found.layers.get(name, ())) for layer in group]
+                logits.copy_(100 * torch.tensor(chosen))  # a softmax of 1 and 0 up to rounding
+
     def derive(self) -> LossFile:
         """What was found so far."""
         weights = dict(zip(self.terms, self.weights().tolist(), strict=True))

@@ -253,8 +253,12 @@ def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
     return parse(tree_of(name_or_path, changes), str(name_or_path))
 
 
-def tree_of(name_or_path: str | Path, changes: list[str] | None = None) -> dict[str, Any]:
+def tree_of(
+    name_or_path: str | Path, changes: list[str] | None = None, *, loss: Path | None = None
+) -> dict[str, Any]:
     """The settings of a recipe of any kind, with changes applied and the files it names put in their places.
+
+    loss: a file of a searched one, in place of the recipe's.
 
     Raises: ConfigError where it cannot be read.
     """
@@ -278,6 +282,8 @@ def tree_of(name_or_path: str | Path, changes: list[str] | None = None) -> dict[
         raise ConfigError(f"{name_or_path}: expected keys and values, got {type(tree).__name__}")
     for change in changes or []:
         _apply(tree, change)
+    if loss is not None:
+        tree["loss"] = {"file": str(loss.absolute())}
     _embed(tree, folder)
     return tree
 

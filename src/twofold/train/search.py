@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from twofold.contracts import DataError, Sample, TwofoldError
 from twofold.data.crops import CropCache
+from twofold.data.depth import HazyCrops
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
 from twofold.losses import Loss
 from twofold.nets.hadamard import HadamardNet
@@ -185,6 +186,13 @@ def halves(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
             def part(chosen: Sequence[int]) -> Source:
                 return replace(source, clean=_only(source.clean, chosen))
 
+        case HazyCrops():
+            first, second = _split(source.clean.pictures, pictures)
+
+            def part(chosen: Sequence[int]) -> Source:
+                depths = [source.depths[i] for i in chosen]
+                return replace(source, clean=_only(source.clean, chosen), depths=depths)
+
         case Mixture():
             share = -(-pictures // len(source.sources))
             parts = [halves(inner, pictures=share) for inner in source.sources]
@@ -199,12 +207,19 @@ def _split(pictures: Sequence[Tensor], limit: int) -> tuple[list[int], list[int]
     scenes: dict[bytes, list[int]] = {}
     for number, picture in enumerate(pictures):
         scenes.setdefault(hashlib.sha256(picture.numpy().tobytes()).digest(), []).append(number)
-    chosen = list(scenes.values())
-    if 0 < limit < len(chosen):
-        chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
-    if len(chosen) < 2:
-        raise DataError(f"a search takes at least 2 different clean pictures, one for each half, got {len(chosen)}")
-    return list(chain(*chosen[::2])), list(chain(*chosen[1::2]))
+    if len(scenes) < 2:
+        raise DataError(f"a search takes at least 2 different clean pictures, one for each half, got {len(scenes)}")
+    # The limit comes after the split: a judge that sees more pictures than a search still shares its halves.
+    first, second = (
+        _spread(list(scenes.values())[start::2], limit // 2 + limit % 2 * (1 - start) if limit else 0)
+        for start in (0, 1)
+    )
+    return list(chain(*first)), list(chain(*second))
+
+
+def _spread(scenes: Sequence[list[int]], limit: int) -> Sequence[list[int]]:
+    """At most `limit` of them, evenly over the whole; 0 for all."""
+    return [scenes[i * len(scenes) // limit] for i in range(limit)] if 0 < limit < len(scenes) else scenes
 
 
 def _only(cache: CropCache, chosen: Sequence[int]) -> CropCache:

@@ -1,0 +1,101 @@
+"""`twofold search`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofold.cli.train import Bar
+from twofold.contracts import ConfigError, TwofoldError
+from twofold.train import recipe as recipes
+
+
+class Live(Bar):
+    """Both levels' losses, entropy and share of skips on the line; the weights of the losses whenever they are due."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+        self.every = 0
+
+    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        weights = {name.removeprefix("weight/"): v for name, v in losses.items() if name.startswith("weight/")}
+        shown = {name: value for name, value in losses.items() if not name.startswith("weight/")}
+        super().turn(done, until, shown, images_per_second)
+        if done % max(until // 5, 1) == 0 or done == until:
+            facts = {n: shown[n] for n in ("entropy", "skip_ratio") if n in shown} | weights
+            text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
+            self.console.print(f"{self.stage}, after {done:,} turns: {text}", highlight=False)
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A shipped search by name, or a YAML file. `list` prints the names.")],
+    data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The search's folder; one found there goes on. Without it runs/RECIPE."),
+    ] = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="A judge.safetensors; without it one is trained first, by the recipe's judge.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
+    minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Finds a loss and a network for a task: twofold search list names the shipped recipes, --show prints one.
+
+    twofold search search-lowlight --data DATA --output runs/search-lowlight
+
+    The folder gets loss.yaml and genotype.json, which `twofold train` reads, pictures of both (weights.png,
+    architecture.png, traces.png, features.png) and search.json with all facts. Interrupt with Ctrl-C and give the same
+    command again: the search goes on as if it had never stopped. The same seed finds the same on the same machine.
+    """
+    if recipe == "list":
+        print("\n".join(recipes.names("search")))
+        return
+    tree = recipes.tree_of(recipe, change)
+    if recipes.kind_of(tree) != "search":
+        raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
+    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe
+
+    chosen = recipes.parse_as(SearchRecipe, tree, recipe)
+    if show:
+        print(recipes.dump(chosen), end="")
+        return
+    from twofold.train.search_run import search
+
+    folder = output or Path("runs") / chosen.name
+    bars: list[Live] = []
+
+    def live(stage: str) -> list[Live]:
+        bars.append(Live(stage))
+        return [bars[-1]]
+
+    try:
+        result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
+    except FloatingPointError as error:  # a loss is not finite, and the message says what to change
+        raise TwofoldError(str(error)) from error
+    finally:
+        for bar in bars:
+            bar.progress.stop()
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, stage in result["stages"].items():
+        if stage["ended_early"]:
+            print(f"{name} ended early: {stage['ended_early']}")
+    print(f"{folder}: loss.yaml" + (", genotype.json" if "parameters" in result else ""))
+    train = ["twofold", "train", chosen.final, "--data", str(data), "--loss", str(folder / "loss.yaml")]
+    if "parameters" in result:
+        train += ["--set", f"model.net.genotype={folder / 'genotype.json'}"]
+        if isinstance(chosen.search, HierarchicalSpec):
+            print(f"{result['parameters']:,} parameters, skip connections at {result['skip_ratio']:.0%} of the places")
+    print(f"train it: {shlex.join(train)}")

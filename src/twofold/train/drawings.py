@@ -1,0 +1,113 @@
+"""Pictures of a search: weights by task, weights over time, and what the chosen feature layers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twofold import images
+from twofold.contracts import ConfigError, Sample
+from twofold.files import replacing
+from twofold.nets.perceptual import FeatureNetwork
+from twofold.sheets import contact_sheet
+
+Traces = dict[str, list[float]]
+
+
+def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A heat map: a row for each task or seed, a column for each loss, its weight written in the cell."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = [[row.get(name, 0.0) for name in names] for row in rows.values()]
+    figure = _figure(1.6 + 1.05 * len(names), 1.6 + 0.5 * len(rows))
+    axes = figure.subplots()
+    axes.imshow(table, cmap="viridis", aspect="auto", vmin=0.0)
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    axes.set_yticks(range(len(rows)), list(rows))
+    high = max(map(max, table))
+    for y, row in enumerate(table):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 * high else "black")
+    axes.set_title("weights of the losses")
+    _save(figure, path)
+
+
+def traces_of(log: Path) -> Traces:
+    """Series by name from the log of a search, "turn" among them."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    names = [name for name in lines[0] if name != "images_per_second"] if lines else []
+    return {name: [line[name] for line in lines] for name in names}
+
+
+def traces(path: Path, stages: Mapping[str, Traces]) -> None:
+    """Per stage: both levels' losses, the weights of the losses, entropy and share of skips, over the turns."""
+    figure = _figure(13, 3.6 * len(stages))
+    axes = figure.subplots(len(stages), 3, squeeze=False)
+    for row, (stage, series) in zip(axes, stages.items(), strict=True):
+        groups: list[tuple[str, list[str]]] = [
+            (f"{stage}: losses", ["restoration", "upper"]),
+            ("weights", [name for name in series if name.startswith("weight/")]),
+            ("choices", ["entropy", "skip_ratio"]),
+        ]
+        for axis, (title, names) in zip(row, groups, strict=True):
+            shown = [name for name in names if name in series]
+            for name in shown:
+                values = _smooth(series[name]) if title.endswith("losses") else series[name]
+                axis.plot(series["turn"], values, label=name.removeprefix("weight/"))
+            axis.set(title=title, xlabel="turn")
+            if title.endswith("losses"):
+                axis.set_yscale("log")
+            if shown:
+                axis.legend(fontsize="x-small")
+    _save(figure, path)
+
+
+@torch.no_grad()
+def features(path: Path, network: FeatureNetwork, layers: Sequence[int], sample: Sample, restored: Tensor) -> None:
+    """The channel of each chosen layer in which the observed picture differs most from the clean one, for the first
+    picture of the batch: observed, restored, clean (Zhu et al. 2022, Fig. 8).
+    """
+    if not layers:
+        return
+    shown = [picture[:1].float().clamp(0, 1) for picture in (sample.observed, restored, sample.clean)]
+    maps = [network(picture, layers) for picture in shown]
+    rows = [[picture.cpu()] for picture in shown]
+    titles = ["picture"]
+    for number, layer in enumerate(layers):
+        observed, _, clean = (found[number] for found in maps)
+        channel = int((observed - clean).abs().mean(dim=(0, 2, 3)).argmax())
+        planes = [found[number][:, channel : channel + 1] for found in maps]
+        low, high = min(float(p.min()) for p in planes), max(float(p.max()) for p in planes)
+        for row, plane in zip(rows, planes, strict=True):
+            row.append(((plane - low) / max(high - low, 1e-6)).cpu())
+        titles.append(f"layer {layer}, channel {channel}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, images.Picture(contact_sheet(titles, rows, height=160)))
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean: one batch says little."""
+    found: list[float] = []
+    for value in values:
+        found.append(value if not found else 0.9 * found[-1] + 0.1 * value)
+    return found
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib; pip install 'twofold[train]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

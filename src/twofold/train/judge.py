@@ -1,0 +1,200 @@
+"""Training the judge of a loss search, and letting only a competent one judge.
+
+A judge tells clear crops from degraded ones. It sees the training half of the pictures; its accuracy is measured on
+the other half, the one that a search validates on, and travels in the header of its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from twofold.contracts import ConfigError, Sample, WeightsError
+from twofold.data.batches import Batches
+from twofold.files import replacing, write_text
+from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
+from twofold.nets.perceptual import read_tensors
+from twofold.train import data as material
+from twofold.train.loop import JsonLines, Report, Run, fit
+from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
+from twofold.train.schemes import Draw, Learner, Machine
+from twofold.train.search import halves
+from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, SmallJudge
+from twofold.zoo import Settings
+
+COMPETENT = 0.9  # share of held-out crops that a judge must call right
+
+
+class JudgeFacts(Settings):
+    """What is known of a judge. accuracy: on `held_out` pictures, half of them clean, none of a training picture."""
+
+    judge: JudgeSpec
+    task: str
+    recipe: str
+    seed: int
+    accuracy: float
+    held_out: int
+    crop: int
+    terms: str
+
+
+@dataclass
+class JudgeTraining:
+    """Cross entropy on the clean and the degraded crop of every sample."""
+
+    restorer: nn.Module  # the judge, under the name that the loop knows
+    learner: Learner
+    machine: Machine = field(default_factory=Machine)
+
+    def step(self, *draws: Draw) -> dict[str, float]:
+        ((sample,),) = draws
+        verdict, clear = verdicts(self.restorer, sample)
+        loss = verdict_loss(verdict, clear)
+        self.learner.descend(loss)
+        return {"verdict": loss.item(), "accuracy": _right(verdict, clear)}
+
+
+def verdicts(judge: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
+    """(logits, labels) of all crops of a sample, the clean ones first."""
+    logits = judge(torch.cat([sample.clean, sample.observed]))
+    clear = torch.cat([torch.ones(len(sample.clean)), torch.zeros(len(sample.observed))])
+    return logits, clear.to(logits)
+
+
+def _right(logits: Tensor, clear: Tensor) -> float:
+    return float(((logits > 0) == (clear > 0.5)).float().mean())
+
+
+def build(spec: JudgeSpec, root: Path = Path()) -> nn.Module:
+    """root: of the data, where a judge's starting weights lie. Raises: WeightsError where they do not fit."""
+    if isinstance(spec, SmallJudge):
+        return Judge(width=spec.width)
+    judge = ResNetJudge()
+    if isinstance(spec, PaperJudge) and spec.weights is not None:
+        given = {n: t for n, t in read_tensors(root / spec.weights).items() if not n.startswith("fc.")}
+        try:
+            missing = judge.load_state_dict(given, strict=False)
+        except RuntimeError as error:
+            raise WeightsError(f"{root / spec.weights}: not the weights of a ResNet-50") from error
+        if missing.unexpected_keys or any(not name.startswith("fc.") for name in missing.missing_keys):
+            raise WeightsError(f"{root / spec.weights}: not the weights of a ResNet-50")
+    return judge
+
+
+def train(
+    recipe: JudgeRecipe,
+    root: Path,
+    folder: Path,
+    *,
+    device: str = "auto",
+    minutes: float = 5.0,
+    reports: Sequence[Report] = (),
+) -> dict[str, Any]:
+    """Trains a judge on the data below `root`; leaves judge.safetensors in `folder`; returns its facts.
+
+    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
+    """
+    machine, place, share = machine_of("float32", device)
+    keep_recipe(recipe, folder, write=share.rank == 0)
+    torch.manual_seed(recipe.seed)
+    judge = build(recipe.judge, root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = recipe.optimizer
+    schedule = build_schedule(recipe.schedule, recipe.turns)
+    learner = Learner(
+        judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
+    )
+    source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
+    seen, held = halves(source, pictures=recipe.data.pictures)
+    drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
+    main = share.rank == 0
+    fit(
+        JudgeTraining(judge, learner, machine),
+        lambda n: ([drawn(n)],),
+        until=recipe.turns,
+        run=Run(folder, minutes=minutes, epoch=recipe.turns, main=main),
+        reports=[*reports, JsonLines(folder / "log.jsonl")] if main else reports,
+    )
+    batches = Batches(held, recipe.data.batch, seed=recipe.seed + 1, device=place, ahead=False)
+    facts = JudgeFacts(
+        judge=recipe.judge,
+        task=recipe.task,
+        recipe=recipe.name,
+        seed=recipe.seed,
+        accuracy=accuracy(judge, batches, count=recipe.held_out),
+        held_out=2 * recipe.data.batch * -(-recipe.held_out // recipe.data.batch),
+        crop=recipe.data.crop,
+        terms=recipe.terms,
+    )
+    if main:
+        digest = save(folder / "judge.safetensors", judge, facts)
+        write_text(folder / "result.json", json.dumps({**facts.model_dump(), "sha256": digest}, indent=2) + "\n")
+    return facts.model_dump()
+
+
+@torch.no_grad()
+def accuracy(judge: nn.Module, batches: Callable[[int], Sample], *, count: int) -> float:
+    """Share of right verdicts on the clean and degraded crops of the first batches, at least `count` samples."""
+    judge.eval()
+    rights: list[float] = []
+    done = 0
+    while done < count:
+        sample = batches(len(rights))
+        rights.append(_right(*verdicts(judge, sample)))
+        done += len(sample.clean)
+    return sum(rights) / len(rights)
+
+
+def save(path: Path, judge: nn.Module, facts: JudgeFacts) -> str:
+    """Writes the weights with the facts in the header; returns the SHA-256 of the file."""
+    tensors = {name: value.detach().contiguous().cpu() for name, value in judge.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"twofold_judge": facts.model_dump_json()})
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(path: Path) -> tuple[nn.Module, JudgeFacts]:
+    """A judge, frozen and in evaluation mode, with what is known of it.
+
+    Raises: WeightsError where the file is missing, damaged or holds no judge.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise WeightsError(f"no judge at {path}; `twofold train judge-TASK` makes a judge.safetensors")
+    state = read_tensors(path)
+    with safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get("twofold_judge")
+    if header is None:
+        raise WeightsError(f"{path} holds no judge; `twofold train judge-TASK` makes one")
+    try:
+        facts = TypeAdapter(JudgeFacts).validate_json(header)
+        judge = build(facts.judge.model_copy(update={"weights": None}) if facts.judge.kind != "small" else facts.judge)
+        judge.load_state_dict(state)
+    except (ValidationError, RuntimeError) as error:
+        raise WeightsError(f"{path} is a judge that this version does not know; train it anew") from error
+    return judge.eval().requires_grad_(False), facts
+
+
+def competent(path: Path, *, task: str) -> tuple[nn.Module, JudgeFacts]:
+    """The judge at `path`, if it may judge.
+
+    Raises: ConfigError where it was trained for another task, or calls less than 90 % of held-out crops right: a
+    search would then learn what fools the judge, not what restores pictures.
+    """
+    judge, facts = load(path)
+    if facts.task != task:
+        raise ConfigError(f"{path} judges {facts.task}, and this search is for {task}; train one for it")
+    if facts.accuracy < COMPETENT:
+        raise ConfigError(
+            f"{path} calls {facts.accuracy:.1%} of {facts.held_out} held-out crops right, and a search takes at least "
+            f"{COMPETENT:.0%}: its gradient would say what fools it, not what is clear; train it longer"
+        )
+    return judge, facts

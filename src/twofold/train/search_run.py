@@ -1,0 +1,282 @@
+"""A whole search: its stages one after the other, and everything it hands over, in one folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twofold.contracts import ConfigError, Sample
+from twofold.data.batches import Batches
+from twofold.files import write_text
+from twofold.losses import Loss
+from twofold.nets.hadamard import COMBINATIONS, HadamardNet
+from twofold.nets.perceptual import SQUEEZENET, VGG19, FeatureNetwork, load_features, perceptual_squeeze
+from twofold.search.genotype import Genotype, derive, entropy, picture
+from twofold.search.loss_space import (
+    SQUEEZENET_GROUPS,
+    VGG19_GROUPS,
+    Clipped,
+    FeatureChoice,
+    LossFile,
+    LossSpace,
+    near_zero,
+    published_terms,
+)
+from twofold.search.supernet import mixtures, weights
+from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
+from twofold.train import data as material
+from twofold.train import drawings
+from twofold.train import judge as judges
+from twofold.train import recipe as recipes
+from twofold.train.loop import JsonLines, Report, Run, fit
+from twofold.train.run import build_optimizer, keep_recipe, machine_of
+from twofold.train.schemes import Learner, Machine
+from twofold.train.search import (
+    Collapsed,
+    CollapseGuard,
+    Search,
+    What,
+    facts,
+    halves,
+    judged,
+    searched_parameters,
+)
+from twofold.train.search_recipe import (
+    ArchitectureSpec,
+    HierarchicalSpec,
+    JudgeRecipe,
+    LossSpec,
+    SearchRecipe,
+    SupernetSpec,
+)
+from twofold.zoo import PlainSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One search of a whole one. found: the loss that it is given where it searches the architecture alone."""
+
+    name: str
+    what: What
+    turns: int
+    found: LossFile | None = None
+
+
+def stages(recipe: SearchRecipe) -> list[Stage]:
+    """What is done, in order. Raises: ConfigError where a network without choices is to be searched."""
+    spec = recipe.search
+    if isinstance(recipe.net, PlainSpec) and not isinstance(spec, LossSpec):
+        raise ConfigError(f"search.kind: {spec.kind!r} searches an architecture, and net.kind is plain; take supernet")
+    if isinstance(spec, HierarchicalSpec):
+        return [Stage("loss", "loss", spec.loss), Stage("architecture", "architecture", spec.architecture)]
+    if isinstance(spec, LossSpec):
+        return [Stage("loss", "loss", spec.turns)]
+    if isinstance(spec, ArchitectureSpec):
+        given = None if spec.loss is None else spec.loss.file()
+        return [Stage("architecture", "architecture", spec.turns, given)]
+    return [Stage("synchronous", "both", spec.turns)]
+
+
+def build_net(recipe: SearchRecipe) -> nn.Module:
+    """The supernet, or the network whose loss is searched; drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    if isinstance(recipe.net, SupernetSpec):
+        return recipe.net.build(mixtures(torch.Generator().manual_seed(recipe.seed)))
+    net: nn.Module = recipe.net.build().net
+    return net
+
+
+def build_space(
+    recipe: SearchRecipe, root: Path, device: torch.device | str = "cpu", *, clipped: bool = False
+) -> LossSpace:
+    """The losses, every weight 1. clipped: whatever the recipe says, for a loss that only takes over what was found.
+
+    Raises: WeightsError where the feature network's weights are not in `features` below the data root.
+    """
+    features = feature_network(recipe, root, device)
+    if features is None:
+        terms = published_terms()
+    elif recipe.loss.features == "vgg19":
+        generator = torch.Generator().manual_seed(recipe.seed)
+        term = FeatureChoice(features, VGG19_GROUPS, logits=near_zero(VGG19_GROUPS, generator))
+        terms = published_terms(features=("features-vgg19", term))
+    else:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        term = FeatureChoice(features, SQUEEZENET_GROUPS, logits=near_zero(SQUEEZENET_GROUPS, generator))
+        distance = perceptual_squeeze(root / "features").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        terms = published_terms(features=("features-squeeze", term), distance=distance)
+    return LossSpace(terms, constraint=Clipped() if clipped else recipe.loss.bound()).to(device)
+
+
+def feature_network(recipe: SearchRecipe, root: Path, device: torch.device | str = "cpu") -> FeatureNetwork | None:
+    """What the perceptual terms look through. Raises: WeightsError where its weights are not there."""
+    if recipe.loss.features is None:
+        return None
+    source = VGG19 if recipe.loss.features == "vgg19" else SQUEEZENET
+    network: FeatureNetwork = load_features(source, root / "features").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def build_search(
+    recipe: SearchRecipe, stage: Stage, net: nn.Module, space: LossSpace, upper: Loss | None, machine: Machine
+) -> Search:
+    """The scheme of one stage."""
+    settings = recipe.loss_optimizer if stage.what == "loss" else recipe.architecture_optimizer
+    one_step = OneStepUnrolled(recipe.unrolled_step)
+    searched, omega = searched_parameters(stage.what, net, space), weights(net).values()
+    return Search(
+        restorer=net,
+        space=space,
+        what=stage.what,
+        upper=None if stage.what == "architecture" else upper,
+        strategy=FirstOrder() if stage.what == "architecture" and not recipe.second_order else one_step,
+        searcher=Learner(searched, build_optimizer(settings), clip=settings.clip, machine=machine),
+        learner=Learner(omega, build_optimizer(recipe.optimizer), clip=recipe.optimizer.clip, machine=machine),
+        machine=machine,
+    )
+
+
+def search(
+    recipe: SearchRecipe,
+    root: Path,
+    folder: Path,
+    *,
+    judge: Path | None = None,
+    device: str = "auto",
+    minutes: float = 5.0,
+    reports: Callable[[str], Sequence[Report]] = lambda stage: (),
+) -> dict[str, Any]:
+    """Searches by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts.
+
+    judge: a trained one; None trains the recipe's own first, below `folder`. reports: those of a stage, by its name.
+
+    Raises: ConfigError for a judge that is not good enough, or where `folder` holds another search; DataError where the
+    data cannot be used.
+    """
+    machine, place, share = machine_of(recipe.precision, device)
+    main = share.rank == 0
+    plan = stages(recipe)
+    keep_recipe(recipe, folder, write=main)
+    upper, admitted = None, None
+    if any(stage.what != "architecture" for stage in plan):
+        path = judge or train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
+        module, admitted = judges.competent(path, task=recipe.task)
+        upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
+
+    source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
+    seen, held = halves(source, pictures=recipe.data.pictures)
+    size, seed = recipe.data.batch, recipe.seed
+    train = Batches(seen, size, seed=seed, share=share, device=place)
+    validation = Batches(held, size, seed=seed + 500_000, share=share, device=place)
+
+    def batches(n: int) -> tuple[Sequence[Sample], ...]:
+        return [train(n)], [validation(n)]
+
+    found: LossFile | None = None
+    done: dict[str, Any] = {}
+    for stage in plan:
+        net = build_net(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        given = stage.found or found
+        space = build_space(recipe, root, place, clipped=given is not None)
+        if given is not None:
+            space.assume(given)
+        scheme = build_search(recipe, stage, net, space, upper, machine)
+        inside = folder / stage.name
+        told = [*reports(stage.name), *([JsonLines(inside / "log.jsonl", every=1)] if main else [])]
+        run = Run(inside, minutes=minutes, epoch=stage.turns, main=main)
+        guard = CollapseGuard(recipe.collapse)
+        ended: Collapsed | None = None
+        seconds = None
+        try:
+            seconds = fit(scheme, batches, until=stage.turns, run=run, reports=[*told, guard])
+        except Collapsed as collapsed:
+            ended = collapsed
+        if stage.what != "architecture":
+            found = space.derive()
+        done[stage.name] = {
+            "turns": stage.turns if ended is None else ended.turn,
+            "seconds": None if seconds is None else round(seconds, 1),
+            "ended_early": None if ended is None else str(ended),
+            **({} if scheme.cost is None else {"hypergradient": scheme.cost._asdict()}),
+            **{name: round(value, 6) for name, value in facts(net, space).items()},
+        }
+    genotype = derive(net) if isinstance(net, HadamardNet) and plan[-1].what != "loss" else None
+    loss = found or plan[-1].found or space.derive()
+    result = {
+        "recipe": recipe.name,
+        "task": recipe.task,
+        "kind": recipe.search.kind,
+        "seed": recipe.seed,
+        "stages": done,
+        "loss": dict(loss.weights),
+        "layers": {name: list(layers) for name, layers in loss.layers.items()},
+        "judge": None if admitted is None else admitted.model_dump(),
+        "device": str(place),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    if genotype is not None:
+        result |= {
+            "skip_ratio": round(genotype.skip_ratio, 4),
+            "entropy": round(entropy(net), 4),
+            "parameters": sum(p.numel() for p in network_of(recipe, genotype).parameters()),
+        }
+    if main:
+        hand_over(recipe, folder, plan, loss, genotype, result)
+        shown = validation(0)
+        features = feature_network(recipe, root, place)
+        if features is not None:
+            with torch.no_grad():
+                restored = net.eval()(shown.observed)
+            layers = next((layers for layers in loss.layers.values()), ())
+            drawings.features(folder / "features.png", features, layers, shown, restored)
+    return result
+
+
+def network_of(recipe: SearchRecipe, genotype: Genotype) -> HadamardNet:
+    """The found network, untrained."""
+    net = recipe.net
+    if not isinstance(net, SupernetSpec):
+        raise ConfigError("a search of a loss alone finds no network")
+    return genotype.network(width=net.width, combine=COMBINATIONS[net.combine])
+
+
+def hand_over(
+    recipe: SearchRecipe,
+    folder: Path,
+    plan: Sequence[Stage],
+    loss: LossFile,
+    genotype: Genotype | None,
+    result: dict[str, Any],
+) -> None:
+    """Writes what was found and how: loss.yaml, genotype.json, pictures, traces, search.json."""
+    loss.write(folder / "loss.yaml")
+    drawings.weights(folder / "weights.png", {recipe.task: loss.weights})
+    if genotype is not None:
+        genotype.write(folder / "genotype.json")
+        picture(genotype, folder / "architecture.png")
+    traces = {stage.name: drawings.traces_of(folder / stage.name / "log.jsonl") for stage in plan}
+    write_text(folder / "traces.json", json.dumps(traces) + "\n")
+    drawings.traces(folder / "traces.png", traces)
+    write_text(folder / "search.json", json.dumps(result, indent=1) + "\n")
+
+
+def train_judge(
+    recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
+) -> Path:
+    """The path of the judge that the recipe names, trained in `folder` unless it lies there."""
+    path = folder / "judge.safetensors"
+    if not path.exists():
+        settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
+        judges.train(settings, root, folder, device=device, reports=reports)
+    return path
