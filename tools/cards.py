@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twofold import api, zoo
 from twofold.contracts import Restored
-from twofold.evaluate import evaluate
+from twofold.evaluate import Case, evaluate
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
@@ -47,6 +47,10 @@ def sources(recipe: recipes.Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _name(case: Case) -> str:
+    return case[0] if isinstance(case, tuple) else case.name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -67,9 +71,11 @@ def main() -> None:
     sets = material.validation(recipe, options.data)
     if options.without:
         less = f"without {', '.join(options.without)}"
-        sets |= {f"{n}, {less}": [p for p in pairs if p.name not in options.without] for n, pairs in sets.items()}
-    for name, pairs in sets.items():
-        summary = evaluate(lambda image: Restored(model(image).image), pairs, PROTOCOLS[recipe.protocol]).summary()
+        sets |= {f"{n}, {less}": [c for c in cases if _name(c) not in options.without] for n, cases in sets.items()}
+    for name, cases in sets.items():
+        summary = evaluate(
+            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
+        ).summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
         print(name, numbers[name])

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
-from twofold.contracts import GuidanceKind, ImageError, Restored, TwofoldError
+from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Restored, TwofoldError
+from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
 from twofold.images import Picture, Source
 from twofold.nets.guide import is_drawn
+from twofold.restorers.blind import KernelEstimate, KernelSearch
 
 Tile: TypeAlias = int | Literal["auto"] | None
 Guidance: TypeAlias = "Source | float"
+Kernel: TypeAlias = "str | Path | Tensor | KernelSearch"
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -25,8 +28,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 class Model:
     """A loaded restorer that takes any kind of picture.
 
-    `model(image)` returns `Restored`: the picture as the kind of thing that was given, and the guidance map
-    `(1, 1, H, W)`.
+    `model(image)` returns `Restored`: the picture as the kind of thing that was given, the guidance map `(1, 1, H, W)`,
+    and as the report a kernel that had to be estimated.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Model:
     device: torch.device
     fast: bool = True
     cache: Path | None = None
-    _ways: dict[tuple[bool, float], _Way] = field(default_factory=dict, init=False, repr=False)
+    _ways: dict[tuple[bool, bool, float], _Way] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def kind(self) -> GuidanceKind | None:
@@ -42,10 +45,23 @@ class Model:
         kind: GuidanceKind | None = self.restorer.kind  # type: ignore[assignment]
         return kind
 
+    @property
+    def channels(self) -> int:
+        """Of the pictures that the network is for: 3, or 1, which restores every colour by itself."""
+        channels: int = self.restorer.channels  # type: ignore[assignment]
+        return channels
+
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether the network is told the blur kernel."""
+        takes: bool = self.restorer.takes_kernel  # type: ignore[assignment]
+        return takes
+
     def __call__(
         self,
         image: Source,
         *,
+        kernel: Kernel | None = None,
         guidance: Guidance | None = None,
         strength: float = 1.0,
         tile: Tile = "auto",
@@ -53,33 +69,51 @@ class Model:
     ) -> Restored:
         """See `restore`."""
         picture = images.from_any(image)
-        restored, drawn = self.restore(picture, guidance=guidance, strength=strength, tile=tile, progress=progress)
+        told, report = kernel_for(picture, kernel)
+        restored, drawn = self.restore(
+            picture, kernel=told, guidance=guidance, strength=strength, tile=tile, progress=progress
+        )
         kept: Any = images.to_kind_of(restored, image)
-        return Restored(kept, drawn)
+        return Restored(kept, drawn, report)
 
     def restore(
         self,
         picture: Picture,
         *,
+        kernel: Tensor | None = None,
         guidance: Guidance | None = None,
         strength: float = 1.0,
         tile: Tile = "auto",
         progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
-        """The same on a `Picture`, which keeps alpha, EXIF and profile: (restored, guidance map)."""
+        """The same on a `Picture`, which keeps alpha, EXIF and profile: (restored, guidance map).
+
+        kernel: `(1, 1, h, w)`, see `kernel_for`.
+        """
         check_strength(strength, self.kind)
+        if (kernel is None) == self.takes_kernel:
+            raise TwofoldError(
+                f"{self.name} needs the kernel of the blur: a picture of it, or 'estimate'"
+                if self.takes_kernel
+                else f"{self.name} removes no blur, so it takes no kernel"
+            )
         if tile is not None and tile != "auto" and (not isinstance(tile, int) or tile < 1):
             raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
         observed = picture.pixels.float()
         grey = observed.shape[1] == 1
-        stack = observed.expand(-1, 3, -1, -1)  # the networks are for colour
+        stack = observed.expand(-1, self.channels, -1, -1) if grey else observed
+        colours = stack.shape[1]
         if guidance is not None:
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        way = self._way(guidance is not None, strength)
+        way = self._way(kernel is not None, guidance is not None, strength)
+        told = [] if kernel is None else [kernel.to(self.device)]
 
         def on_tile(part: Tensor) -> Tensor:
             part = part.to(self.device)
-            return way.run(*(part[:, :3], part[:, 3:])[: 1 if guidance is None else 2]).to(stack.device)
+            more = told if guidance is None else [*told, part[:, colours:]]
+            done = [way.run(each, *more) for each in torch.split(part[:, :colours], self.channels, 1)]
+            restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
+            return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 
         out = tiling.tiled(
             on_tile,
@@ -89,18 +123,20 @@ class Model:
             tile=tiling.Budget(per_pixel=way.bytes_per_pixel) if tile == "auto" else tile,
             progress=progress,
         )
-        pixels = out[:, :3].mean(1, keepdim=True) if grey else out[:, :3]
-        return replace(picture, pixels=pixels), None if self.kind is None else out[:, 3:]
+        pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
+        return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
-    def _way(self, given: bool, strength: float) -> _Way:
-        """How a tile is computed with an estimated or a given map: found by measuring, on first use."""
-        if (given, strength) not in self._ways:
-            network = _SideBySide(self.restorer, self.kind, strength).eval()
-            example = tuple(torch.rand(1, c, 128, 128, device=self.device) for c in ((3, 1) if given else (3,)))
+    def _way(self, kernel: bool, given: bool, strength: float) -> _Way:
+        """How a tile is computed, told a kernel or a map or not: found by measuring, on first use."""
+        if (kernel, given, strength) not in self._ways:
+            family = _Deblurring if kernel else _SideBySide
+            network = family(self.restorer, self.kind, strength).eval()
+            shapes = [(self.channels, 128, 128), *[(1, 25, 25)] * kernel, *[(1, 128, 128)] * given]
+            example = tuple(torch.rand(1, *shape, device=self.device) for shape in shapes)
             recipe = runtime.choose(network, example, cache=self.cache) if self.fast else runtime.plain()
             run = runtime.run(network, recipe, inputs=len(example))
-            self._ways[given, strength] = _Way(run, runtime.peak_bytes(run, example) // 128**2 + 64)
-        return self._ways[given, strength]
+            self._ways[kernel, given, strength] = _Way(run, runtime.peak_bytes(run, example) // 128**2 + 64)
+        return self._ways[kernel, given, strength]
 
     def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
         """The map `(1, 1, H, W)` for `observed`, checked against what its kind allows."""
@@ -108,6 +144,8 @@ class Model:
         if kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
         if isinstance(guidance, int | float):
+            if kind is NOISE_LEVEL:
+                check_noise_level(float(guidance))
             values = torch.full_like(observed[:, :1], float(guidance))
         else:
             values = images.from_any(guidance).pixels.to(observed).mean(1, keepdim=True)
@@ -138,21 +176,50 @@ class _SideBySide(nn.Module):
         self.restorer, self.kind, self.strength = restorer, kind, strength
 
     def forward(self, observed: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.both(observed, None, given)
+
+    def both(self, observed: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
         if self.kind is None:
-            image: Tensor = self.restorer(observed).image
+            image: Tensor = self.restorer(observed, known=known).image
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
             guidance = guidance(observed)
         if self.strength != 1:
             guidance = self._scaled(guidance, self.kind)
-        restored = self.restorer(observed, guidance=guidance)
+        restored = self.restorer(observed, guidance=guidance, known=known)
         return torch.cat([restored.image, restored.guidance], 1)
 
     def _scaled(self, guidance: Any, kind: GuidanceKind) -> Any:
         if is_drawn(guidance):
             return lambda observed, current: kind.scaled(guidance(observed, current), self.strength)
         return kind.scaled(guidance, self.strength)
+
+
+class _Deblurring(_SideBySide):
+    """The same, told the kernel."""
+
+    def forward(self, observed: Tensor, known: Tensor, given: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return self.both(observed, known, given)
+
+
+def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
+    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, or "estimate" or a search.
+
+    Raises: ImageError for what is no kernel, or one that is larger than the picture.
+    """
+    if kernel is None:
+        return None, None
+    if isinstance(kernel, str) and kernel == "estimate":
+        kernel = KernelSearch()
+    if isinstance(kernel, KernelSearch):
+        estimate = kernel(picture.pixels.float())
+        return estimate.kernel, estimate
+    size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
+    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(kernel), size)
+    if len(checked) != 1:
+        raise ImageError(f"kernel: one picture has one kernel, got {len(checked)}")
+    return checked.float(), None
 
 
 def check_strength(strength: float, kind: GuidanceKind | None) -> None:
@@ -193,6 +260,7 @@ def restore(
     image: Source,
     model: str | Path | Model,
     *,
+    kernel: Kernel | None = None,
     guidance: Guidance | None = None,
     strength: float = 1.0,
     tile: Tile = "auto",
@@ -202,15 +270,17 @@ def restore(
     """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in
     [0, 1].
 
-    guidance: used instead of the estimated map. A number holds for every pixel; a tensor or floating-point array has
-    the picture's size and the unit of `load(name).kind`; in a file, PIL image or integer array white stands for
-    `kind.white`. strength: 0 to 1.5, scales the map; `kind.strength` says what that means. tile: side in pixels, "auto"
-    by memory, None for the whole picture at once; the result is the same. progress: told (tiles done, tiles in all).
+    kernel: of the blur, for a model that removes one: a file, a tensor `(h, w)`, or "estimate" (or a `KernelSearch`),
+    which finds it in the picture and returns it as the report. guidance: used instead of the estimated map. A number
+    holds for every pixel; a tensor or floating-point array has the picture's size and the unit of `load(name).kind`;
+    in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales the map;
+    `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at once;
+    the result is the same. progress: told (tiles done, tiles in all).
 
-    Returns: `Restored(image, guidance)`, the image of the kind that was given (tensors are not clamped), the map
-    `(1, 1, H, W)`.
+    Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
+    map `(1, 1, H, W)`.
 
     Raises: ImageError, WeightsError, TwofoldError; all are TwofoldErrors.
     """
     loaded = model if isinstance(model, Model) else load(model, device=device)
-    return loaded(image, guidance=guidance, strength=strength, tile=tile, progress=progress)
+    return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)

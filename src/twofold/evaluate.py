@@ -202,13 +202,14 @@ def evaluate(
     *,
     model: str = "",
     dataset: str = "",
+    known: Callable[[Files], Tensor] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Evaluation:
     """Restores every observed picture, compares it with the clean one, and sets the papers' rows beside.
 
     restorer: observed `(1, C, H, W)` in [0, 1], on the CPU, → Restored; tiles and devices are its own matter. It gets
     a keyword `known` where a sample has one, such as a blur kernel.
-    pairs: files, or (name, sample).
+    pairs: files, or (name, sample). known: what the restorer is told along with two files, such as a blur kernel.
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
     progress: called after every picture with how many are done and how many there are, None where nobody knows.
 
@@ -221,7 +222,7 @@ def evaluate(
     failures: list[Failure] = []
     for done, pair in enumerate(pairs, 1):
         try:
-            rows.append(_row(restorer, pair, protocol))
+            rows.append(_row(restorer, pair, protocol, known))
         except (TwofoldError, OSError) as error:
             failures.append(Failure(pair.name if isinstance(pair, Files) else pair[0], str(error)))
         if progress:
@@ -236,9 +237,12 @@ def evaluate(
     return Evaluation(model, dataset, protocol, tuple(rows), tuple(failures), papers)
 
 
-def _row(restorer: Callable[..., Restored], pair: Case, protocol: Protocol) -> Row:
+def _row(
+    restorer: Callable[..., Restored], pair: Case, protocol: Protocol, known: Callable[[Files], Tensor] | None
+) -> Row:
     told: dict[str, Tensor] = {}
     if isinstance(pair, Files):
+        told = {} if known is None else {"known": known(pair)}
         name, observed, clean = pair.name, images.read(pair.observed).pixels, images.read(pair.clean).pixels
     else:
         name, sample = pair

@@ -21,6 +21,9 @@ def command(
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Take only each n-th pair by name, the first included.")] = 1,
+    kernels: Annotated[
+        Path | None, typer.Option(help="Of the blur: one file for all pictures, or a folder of them by name.")
+    ] = None,
     paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
@@ -33,10 +36,13 @@ def command(
 
     twofold evaluate -m derain --data Rain100 --observed light --clean clean --every 5 --protocol y-matlab
     """
+    from torch import Tensor
+
     from twofold import api
-    from twofold.contracts import Restored
+    from twofold.contracts import DataError, Restored
     from twofold.data.pairs import find_pairs
-    from twofold.evaluate import evaluate
+    from twofold.degrade.blur import read_kernel
+    from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
     from twofold.zoo import nearest
@@ -46,13 +52,24 @@ def command(
     size = tile_size(tile)
     pairs = find_pairs(data, observed=observed, clean=clean)[::every]
     loaded = api.load(model, device=device, fast=False)  # a number should not depend on the machine
+    if loaded.takes_kernel != (kernels is not None):
+        raise ConfigError(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
+
+    def kernel_of(pair: Files) -> Tensor:
+        assert kernels is not None
+        found = sorted(kernels.glob(f"{pair.observed.stem}.*")) if kernels.is_dir() else [kernels]
+        if not found:
+            raise DataError(f"{kernels} has no kernel called {pair.observed.stem}")
+        return read_kernel(found[0])
+
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
-            lambda image: Restored(loaded(image, tile=size).image),
+            lambda image, known=None: Restored(loaded(image, kernel=known, tile=size).image),
             pairs,
             PROTOCOLS[protocol],
             model=model,
             dataset=paper,
+            known=None if kernels is None else kernel_of,
             progress=lambda done, total: show(done),
         )
     for path, text in ((json, result.to_json()), (markdown, result.to_markdown())):

@@ -29,6 +29,19 @@ def command(
         str | None,
         typer.Option(help="Use this instead of the estimated map: a picture of it, a folder of them, or one number."),
     ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="Of the blur: a picture, .npy or text file, a folder of them by name, or estimate."),
+    ] = None,
+    kernel_size: Annotated[
+        int, typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur.")
+    ] = 31,
+    kernel_out: Annotated[
+        Path | None, typer.Option(help="Keep the kernel that was used: a file for one picture, a folder for several.")
+    ] = None,
+    noise_level: Annotated[
+        float | None, typer.Option(help="Of the noise, a standard deviation where white is 1; 0.02 is 5 grey levels.")
+    ] = None,
     strength: Annotated[float, typer.Option(help="0 to 1.5: scales the guidance map. 0.5 does about half.")] = 1.0,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
@@ -50,6 +63,12 @@ def command(
 
     twofold restore rainy.jpg -o dry.jpg --model derain --guidance rain.png
 
+    Out of a blur, its kernel found in the picture and kept to look at, or given:
+
+    twofold restore shaken.jpg -o sharp.jpg --model deblur --kernel estimate --kernel-out kernel.png
+
+    twofold restore shaken.jpg -o sharp.jpg --model deblur --kernel kernel.png --noise-level 0.02
+
     A whole folder; after an interruption the same command goes on:
 
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
@@ -57,21 +76,48 @@ def command(
     size = tile_size(tile)
     work = jobs(inputs, output, format=format, marker="restored")
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
-    check_places(work, [job.target for job in work] + list(maps.values()))
-    given = _given(work, guidance)
+    kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
+    check_places(work, [job.target for job in work] + list(maps.values()) + list(kernels.values()))
+    if noise_level is not None and guidance is not None:
+        raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
+    given = _given(work, guidance if noise_level is None else str(noise_level))
     from twofold import api
+    from twofold.restorers.blind import KernelSearch
 
     loaded = api.load(model, device=device, cache=cache_folder())
     kind = loaded.kind
     api.check_strength(strength, kind)
     if kind is None and (maps or given):
         raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
+    if noise_level is not None and (kind is None or kind.name != "noise_level"):
+        raise TwofoldError(f"--noise-level is for models that are steered by it; {model} is not")
+    if loaded.takes_kernel and kernel is None:
+        raise TwofoldError(f"{model} needs --kernel FILE, or --kernel estimate")
+    if not loaded.takes_kernel and (kernel is not None or kernel_out is not None):
+        raise TwofoldError(f"{model} removes no blur; leave --kernel and --kernel-out out")
+    search = KernelSearch(size=kernel_size)
+    told: dict[Job, api.Kernel] = {}
+    if kernel is not None:
+        place = Path(kernel)
+        told = dict.fromkeys(work, search) if kernel == "estimate" else dict.fromkeys(work, place)
+        if place.is_dir():
+            told = {job: _twin(place, job) for job in work}
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
-        restored, drawn = loaded.restore(picture, guidance=given.get(job), strength=strength, tile=size, progress=step)
+        blur, estimate = api.kernel_for(picture, told.get(job))
+        restored, drawn = loaded.restore(
+            picture, kernel=blur, guidance=given.get(job), strength=strength, tile=size, progress=step
+        )
         facts: dict[str, Any] = {"input": str(job.source), "output": str(job.target), "model": model}
+        if blur is not None:
+            facts["kernel"] = "given" if estimate is None else "estimated"
+            if estimate is not None:
+                facts["kernel_confidence"] = round(estimate.confidence, 3)
+            if job in kernels:
+                save(kernels[job], images.Picture(blur / blur.max(), bits=16))
+                facts["kernel_out"] = str(kernels[job])
         if drawn is not None and kind is not None:
             facts |= {"guidance": kind.name, "guidance_mean": round(float(drawn.mean()), 5), "strength": strength}
             if job in maps:  # before the picture: where that is there, the map is too, so --skip-existing loses none
@@ -82,6 +128,14 @@ def command(
         return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
 
     return each(work, act, skip=skip_existing, what="restoring").close(as_json=as_json, verb="restored")
+
+
+def _twin(folder: Path, job: Job) -> Path:
+    """Raises: TwofoldError where the folder has no kernel of the picture's name."""
+    twins = sorted(folder.glob(f"{job.source.stem}.*"))
+    if not twins:
+        raise TwofoldError(f"{folder} has no kernel called {job.source.stem}; name one file for all pictures")
+    return twins[0]
 
 
 def _given(work: list[Job], guidance: str | None) -> dict[Job, Path | float]:

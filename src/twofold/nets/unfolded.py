@@ -68,6 +68,7 @@ class UnfoldedDeconvolution(nn.Module):
 
     halo = None  # the division sees the whole picture
     multiple = 1
+    takes_kernel = True
 
     def __init__(
         self,

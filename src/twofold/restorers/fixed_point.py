@@ -50,6 +50,8 @@ class FixedPointRestorer(nn.Module, ABC):
     kind = None
     halo: int | None = None  # the iteration carries what one pixel knows across the whole picture
     multiple = 1
+    channels = 3
+    takes_kernel = False
     solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
     adjoint: Adjoint = Unrolled()
 
@@ -71,6 +73,9 @@ class Deconvolution(FixedPointRestorer):
     The data step is a division in the Fourier domain and never expands. denoiser: `(B, 1, H, W)` to the same.
     penalty: ρ at the start, learned. border: what lies beyond the picture.
     """
+
+    channels = 1
+    takes_kernel = True
 
     def __init__(self, denoiser: nn.Module, *, penalty: float = 0.02, border: Border = EdgeTaper()) -> None:
         super().__init__()

@@ -31,6 +31,10 @@ class Guided(nn.Module):
         return self.guide.channels
 
     @property
+    def takes_kernel(self) -> bool:
+        return takes_kernel(self.net)
+
+    @property
     def halo(self) -> int | None:
         if self.net.halo is None:
             return None
@@ -66,6 +70,10 @@ class Plain(nn.Module):
         self.channels = channels
 
     @property
+    def takes_kernel(self) -> bool:
+        return takes_kernel(self.net)
+
+    @property
     def halo(self) -> int | None:
         return self.net.halo  # type: ignore[return-value]
 
@@ -77,3 +85,8 @@ class Plain(nn.Module):
         if guidance is not None:
             raise TypeError("this model takes no guidance")
         return Restored(self.net(observed) if known is None else self.net(observed, None, known))
+
+
+def takes_kernel(net: nn.Module) -> bool:
+    """Whether a network is told the blur kernel along with the picture."""
+    return getattr(net, "takes_kernel", False)
