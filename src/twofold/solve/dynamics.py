@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from twofold.solve.operators import Operator
@@ -56,7 +57,7 @@ class GradientDescent:
         return params
 
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
-        return over(lambda u, g: u - self.step_size * g, state, lower_gradient(problem, upper, state))
+        return over(lambda u, g: torch.sub(u, g, alpha=self.step_size), state, lower_gradient(problem, upper, state))
 
     def params(self, state: State) -> State:
         return state

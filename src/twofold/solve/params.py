@@ -151,11 +151,11 @@ def gradient(loss: Callable[[State], Tensor], at: State) -> State:
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = over(lambda t: t if differentiable and t.requires_grad else t.detach().requires_grad_(), at)
-        value = loss(at)
+        flat = [t if differentiable and t.requires_grad else t.detach().requires_grad_() for t in tensors(at)]
+        value = loss(rebuild(at, flat))
         if value.ndim != 0:
             raise SolveError(f"expected a loss that returns a scalar, got shape {tuple(value.shape)}; add .mean()")
-        return rebuild(at, pull(value, tensors(at), create_graph=differentiable))
+        return rebuild(at, pull(value, flat, create_graph=differentiable))
 
 
 def pull(
@@ -173,14 +173,13 @@ def pull(
     [tensor(6.), tensor(0.)]
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-    cotangents = [torch.ones_like(o) for o in outputs] if cotangents is None else cotangents
-    seen = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    seen = [k for k, output in enumerate(outputs) if output.requires_grad]
     if not seen or not inputs:
         return [torch.zeros_like(i) for i in inputs]
     found = torch.autograd.grad(
-        [o for o, _ in seen],
+        [outputs[k] for k in seen],
         inputs,
-        [c for _, c in seen],
+        None if cotangents is None else [cotangents[k] for k in seen],
         create_graph=create_graph,
         retain_graph=retain_graph,
         allow_unused=True,
