@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from twofold.contracts import ConfigError
 from twofold.search.genotype import Genotype
 from twofold.search.loss_space import LossFile
-from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Streaks, Water
+from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, SaltAndPepper, Streaks, Water
 from twofold.zoo import ModelSpec, Settings, nearest
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,7 +54,9 @@ class Harvested(Settings):
     pairs: Annotated[list[Pairs], Field(min_length=1)]
 
 
-DegradationSpec = Annotated[Noise | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")]
+DegradationSpec = Annotated[
+    Noise | SaltAndPepper | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
+]
 
 
 class Synthetic(Settings):
@@ -160,7 +162,20 @@ class FrozenSpec(Settings):
         return round(self.pretraining * turns)
 
 
-SchemeSpec = Annotated[SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec, Field(discriminator="kind")]
+class MetaSpec(Settings):
+    """Bilevel Meta Optimization of a fixed point. steps: K. mu: the leader's share, 0 to unroll. first: s_k is
+    first / (k + 1), in units of the theory's bound.
+    """
+
+    kind: Literal["meta"] = "meta"
+    steps: Count = 8
+    mu: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    first: Amount = 0.5
+
+
+SchemeSpec = Annotated[
+    SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec | MetaSpec, Field(discriminator="kind")
+]
 LossName = Literal[
     "l1",
     "l2",
@@ -172,6 +187,7 @@ LossName = Literal[
     "total_variation",
     "laplacian",
     "perceptual_squeeze",
+    "perceptual_vgg16",
 ]
 
 
@@ -253,9 +269,7 @@ def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
     return parse(tree_of(name_or_path, changes), str(name_or_path))
 
 
-def tree_of(
-    name_or_path: str | Path, changes: list[str] | None = None, *, loss: Path | None = None
-) -> dict[str, Any]:
+def tree_of(name_or_path: str | Path, changes: list[str] | None = None, *, loss: Path | None = None) -> dict[str, Any]:
     """The settings of a recipe of any kind, with changes applied and the files it names put in their places.
 
     loss: a file of a searched one, in place of the recipe's.

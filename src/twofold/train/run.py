@@ -6,7 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,34 @@ from twofold import losses, zoo
 from twofold.contracts import ConfigError
 from twofold.data.batches import Share
 from twofold.files import write_text
-from twofold.nets.perceptual import ALEXNET, SQUEEZENET, VGG19, load_features, lpips, perceptual_squeeze
+from twofold.nets.perceptual import (
+    ALEXNET,
+    SQUEEZENET,
+    VGG16,
+    VGG19,
+    FeatureDistance,
+    FeatureNetwork,
+    load_features,
+    lpips,
+    perceptual_squeeze,
+)
+from twofold.restorers.fixed_point import FixedPointRestorer
 from twofold.restorers.guided import Guided
 from twofold.search.loss_space import Feature
+from twofold.solve.meta import Harmonic
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
+from twofold.train.convergence import Convergence
 from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
+from twofold.train.meta import MetaTraining
 
 
 def build_loss(
     settings: dict[recipes.LossName, float] | recipes.FoundLoss, root: Path = Path(), device: torch.device | str = "cpu"
 ) -> schemes.Loss:
     """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
-    the data root.
+    the data root, named ones when the loss is first called.
 
     Raises: WeightsError where they are not there.
     """
@@ -63,11 +77,27 @@ def feature_networks(needs: Sequence[str], root: Path, device: torch.device | st
 
 
 def _term(name: recipes.LossName, root: Path) -> schemes.Loss:
-    if name != "perceptual_squeeze":
+    makers = {"perceptual_squeeze": perceptual_squeeze, "perceptual_vgg16": perceptual_vgg16}
+    if name not in makers:
         term: schemes.Loss = getattr(losses, name)
         return term
-    distance = perceptual_squeeze(root / "features")
-    return lambda restored, clean: distance(restored, clean).mean()
+
+    @cache
+    def distance(device: torch.device) -> nn.Module:  # read when first called: a recipe builds without the weights
+        made = makers[name](root / "features")
+        return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    return lambda restored, clean: distance(restored.device)(restored, clean).mean()
+
+
+def perceptual_vgg16(features: Path) -> FeatureDistance:
+    """GridDehazeNet's (Liu et al. 2019): mean squared difference of relu1_2, 2_2 and 3_3 of VGG16, not normalised.
+
+    Raises: WeightsError where the weights are missing, damaged, or of another network.
+    """
+    published = load_features(VGG16, features)
+    plain = FeatureNetwork(published.features, mean=(0, 0, 0), deviation=(1, 1, 1), smallest=published.smallest)
+    return FeatureDistance(plain, (3, 8, 15), weights=(1 / 3, 1 / 3, 1 / 3), power=2)
 
 
 def build_schedule(settings: recipes.Schedule, turns: int) -> Callable[[int], float]:
@@ -121,6 +151,12 @@ def build_scheme(
 
     if isinstance(spec, recipes.SupervisedSpec):
         return schemes.Supervised(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
+    if isinstance(spec, recipes.MetaSpec):
+        if not isinstance(restorer, FixedPointRestorer):
+            raise ConfigError(f"scheme.kind: 'meta' trains a fixed point, but model.kind is {recipe.model.kind!r}")
+        whole = learner(restorer, recipe.optimizer, recipe.turns)
+        leads = Harmonic(spec.first)
+        return MetaTraining(restorer, loss, whole, steps=spec.steps, mu=spec.mu, schedule=leads, machine=machine)
     if not isinstance(restorer, Guided):
         raise ConfigError(f"scheme.kind: {spec.kind!r} trains a guide, but model.kind is {recipe.model.kind!r}")
     if isinstance(spec, recipes.NaiveSpec):
@@ -179,6 +215,8 @@ def train(
     average = Average.of(restorer, recipe.average) if recipe.average else None
     if main:
         reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder)]
+        if isinstance(recipe.scheme, recipes.MetaSpec):
+            reports = [*reports, Convergence(folder)]
 
     shown = [sample for draw in batches(0) for sample in draw][-1]
     found: dict[str, float] | None = None

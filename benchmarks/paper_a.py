@@ -1,0 +1,449 @@
+"""The experiments of paper A (Gao et al. 2022) as one command: deconvolution with and without guidance, three ways of
+training it, wrong and uneven noise levels, and haze with and without depth.
+
+    python benchmarks/paper_a.py --data ../shared/data --json benchmarks/results/paper_a.json --part deblur haze
+    python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --pictures deblur/Levin/clean \
+        --kernels deblur/Levin/kernels
+
+The first is small (narrow networks, some hundred turns, half an hour of one core) and answers which signs hold. The
+second is the paper's own schedule, 200,000 turns a training, and needs a GPU. What is compared starts from the same
+weights and sees the same batches in the same order; trained on BSDS500 with `kernels20`, tested on other pictures with
+other kernels. Every training that is done stands in the file, and is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from skimage import data as photographs
+from torch import Tensor, nn
+
+from twofold import images, zoo
+from twofold.contracts import Restored, Sample
+from twofold.degrade import additive
+from twofold.degrade.additive import GaussianNoise
+from twofold.degrade.blur import Blur, CameraShake, Given, read_kernels
+from twofold.evaluate import interval
+from twofold.files import write_text
+from twofold.metrics import PROTOCOLS, grey
+from twofold.restorers.classical import HyperLaplacian, Wiener
+from twofold.sheets import contact_sheet
+from twofold.train import data as material
+from twofold.train import recipe as recipes
+from twofold.train.run import build_scheme, machine_of
+
+LEVELS = (0.006, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)
+ASSUMED = (0.01, 0.02, 0.03, 0.04, 0.05)
+TRUE = 0.03
+CORNERS = (0.01, 0.02, 0.03, 0.04)
+TYPICAL = {"deblur": 0.03, "haze": 0.0}
+"""The constant map of the way `none`."""
+
+SMALL = {
+    "deblur": [
+        "model.net={kind: deconvolution, stages: 2, layers: 9, width: 16}",
+        "data.crop=64",
+        "data.batch=4",
+        "optimizer={learning_rate: 0.001, clip: 0.5}",
+        "guide_optimizer={learning_rate: 0.001}",
+        "schedule={kind: cosine, warmup: 50}",
+        "precision=bf16",
+    ],
+    "haze": [
+        "model.net={kind: griddehaze, width: 8, columns: 4, growth: 8, dense: 2}",
+        "data.crop=96",
+        "data.batch=4",
+        "schedule={kind: cosine, warmup: 50}",
+    ],
+}
+RECIPES = {"deblur": "paper-a-deconvolution", "haze": "dehaze"}
+UNEVEN = ("estimated map", "its mean", "its root mean square", "true map", "true mean", "true root mean square")
+"""Which map is given where the noise is uneven."""
+Runs = Sequence[dict[str, Any]]
+WAYS = {
+    "deblur": [("none", 6), ("guided", 6), ("none", 9), ("guided", 9), ("naive", 9), ("frozen", 9)],
+    "haze": [("none", 0), ("guided", 0)],
+}
+"""(way, layers of the denoiser) of each part."""
+
+
+class Unguided(nn.Module):
+    """A network whose map is the same number everywhere and always: as large as the guided one, and told nothing."""
+
+    def __init__(self, net: nn.Module, level: float) -> None:
+        super().__init__()
+        self.net, self.level = net, level
+        self.multiple = net.multiple
+
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+        constant = torch.full_like(observed[:, :1], self.level)
+        return Restored(self.net(observed, constant) if known is None else self.net(observed, constant, known))
+
+
+def recipe_of(part: str, way: str, layers: int, seed: int, *, turns: int | None, changes: Sequence[str]) -> Any:
+    """turns: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
+    recipe = recipes.read(RECIPES[part], [*changes, f"seed={seed}", "average=0.0"])
+    turns = turns or recipe.turns
+    scheme: dict[str, Any] = {"kind": "supervised" if way == "none" else way}
+    if way == "frozen":
+        scheme, turns = {"kind": "frozen", "pretraining": 0.5}, 2 * turns
+    tree = recipe.model_dump() | {"scheme": scheme, "turns": turns}
+    if layers:
+        tree["model"]["net"]["layers"] = layers
+    return recipes.parse(tree)
+
+
+def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the turns."""
+    machine, place, share = machine_of(recipe.precision, device)
+    torch.manual_seed(recipe.seed)
+    restorer: nn.Module = recipe.model.build()
+    if way == "none":
+        restorer = Unguided(restorer.net, TYPICAL[part])  # type: ignore[arg-type]
+    restorer = restorer.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scheme = build_scheme(recipe, restorer, machine, root)
+    draws = material.batches(recipe, root, place, share)
+    losses: dict[str, list[float]] = {"restoration": [], "guidance": []}
+    began = time.process_time()
+    for n in range(recipe.turns):
+        for name, loss in scheme.step(*draws(n)).items():
+            losses[name].append(loss)
+    facts: dict[str, Any] = {"cpu_seconds": round(time.process_time() - began, 1)}
+    facts["curves"] = {name: binned(values) for name, values in losses.items() if values}
+    return restorer.eval(), facts
+
+
+def binned(values: Sequence[float], bins: int = 40) -> list[float]:
+    """Means of `bins` parts of about equal length.
+
+    >>> binned([1.0, 3.0, 5.0, 7.0], 2)
+    [2.0, 6.0]
+    """
+    edges = [round(i * len(values) / bins) for i in range(bins + 1)]
+    parts = [values[a:b] for a, b in pairwise(edges) if b > a]
+    return [float(f"{sum(part) / len(part):.4g}") for part in parts]
+
+
+# Deconvolution.
+
+
+def spoilt(root: Path, asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
+    """The test pictures, cut to 256 pixels, each with a kernel of its own; with --full whole, and each with each."""
+    files, kernels = images.find([root / asked.pictures]), read_kernels(root / asked.kernels)
+    couples = [(file, kernel) for file in files for kernel in kernels]
+    if not asked.full:
+        couples = [(file, kernels[n % len(kernels)]) for n, file in enumerate(files)]
+    samples = []
+    for number, (file, kernel) in enumerate(couples):
+        clean = grey(images.read(file).pixels)
+        if not asked.full:
+            top, left = ((side - 256) // 2 for side in clean.shape[-2:])
+            clean = clean[..., top : top + 256, left : left + 256]
+        samples.append(Blur(Given((kernel,)), noise())(clean, torch.Generator().manual_seed(number)))
+    return samples
+
+
+def uneven(generator: torch.Generator, level: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Four quadrants of 1, 2, 3 and 4 %, as in Fig. 6."""
+    corners = torch.tensor(CORNERS).view(1, 1, 2, 2)
+    return nn.functional.interpolate(corners, size=size, mode="nearest")
+
+
+def percent(level: float) -> str:
+    return f"{100 * level:g}"
+
+
+def constant(level: float) -> Callable[[Sample], Tensor]:
+    return lambda sample: torch.full_like(sample.observed[:, :1], level)
+
+
+@torch.no_grad()
+def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Tensor] | None = None) -> dict[str, float]:
+    """Means over the pictures, protocol `grey`. rule: makes the map that is given; None leaves it to the guide."""
+    rows, device = [], next(restorer.parameters()).device if isinstance(restorer, nn.Module) else torch.device("cpu")
+    for sample in samples:
+        assert sample.known is not None
+        assert sample.guidance is not None
+        given = None if rule is None else rule(sample).to(device)
+        restored = restorer(sample.observed.to(device), guidance=given, known=sample.known.to(device))
+        found = PROTOCOLS["grey"].score(restored.image.float().cpu(), sample.clean)
+        rows.append({"psnr": found.psnr.item(), "ssim": found.ssim.item()})
+        if given is None and restored.guidance is not None:
+            level = restored.guidance.float().cpu()
+            rows[-1] |= {
+                "g": (level - sample.guidance).square().mean().item(),
+                "level": level.mean().item(),
+                "deviation": level.std().item(),
+            }
+    return {key: float(f"{sum(row[key] for row in rows) / len(rows):.5g}") for key in rows[0]}
+
+
+def deblurred(restorer: nn.Module, way: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Every level; of the guided way also with levels that are told, wrong, or uneven."""
+    even = {level: spoilt(root, asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
+    found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
+    if way != "guided":
+        return found
+
+    def drawn(sample: Sample) -> Tensor:
+        return restorer(sample.observed.to(place), known=sample.known.to(place)).guidance  # type: ignore[union-attr,no-any-return]
+
+    place = next(restorer.parameters()).device
+    quarters = spoilt(root, asked, lambda: GaussianNoise((0.0, 1.0), uneven))
+    mean_power = sum(level**2 for level in CORNERS) / len(CORNERS)
+    rules = (
+        drawn,
+        lambda sample: torch.full_like(sample.observed, float(drawn(sample).mean())),
+        lambda sample: torch.full_like(sample.observed, float(drawn(sample).square().mean().sqrt())),
+        lambda sample: sample.guidance,
+        constant(sum(CORNERS) / len(CORNERS)),
+        constant(mean_power**0.5),
+    )
+    found["told"] = {percent(level): score(restorer, even[level], constant(level)) for level in LEVELS}
+    found["assumed"] = {percent(level): score(restorer, even[TRUE], constant(level)) for level in ASSUMED}
+    found["uneven"] = {name: score(restorer, quarters, rule) for name, rule in zip(UNEVEN, rules, strict=True)}
+    return found
+
+
+def classical(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """What methods without weights make of the same pictures: their own estimate of the noise, and wrong levels."""
+    samples = spoilt(root, asked, lambda: GaussianNoise((TRUE, TRUE)))
+    rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
+    return {
+        name: {
+            "estimated": score(method, samples),
+            "assumed": {percent(level): score(method, samples, constant(level)) for level in ASSUMED},
+        }
+        for name, method in rivals.items()
+    }
+
+
+@torch.no_grad()
+def maps(restorer: nn.Module, path: Path) -> None:
+    """The layouts of Fig. 6 on a photograph: observed, true map, estimated map, restored. White is 5 % of noise."""
+    clean = torch.from_numpy(photographs.camera()[None, None, 64:356, 96:388].copy()) / 255
+    kernel = CameraShake(size=25, extent=(15.0, 15.0))(torch.Generator().manual_seed(3))
+    halves = torch.tensor([0.01, 0.02]).view(1, 1, 1, 2)
+    layouts: list[additive.Layout] = [
+        lambda generator, level, size: torch.full((1, 1, *size), 0.015),
+        lambda generator, level, size: nn.functional.interpolate(halves, size=size, mode="nearest"),
+        uneven,
+    ]
+    rows, place = [], next(restorer.parameters()).device
+    for layout in layouts:
+        noise = GaussianNoise((0.0, 1.0), layout)
+        sample = Blur(Given((kernel,)), noise)(clean, torch.Generator().manual_seed(0))
+        assert sample.known is not None
+        assert sample.guidance is not None
+        restored = restorer(sample.observed.to(place), known=sample.known.to(place))
+        rows.append([sample.observed, sample.guidance / 0.05, restored.guidance.float() / 0.05, restored.image.float()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, images.Picture(contact_sheet(["observed", "true map", "estimated map", "restored"], rows)))
+
+
+def draw_curves(runs: Runs, path: Path) -> None:
+    """f and g over the turns of the three ways of training, first seed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    chosen = [run for run in runs if run["layers"] == 9 and run["seed"] == 0 and run["way"] != "none"]
+    for run in chosen:
+        for axis, name in zip(axes, ("restoration", "guidance"), strict=True):
+            values = run["curves"][name]
+            axis.semilogy([(i + 0.5) / len(values) for i in range(len(values))], values, label=run["way"])
+    axes[1].axhline(0.04**2 / 12, color="grey", linestyle=":", label="best constant map")
+    for axis, title in zip(
+        axes, ("f, mean squared error of the picture", "g, mean squared error of the map"), strict=True
+    ):
+        axis.set(title=title, xlabel="share of the updates of that half")
+        axis.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+# Which claims hold.
+
+
+def values(runs: Runs, way: str, layers: int, *keys: str) -> dict[int, float]:
+    """seed → the number that stands under these keys of what was found."""
+    found = {}
+    for run in runs:
+        if (run["way"], run["layers"]) == (way, layers):
+            fact = run["found"]
+            for key in keys:
+                fact = fact[key]
+            found[run["seed"]] = fact
+    return found
+
+
+def mean(numbers: dict[int, float]) -> float | None:
+    return float(f"{sum(numbers.values()) / len(numbers):.5g}") if numbers else None
+
+
+def gain(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
+    """Mean of `one` − `other`, paired by seed, and its 95 % interval.
+
+    >>> gain({0: 30.0, 1: 31.0}, {0: 29.0, 1: 30.0})
+    {'mean': 1.0, 'interval': [1.0, 1.0], 'seeds': 2}
+    """
+    gains = [value - other[seed] for seed, value in sorted(one.items()) if seed in other]
+    ends = interval(gains)
+    return {
+        "mean": round(sum(gains) / len(gains), 3) if gains else None,
+        "interval": None if ends is None else [round(end, 3) for end in ends],
+        "seeds": len(gains),
+    }
+
+
+COMPARED = {
+    "A1, tiny: guided − none": (("guided", 6), ("none", 6)),
+    "A1, general: guided − none": (("guided", 9), ("none", 9)),
+    "A2: tiny guided − general none": (("guided", 6), ("none", 9)),
+    "A3: guided − naive": (("guided", 9), ("naive", 9)),
+    "control: guided − frozen": (("guided", 9), ("frozen", 9)),
+}
+
+
+def summary_of_deblur(runs: Runs) -> dict[str, Any]:
+    names = [percent(level) for level in LEVELS]
+    own = values(runs, "guided", 9, "levels", percent(TRUE), "psnr")
+    rule = {name: values(runs, "guided", 9, "uneven", name, "psnr") for name in UNEVEN}
+    assumed = {percent(at): values(runs, "guided", 9, "assumed", percent(at), "psnr") for at in ASSUMED}
+    return {
+        "psnr": {
+            f"{way}, {layers} layers": {name: mean(values(runs, way, layers, "levels", name, "psnr")) for name in names}
+            for way, layers in WAYS["deblur"]
+        },
+        "level told": {name: mean(values(runs, "guided", 9, "told", name, "psnr")) for name in names},
+        "gains": {
+            title: {name: gain(*(values(runs, *which, "levels", name, "psnr") for which in both)) for name in names}
+            for title, both in COMPARED.items()
+        },
+        "A4": {
+            "adaptive": mean(own),
+            "assumed": {at: {"psnr": mean(found), "adaptive gains": gain(own, found)} for at, found in assumed.items()},
+        },
+        "A5": {
+            name: {"psnr": mean(found), "estimated map gains": gain(rule["estimated map"], found)}
+            for name, found in rule.items()
+        },
+        "maps": {
+            way: {
+                name: {fact: mean(values(runs, way, 9, "levels", name, fact)) for fact in ("level", "deviation", "g")}
+                for name in names
+            }
+            for way in ("guided", "naive", "frozen")
+        },
+    }
+
+
+def summary_of_haze(runs: Runs) -> dict[str, Any]:
+    table = {}
+    for name, facts in runs[0]["found"].items():
+        none, guided = (values(runs, way, 0, name, "psnr") for way in ("none", "guided"))
+        table[name] = {
+            "input": facts["input_psnr"],
+            "none": mean(none),
+            "guided": mean(guided),
+            "A7: guided − none": gain(guided, none),
+        }
+    return table
+
+
+def hazed(restorer: nn.Module, recipe: recipes.Recipe, root: Path) -> dict[str, Any]:
+    """Means over the validation sets of the recipe, `{set: {psnr, ssim, input_psnr, input_ssim}}`."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in material.scores(restorer, material.validation(recipe, root), recipe).items():
+        dataset, fact = name.rsplit("/", 1)
+        found.setdefault(dataset, {})[fact] = round(value, 4)
+    return found
+
+
+SUMMARIES = {"deblur": summary_of_deblur, "haze": summary_of_haze}
+
+
+def papers() -> dict[str, dict[str, float]]:
+    """The paper's PSNR by method and setting: Levin's and Sun's pictures, SOTS."""
+    wanted = {"Levin": "", "Sun": "Sun ", "Sun-misjudged": "Sun ", "SOTS-indoor": "indoor ", "SOTS-outdoor": "outdoor "}
+    table: dict[str, dict[str, float]] = {}
+    rows = json.loads((Path(recipes.__file__).parents[1] / "configs" / "paper_numbers.json").read_text())["rows"]
+    for row in rows:
+        if row["paper"] == "A" and row["dataset"] in wanted:
+            table.setdefault(f"{row['dataset']}: {row['method']}", {})[row.get("setting", "")] = row["psnr"]
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
+    parser.add_argument("--part", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--turns", type=int, default=700, help="ω-updates of a small training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pictures", default="deblur/Set12", help="test photographs below --data")
+    parser.add_argument("--kernels", default="deblur/kernels/kernels_12.mat", help="test kernels below --data")
+    parser.add_argument("--models", type=Path, help="a folder that keeps every trained model")
+    asked = parser.parse_args()
+    if asked.device == "cpu":
+        torch.set_num_threads(1)
+    for part in asked.part:
+        run_part(part, asked)
+
+
+def run_part(part: str, asked: argparse.Namespace) -> None:
+    changes, turns = ([], None) if asked.full else (SMALL[part], asked.turns)
+    settings = recipe_of(part, "none", 0, 0, turns=turns, changes=changes).model_dump(exclude={"scheme", "terms"})
+    kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
+    runs = kept[part]["runs"] if kept.get(part, {}).get("recipe") == settings else []
+    done = {(run["way"], run["layers"], run["seed"]) for run in runs}
+    rivals = kept.get(part, {}).get("classical")
+    if part == "deblur" and rivals is None:
+        rivals = classical(asked.data, asked)
+    for seed in range(asked.seeds):
+        for way, layers in WAYS[part]:
+            if (way, layers, seed) in done:
+                continue
+            recipe = recipe_of(part, way, layers, seed, turns=turns, changes=changes)
+            restorer, facts = trained(part, way, recipe, asked.data, asked.device)
+            if asked.models:
+                asked.models.mkdir(parents=True, exist_ok=True)
+                zoo.save(asked.models / f"{part}-{way}-{layers}-{seed}.safetensors", restorer, recipe.model)
+            if part == "deblur":
+                found = deblurred(restorer, way, asked.data, asked)
+                if (way, layers, seed) == ("guided", 9, 0):
+                    maps(restorer, asked.json.with_name(f"{asked.json.stem}_maps.png"))
+            else:
+                found = hazed(restorer, recipe, asked.data)
+            runs.append({"way": way, "layers": layers, "seed": seed, **facts, "found": found})
+            print(part, way, layers, seed, facts["cpu_seconds"], json.dumps(found)[:400], flush=True)
+            # read again: another part may have been written meanwhile
+            kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
+            kept[part] = {
+                "summary": SUMMARIES[part](runs),
+                "classical": rivals,
+                "recipe": settings,
+                "test": {"pictures": asked.pictures, "kernels": asked.kernels, "whole": asked.full},
+                "runs": runs,
+            }
+            kept["papers"] = papers()
+            kept["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+            write_text(asked.json, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    if part == "deblur" and runs:
+        draw_curves(runs, asked.json.with_name(f"{asked.json.stem}_training.png"))
+
+
+if __name__ == "__main__":
+    main()
