@@ -23,15 +23,19 @@ from torch import Tensor, nn
 
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
 from twofold.files import replacing
+from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide
 from twofold.nets.hadamard import COMBINATIONS
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
+from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
+from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding, cosines
 from twofold.runtime import flush_denormals_
 from twofold.search.genotype import Genotype
+from twofold.solve.solvers import KrasnoselskiiMann
 
 KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
 
@@ -163,8 +167,96 @@ class PlainSpec(Settings):
         return Plain(self.net.build(self.channels, 0), channels=self.channels)
 
 
-ModelSpec = Annotated[GuidedSpec | PlainSpec, Field(discriminator="kind")]
-_MODEL: TypeAdapter[GuidedSpec | PlainSpec] = TypeAdapter(ModelSpec)
+class RidgeSpec(Settings):
+    """A certified denoiser: a convex prior on what its filters see. keep_mean: of a picture, not of rain."""
+
+    kind: Literal["ridge"] = "ridge"
+    filters: int = 16
+    size: int = 5
+    layers: int = 1
+    keep_mean: bool = True
+
+    def build(self, channels: int) -> nn.Module:
+        return RidgeDenoiser(
+            channels=channels, filters=self.filters, size=self.size, layers=self.layers, keep_mean=self.keep_mean
+        )
+
+
+class NonExpansiveSpec(Settings):
+    """A certified stack of convolutions; deeper, and harder to train."""
+
+    kind: Literal["non_expansive"] = "non_expansive"
+    width: int = 32
+    layers: int = 6
+
+    def build(self, channels: int) -> nn.Module:
+        denoiser = NonExpansiveDenoiser(channels=channels, guidance=0, width=self.width, layers=self.layers)
+        return starting_as_identity(denoiser)
+
+
+CertifiedSpec = Annotated[RidgeSpec | NonExpansiveSpec, Field(discriminator="kind")]
+
+
+def _picard(steps: int) -> KrasnoselskiiMann:
+    return KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=1e-4)
+
+
+class FixedDeconvolutionSpec(Settings):
+    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. steps: at
+    most, when restoring.
+    """
+
+    kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
+    channels: Literal[1] = 1
+    denoiser: CertifiedSpec = RidgeSpec(layers=2)
+    penalty: float = 0.03
+    steps: int = 100
+
+    def build(self) -> Deconvolution:
+        restorer = Deconvolution(self.denoiser.build(self.channels), penalty=self.penalty)
+        restorer.solver = _picard(self.steps)
+        return restorer
+
+
+class RainLayersSpec(Settings):
+    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, steps: as above."""
+
+    kind: Literal["rain_layers"] = "rain_layers"
+    channels: Literal[3] = 3
+    picture: CertifiedSpec = RidgeSpec()
+    rain: CertifiedSpec = RidgeSpec(size=7, keep_mean=False)
+    penalty: float = 0.3
+    steps: int = 24
+
+    def build(self) -> RainLayers:
+        layers = self.picture.build(self.channels), self.rain.build(self.channels)
+        restorer = RainLayers(*layers, penalty=self.penalty)
+        restorer.solver = _picard(self.steps)
+        return restorer
+
+
+class PatchCodingSpec(Settings):
+    """Sparse codes of patches, in a metric that is learned; what they cannot say is thrown away. side: of a patch.
+    frequencies: of the cosines that patches are made of, more than `side`. weight: of each code at the start.
+    """
+
+    kind: Literal["patch_coding"] = "patch_coding"
+    channels: Literal[1] = 1
+    side: int = 16
+    frequencies: int = 22
+    weight: float = 0.8
+    steps: int = 100
+
+    def build(self) -> PatchCoding:
+        model = Model(cosines(self.side, self.frequencies), self.weight)
+        restorer = PatchCoding(LearnedALM(model, tune_weights=True))
+        restorer.solver = _picard(self.steps)
+        return restorer
+
+
+AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
+ModelSpec = Annotated[AnyModel, Field(discriminator="kind")]
+_MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
 
 
 class Card(BaseModel):
@@ -209,7 +301,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def save(path: Path, restorer: nn.Module, spec: GuidedSpec | PlainSpec, *, half: bool = False) -> str:
+def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False) -> str:
     """Writes the weights with their specification in the header, atomically; returns the SHA-256 of the file.
 
     half: store 16-bit floats (half the size; a value moves by less than 0.05 %).
@@ -225,7 +317,7 @@ def save(path: Path, restorer: nn.Module, spec: GuidedSpec | PlainSpec, *, half:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read(path: Path) -> tuple[GuidedSpec | PlainSpec, dict[str, Tensor]]:
+def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
     if not path.is_file():
         raise WeightsError(f"no weights at {path}; `twofold models` lists the shipped ones")

@@ -30,6 +30,8 @@ class Bar:
         self.progress.start()
         self.speed = 0.95 * self.speed + 0.05 * images_per_second if self.speed else images_per_second
         for name, value in losses.items():  # a single batch says little: a running mean is shown
+            if "/" in name:  # one of a series, as the residual at each step
+                continue
             self.shown[name] = 0.95 * self.shown.get(name, value) + 0.05 * value
         text = "  ".join(f"{name} {value:.4g}" for name, value in self.shown.items())
         self.progress.update(self.task, completed=done, total=until, description=f"{text}  {self.speed:.1f} images/s")

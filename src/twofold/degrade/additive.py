@@ -90,6 +90,25 @@ class GaussianNoise:
         return Sample(clean, quantised(observed) if self.quantise else observed, levels)
 
 
+@dataclass(frozen=True)
+class SaltAndPepper:
+    """A share of the values becomes 0 or 1, evenly, each colour by itself. No guidance.
+
+    >>> grey = torch.full((1, 1, 200, 200), 0.5)
+    >>> observed = SaltAndPepper(0.1)(grey, torch.Generator().manual_seed(0)).observed
+    >>> [round(float((observed == value).float().mean()), 2) for value in (0.0, 0.5, 1.0)]
+    [0.05, 0.9, 0.05]
+    """
+
+    share: float = 0.1
+
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
+        check_images(clean, name="clean")
+        draw = torch.rand(clean.shape, generator=generator).to(clean)
+        salted = torch.where(draw < self.share, torch.ones_like(clean), clean)
+        return Sample(clean, torch.where(draw < self.share / 2, torch.zeros_like(clean), salted))
+
+
 def rain_region(observed: Tensor, clean: Tensor, *, threshold: float = 10 / 255) -> Tensor:
     """Where it rains, `(B, 1, H, W)`, 1 or 0: the brightest channel of observed − clean exceeds `threshold`.
 

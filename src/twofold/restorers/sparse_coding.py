@@ -268,6 +268,8 @@ class PatchCoding(FixedPointRestorer):
     observed: `(B, C, H, W)`, H and W multiples of the patch. Patches do not overlap, as in D-LADMM's experiment.
     """
 
+    channels = 1
+
     def __init__(self, coder: LearnedALM) -> None:
         super().__init__()
         self.coder = coder

@@ -54,6 +54,16 @@ class Noise(Settings):
         return additive.GaussianNoise(_pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
 
 
+class SaltAndPepper(Settings):
+    """share: of the values that become 0 or 1."""
+
+    kind: Literal["salt_and_pepper"] = "salt_and_pepper"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    def build(self, root: Path) -> Degradation:
+        return additive.SaltAndPepper(self.share)
+
+
 class Streaks(Settings):
     """Procedural rain."""
 

@@ -118,8 +118,8 @@ def batches(
     def stream(source: Source, seed: int) -> Batches:
         return Batches(source, data.batch, seed=seed, share=share, device=device)
 
-    if isinstance(scheme, recipes.SupervisedSpec | recipes.NaiveSpec):
-        only = stream(train if isinstance(scheme, recipes.SupervisedSpec) else causes, recipe.seed)
+    if isinstance(scheme, recipes.SupervisedSpec | recipes.NaiveSpec | recipes.MetaSpec):
+        only = stream(causes if isinstance(scheme, recipes.NaiveSpec) else train, recipe.seed)
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
