@@ -34,21 +34,30 @@ PLAIN: dict[str, Loss] = {  # the six that need no weights of a feature network
 SSIM_EXPONENTS = (1.0, 1.0, 1.0)
 VGG19_GROUPS = (tuple(range(4)), tuple(range(5, 9)), tuple(range(10, 18)), tuple(range(19, 27)))  # as published
 SQUEEZENET_GROUPS = ((0, 1), (3, 4, 5), (7, 8, 9, 10), (12,))  # likewise without the poolings
+SQUEEZENET_SCALE = 1 / 255  # its features are in grey levels; so scaled, they weigh about as much as the other losses
 
 
 class FeatureChoice(nn.Module):
     """ℓ_f: Σ over groups of Σ over layers of softmax(logits of the group) · mean |difference of that layer's features|.
 
     groups: numbers of the network's layers, one of each group is found in the end. logits: starting values, one
-    tensor a group.
+    tensor a group. scale: factor on the whole.
     """
 
     network: FeatureNetwork
 
-    def __init__(self, network: FeatureNetwork, groups: Sequence[Sequence[int]], *, logits: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        groups: Sequence[Sequence[int]],
+        *,
+        logits: Sequence[Tensor],
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.__dict__["network"] = network  # used, not owned: it is no part of β, of checkpoints or of `to(device)`
         self.groups = tuple(tuple(group) for group in groups)
+        self.scale = scale
         self.logits = nn.ParameterList(nn.Parameter(start) for start in logits)
 
     def forward(self, restored: Tensor, clean: Tensor) -> Tensor:
@@ -57,7 +66,7 @@ class FeatureChoice(nn.Module):
             truth = self.network(clean, layers)
         found = self.network(restored, layers)
         apart = torch.stack([(x.float() - y.float()).abs().mean() for x, y in zip(found, truth, strict=True)])
-        return torch.cat([logits.softmax(0) for logits in self.logits]) @ apart
+        return self.scale * (torch.cat([logits.softmax(0) for logits in self.logits]) @ apart)
 
     def chosen(self) -> tuple[int, ...]:
         """The likeliest layer of each group."""
@@ -256,7 +265,9 @@ class LossFile:
             return mean_distance(feature)
         if isinstance(feature, FeatureNetwork):
             layers = self.layers[name]
-            return FeatureChoice(feature, [(n,) for n in layers], logits=[torch.zeros(1) for _ in layers])
+            logits = [torch.zeros(1, device=feature.mean.device) for _ in layers]
+            scale = SQUEEZENET_SCALE if name == "features-squeeze" else 1.0
+            return FeatureChoice(feature, [(n,) for n in layers], logits=logits, scale=scale)
         return PoweredSsim(self.ssim_exponents) if name == "ssim" else PLAIN[name]
 
     def to_yaml(self) -> str:

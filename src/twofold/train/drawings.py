@@ -39,8 +39,8 @@ def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
 def traces_of(log: Path) -> Traces:
     """Series by name from the log of a search, "turn" among them."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    names = [name for name in lines[0] if name != "images_per_second"] if lines else []
-    return {name: [line[name] for line in lines] for name in names}
+    names = [name for name in lines[-1] if name != "images_per_second"] if lines else []
+    return {name: [line.get(name, float("nan")) for line in lines] for name in names}  # nan: before it was begun
 
 
 def traces(path: Path, stages: Mapping[str, Traces]) -> None:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from twofold.contracts import ConfigError, Sample, WeightsError
 from twofold.data.batches import Batches
@@ -50,18 +51,52 @@ class JudgeFacts(Settings):
 
 @dataclass
 class JudgeTraining:
-    """Cross entropy on the clean and the degraded crop of every sample."""
+    """Cross entropy on the clean and the degraded crop of every sample, and on counterfeits if they have a weight.
+
+    Clear pictures count as much as all others together.
+    """
 
     restorer: nn.Module  # the judge, under the name that the loop knows
     learner: Learner
+    counterfeits: float = 0.0
+    seed: int = 0
     machine: Machine = field(default_factory=Machine)
 
     def step(self, *draws: Draw) -> dict[str, float]:
         ((sample,),) = draws
         verdict, clear = verdicts(self.restorer, sample)
-        loss = verdict_loss(verdict, clear)
+        says_clear, says_degraded = (
+            verdict_loss(part, label) for part, label in zip(verdict.chunk(2), clear.chunk(2), strict=True)
+        )
+        if self.counterfeits:
+            generator = torch.Generator().manual_seed(self.seed + self.learner.schedule.last_epoch)
+            false = self.restorer(counterfeit(sample, generator))
+            more = verdict_loss(false, torch.zeros_like(false))
+            says_degraded = (says_degraded + self.counterfeits * more) / (1 + self.counterfeits)
+        loss = (says_clear + says_degraded) / 2
         self.learner.descend(loss)
         return {"verdict": loss.item(), "accuracy": _right(verdict, clear)}
+
+
+def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
+    """Pictures `(B, 3, H, W)` that are not clear in the ways of a network: noisy, coarse, blocky, or half restored.
+
+    A judge that knows clear and degraded pictures alone calls noise and the patterns of an untrained network clear, and
+    a search would find the loss that makes them.
+    """
+    spoilt = []
+    for clean, observed in zip(sample.clean[:, None], sample.observed[:, None], strict=True):
+        kind, amount = torch.rand(2, generator=generator).tolist()
+        if kind < 0.25:
+            noise = torch.randn(clean.shape, generator=generator).to(clean)
+            spoilt.append(clean + (0.03 + 0.3 * amount) * noise)
+        elif kind < 0.75:
+            small = F.avg_pool2d(clean, 2 if amount < 0.5 else 4)
+            mode = "bilinear" if kind < 0.5 else "nearest"
+            spoilt.append(F.interpolate(small, size=clean.shape[2:], mode=mode))
+        else:
+            spoilt.append(observed + 0.6 * amount * (clean - observed))
+    return torch.cat(spoilt)
 
 
 def verdicts(judge: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
@@ -118,7 +153,7 @@ def train(
     drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
     main = share.rank == 0
     fit(
-        JudgeTraining(judge, learner, machine),
+        JudgeTraining(judge, learner, recipe.counterfeits, recipe.seed, machine),
         lambda n: ([drawn(n)],),
         until=recipe.turns,
         run=Run(folder, minutes=minutes, epoch=recipe.turns, main=main),

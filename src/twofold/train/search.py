@@ -53,6 +53,7 @@ class Search:
     ablation). upper: `judged(judge)` for the loss; None takes the lower loss on the validation half, which is for the
     architecture alone (the loss that is searched must not judge itself: it would shrink to zero). strategy:
     `OneStepUnrolled` wherever β is searched, since its first-order gradient is zero; `FirstOrder` will do for α.
+    warmup: turns in which ω alone moves.
     """
 
     restorer: nn.Module
@@ -63,10 +64,20 @@ class Search:
     searcher: Learner
     learner: Learner
     machine: Machine = field(default_factory=Machine)
+    warmup: int = 0
     cost: Cost | None = None
 
     def step(self, *draws: Draw) -> dict[str, float]:
         (train,), (validation,) = draws
+        shown: dict[str, float] = {}
+        if self.learner.schedule.last_epoch >= self.warmup:
+            shown["upper"] = self._search(train, validation)
+        loss = self.space(self._restored(self.restorer, train), train.clean)
+        self.learner.descend(loss)
+        return {"restoration": loss.item(), **shown, **facts(self.restorer, self.space)}
+
+    def _search(self, train: Sample, validation: Sample) -> float:
+        """One step of what is searched; the upper loss before it."""
         found = hypergradient(self.problem(train, validation), self.searched(), self.omega(), strategy=self.strategy)
         self.cost = found.cost
         slopes = {**found.gradient["loss"], **found.gradient["architecture"]}
@@ -74,9 +85,7 @@ class Search:
         # A linear function has the hypergradient as its gradient: the learner then clips, averages and steps as ever.
         self.searcher.descend(torch.stack([(searched[name] * slopes[name]).sum() for name in searched]).sum())
         self.space.project()
-        loss = self.space(self._restored(self.restorer, train), train.clean)
-        self.learner.descend(loss)
-        return {"restoration": loss.item(), "upper": found.value.item(), **facts(self.restorer, self.space)}
+        return found.value.item()
 
     def problem(self, train: Sample, validation: Sample) -> Bilevel:
         """upper(searched, ω) and lower(searched, ω), for `hypergradient`."""

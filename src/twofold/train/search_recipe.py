@@ -9,6 +9,7 @@ from pydantic import Field
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.train import recipe as recipes
+from twofold.train.damage import Amount
 from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, Source
 from twofold.zoo import Combination, PlainSpec, Settings
 
@@ -50,7 +51,11 @@ JudgeSpec = Annotated[SmallJudge | PaperJudge, Field(discriminator="kind")]
 
 
 class JudgeRecipe(Settings):
-    """held_out: crops of the validation half, each clean and degraded, that the accuracy is measured on."""
+    """held_out: crops of the validation half, each clean and degraded, that the accuracy is measured on.
+
+    counterfeits: weight of a third kind of picture in the training, clean ones spoilt as a network spoils them. The
+    paper has none, and its judge calls noise clear.
+    """
 
     kind: Literal["judge"]
     name: str
@@ -64,6 +69,7 @@ class JudgeRecipe(Settings):
     schedule: Schedule = Schedule()
     turns: Count
     held_out: Count = 256
+    counterfeits: Amount = 0.0
 
 
 class HierarchicalSpec(Settings):
@@ -141,6 +147,7 @@ class LossSpaceSpec(Settings):
 class SearchRecipe(Settings):
     """judge: the recipe that trains one where none is given. final: the recipe that trains what was found.
 
+    warmup: turns of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
     unrolled_step: learning rate of the step that the loss's weights are seen through. collapse: the share of unit
     places led by SC above which the search ends early. second_order: α's gradient through one step too, four times as
     dear.
@@ -161,6 +168,7 @@ class SearchRecipe(Settings):
     optimizer: Optimizer = OMEGA
     loss_optimizer: Optimizer = UPPER
     architecture_optimizer: Optimizer = UPPER
+    warmup: Annotated[int, Field(ge=0)] = 0
     unrolled_step: Rate = 5e-4
     second_order: bool = False
     collapse: Share = 0.5

@@ -23,6 +23,7 @@ from twofold.nets.perceptual import SQUEEZENET, VGG19, FeatureNetwork, load_feat
 from twofold.search.genotype import Genotype, derive, entropy, picture
 from twofold.search.loss_space import (
     SQUEEZENET_GROUPS,
+    SQUEEZENET_SCALE,
     VGG19_GROUPS,
     Clipped,
     FeatureChoice,
@@ -111,7 +112,8 @@ def build_space(
         terms = published_terms(features=("features-vgg19", term))
     else:
         generator = torch.Generator().manual_seed(recipe.seed)
-        term = FeatureChoice(features, SQUEEZENET_GROUPS, logits=near_zero(SQUEEZENET_GROUPS, generator))
+        logits = near_zero(SQUEEZENET_GROUPS, generator)
+        term = FeatureChoice(features, SQUEEZENET_GROUPS, logits=logits, scale=SQUEEZENET_SCALE)
         distance = perceptual_squeeze(root / "features").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         terms = published_terms(features=("features-squeeze", term), distance=distance)
     return LossSpace(terms, constraint=Clipped() if clipped else recipe.loss.bound()).to(device)
@@ -142,6 +144,7 @@ def build_search(
         searcher=Learner(searched, build_optimizer(settings), clip=settings.clip, machine=machine),
         learner=Learner(omega, build_optimizer(recipe.optimizer), clip=recipe.optimizer.clip, machine=machine),
         machine=machine,
+        warmup=recipe.warmup,
     )
 
 
