@@ -67,6 +67,12 @@ class Unrolled:
 
     checkpointed: keep only the iterates and compute each step again backward: K states instead of K steps'
     activations, for one more evaluation of T a step. The start is differentiated too.
+
+    >>> from twofold.solve.solvers import KrasnoselskiiMann
+    >>> a, three = torch.tensor(1.0, requires_grad=True), KrasnoselskiiMann(relaxation=1.0, steps=3, tolerance=0.0)
+    >>> solution = Unrolled().solve(lambda u: u / 2 + a, torch.zeros(1, 1), three, True)      # (1 + ½ + ¼) a
+    >>> torch.autograd.grad(solution.value, a)[0].item()
+    1.75
     """
 
     checkpointed: bool = False
@@ -81,6 +87,12 @@ class Truncated:
     """Solves without a graph, then takes `last` plain steps of T with one: Neumann's series of `last` terms.
 
     The gradient is biased by what a contraction of factor ρ leaves after `last` steps, ρ^last. The start gets none.
+
+    >>> from twofold.solve.solvers import KrasnoselskiiMann
+    >>> a, many = torch.tensor(1.0, requires_grad=True), KrasnoselskiiMann(relaxation=1.0)
+    >>> solution = Truncated(2).solve(lambda u: u / 2 + a, torch.zeros(1, 1), many, True)     # the truth is 2
+    >>> torch.autograd.grad(solution.value, a)[0].item()
+    1.5
     """
 
     last: int
@@ -100,7 +112,14 @@ class Truncated:
 
 @dataclass(frozen=True)
 class OneStep:
-    """`Truncated(1)`: ignores how the solution moves. Cheap and biased; right where T contracts fast."""
+    """`Truncated(1)`: ignores how the solution moves. Cheap and biased; right where T contracts fast.
+
+    >>> from twofold.solve.solvers import KrasnoselskiiMann
+    >>> a, many = torch.tensor(1.0, requires_grad=True), KrasnoselskiiMann(relaxation=1.0)
+    >>> solution = OneStep().solve(lambda u: u / 2 + a, torch.zeros(1, 1), many, True)        # the truth is 2
+    >>> torch.autograd.grad(solution.value, a)[0].item()
+    1.0
+    """
 
     def solve(self, operator: Operator, start: State, solver: Solver, per_sample: bool) -> Solution:
         return Truncated(1).solve(operator, start, solver, per_sample)
@@ -108,7 +127,12 @@ class OneStep:
 
 @dataclass(frozen=True)
 class NeumannSeries:
-    """v = Σ (Jᵀ)ⁱ g, one product a term; converges iff the spectral radius of J is below 1."""
+    """v = Σ (Jᵀ)ⁱ g, one product a term; converges iff the spectral radius of J is below 1.
+
+    >>> halve = lambda v: v / 2
+    >>> NeumannSeries().solve(halve, halve, torch.ones(1, 1), True)                        # 1 + ½ + ¼ + ...
+    tensor([[2.0000]])
+    """
 
     steps: int = 200
     tolerance: float = 1e-5
@@ -129,6 +153,10 @@ class NormalEquations:
 
     It needs I − J invertible and T twice differentiable by autograd. Neumann's series is cheaper where T contracts
     well; where it hardly does, this takes far fewer steps.
+
+    >>> grow = lambda v: -3 * v
+    >>> NormalEquations().solve(grow, grow, torch.ones(1, 1), True)                        # v = −3 v + 1
+    tensor([[0.2500]])
     """
 
     steps: int = 200
@@ -151,7 +179,13 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Iterated:
-    """Runs a fixed-point solver on v ↦ Jᵀ v + g, as `Anderson` or `KrasnoselskiiMann`."""
+    """Runs a fixed-point solver on v ↦ Jᵀ v + g, as `Anderson` or `KrasnoselskiiMann`.
+
+    >>> from twofold.solve.solvers import KrasnoselskiiMann
+    >>> halve = lambda v: v / 2
+    >>> Iterated(KrasnoselskiiMann(relaxation=1.0)).solve(halve, halve, torch.ones(1, 1), True).round(decimals=3)
+    tensor([[2.]])
+    """
 
     solver: Solver
 
@@ -171,6 +205,12 @@ class Implicit:
     implicit gradient is exact at a fixed point only. The start receives no gradient; no second derivative.
 
     Raises: AdjointError in `backward` where the equation is not solved to the tolerance of `linear`.
+
+    >>> from twofold.solve.solvers import KrasnoselskiiMann
+    >>> a, many = torch.tensor(1.0, requires_grad=True), KrasnoselskiiMann(relaxation=1.0)
+    >>> solution = Implicit().solve(lambda u: u / 2 + a, torch.zeros(1, 1), many, True)       # u = 2 a
+    >>> round(torch.autograd.grad(solution.value, a)[0].item(), 4)
+    2.0
     """
 
     linear: LinearSolver = NeumannSeries()

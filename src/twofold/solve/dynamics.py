@@ -27,6 +27,10 @@ class Bilevel(NamedTuple):
     upper, lower: losses of (upper parameters, lower parameters), each a tree of tensors. Both must be functions
     of these two alone: a mini-batch is drawn outside, dropout is switched off. lower may be None where the
     dynamics bring their own operator.
+
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> problem.upper(torch.tensor(3.0), torch.tensor(3.0)).item()
+    4.0
     """
 
     upper: Loss
@@ -47,7 +51,12 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """u ← u − step ∇_u lower(w, u). Settles where step < 2 / L, L the largest curvature of the lower loss."""
+    """u ← u − step ∇_u lower(w, u). Settles where step < 2 / L, L the largest curvature of the lower loss.
+
+    >>> problem = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> round(GradientDescent(0.1).step(problem, 0, torch.tensor(1.0), torch.tensor(3.0)).item(), 4)   # 3 − 0.1 · 2
+    2.8
+    """
 
     step_size: float
 
@@ -69,7 +78,15 @@ class GradientDescent:
 @dataclass(frozen=True)
 class Momentum:
     """Heavy ball: v ← momentum v + ∇_u lower;  u ← u − step v, as `torch.optim.SGD(momentum=...)` does it.
-    State: (u, v)."""
+    State: (u, v).
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), Momentum(0.1, momentum=0.5)
+    >>> w, state = torch.tensor(1.0), way.begin(torch.tensor(3.0))
+    >>> for k in range(2):
+    ...     state = way.step(problem, k, w, state)
+    >>> round(state[0].item(), 4)                                          # 3 − 0.1 · 2 − 0.1 (0.5 · 2 + 1.8)
+    2.52
+    """
 
     step_size: float
     momentum: float = 0.9
@@ -94,7 +111,13 @@ class Momentum:
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma and Ba 2015), with epsilon inside the root, √(v + epsilon²): outside it, the root has an infinite
-    derivative wherever a gradient is zero, and NaN is what an unrolled gradient becomes. State: (u, m, v)."""
+    derivative wherever a gradient is zero, and NaN is what an unrolled gradient becomes. State: (u, m, v).
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), Adam(0.1)
+    >>> state = way.step(problem, 0, torch.tensor(1.0), way.begin(torch.tensor(3.0)))
+    >>> round(way.params(state).item(), 4)                                 # the first step is as long as step_size
+    2.9
+    """
 
     step_size: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -128,6 +151,10 @@ class FixedPointSteps:
 
     The operator is made anew at every step, so what is costly in w alone, as the norms of a net's layers, is
     better done once outside and handed in as part of w.
+
+    >>> way = FixedPointSteps(lambda w: lambda u: u / 2 + w)
+    >>> way.step(Bilevel(upper=lambda w, u: u, lower=None), 0, torch.tensor(1.0), torch.tensor(4.0)).item()
+    3.0
     """
 
     operator: Callable[[State], Operator]

@@ -52,6 +52,13 @@ class Cost(NamedTuple):
     derivatives, by double backward (a central difference shows up as two lower evaluations instead).
     peak_bytes: memory on a CUDA device at its peak above what was there before; None on a CPU, where torch does
     not count. residual: what is left of the linear equation of an implicit gradient, relative; None for the others.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Unrolled(3, GradientDescent(0.5))
+    >>> cost = hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).cost
+    >>> cost.lower_evaluations, cost.upper_evaluations, cost.products          # three steps, each replayed once
+    (6, 1, 3)
     """
 
     lower_evaluations: int
@@ -63,7 +70,13 @@ class Cost(NamedTuple):
 
 class Hypergradient(NamedTuple):
     """value: the upper loss at (w, u(w)). gradient: of it in w, like w. lower_params: u(w), detached: the next
-    warm start."""
+    warm start.
+
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> found = hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=OneStepUnrolled(0.5))
+    >>> found.value.item(), found.gradient.item(), found.lower_params.item()        # u = ½ w
+    (1.0, 1.0, 2.0)
+    """
 
     value: Tensor
     gradient: State
@@ -117,6 +130,10 @@ class FirstOrder:
     is slow.
 
     Refused where the upper loss does not see w, as in a search for loss weights: the gradient would be zero, always.
+
+    >>> problem = Bilevel(upper=lambda w, u: w**2 * u, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> hypergradient(problem, torch.tensor(3.0), torch.tensor(2.0), strategy=FirstOrder()).gradient.item()   # 2 w u
+    12.0
     """
 
     steps: int = 0
@@ -146,6 +163,11 @@ class OneStepUnrolled:
     step_size: of that step, of the order of the learning rate that trains the lower parameters elsewhere.
     Returned lower parameters are those after the step; a search usually ignores them and lets its own optimiser move.
     Cost: one lower and one upper gradient, then one double backward (`Exact`) or two gradients in w alone.
+
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = OneStepUnrolled(0.5)                                                  # u = ½ w, so 2 (½ w − 1) ½
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    1.0
     """
 
     step_size: float
@@ -167,6 +189,12 @@ class Unrolled:
     step. together: steps that are replayed with one graph; more is faster where steps are tiny, and holds more.
     The start counts as constant. Prefer implicit strategies where the lower level is solved to rest and has
     one minimum.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Unrolled(2, GradientDescent(0.5))                                     # u = ¾ w, so 2 (¾ w − 1) ¾
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    3.0
     """
 
     steps: int
@@ -184,6 +212,12 @@ class Truncated:
     """Runs `steps` steps and differentiates the `last` of them: biased by what the others would have added.
 
     For a lower level that contracts by ρ a step the bias shrinks like ρ^last; memory and time shrink with `last` too.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Truncated(2, 1, GradientDescent(0.5))                                 # u = ¾ w, the last step adds ½ w
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    2.0
     """
 
     steps: int
@@ -237,6 +271,12 @@ class Neumann:
     at fault.
 
     Raises: SolveError there, where the tolerance is missed, and for dynamics that do not minimise the lower loss.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Neumann(0, GradientDescent(0.5), step_size=1.0)                       # u = w, so 2 (w − 1)
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(4.0), strategy=way).gradient.item()
+    6.0
     """
 
     steps: int
@@ -284,6 +324,12 @@ class ConjugateGradient:
 
     Raises: SolveError where a direction of no or negative curvature turns up, where the tolerance (relative)
     is missed, and for dynamics that do not minimise the lower loss.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = ConjugateGradient(0, GradientDescent(0.5))                            # u = w, so 2 (w − 1)
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(4.0), strategy=way).gradient.item()
+    6.0
     """
 
     steps: int

@@ -23,6 +23,10 @@ class LinearMap(NamedTuple):
     """x ↦ K x with its adjoint: ⟨K x, y⟩ = ⟨x, Kᵀ y⟩.
 
     norm: the operator norm of K or an upper bound of it; every step-size condition is derived from this number.
+
+    >>> double = LinearMap(lambda x: 2 * x, lambda y: 2 * y, norm=2.0)
+    >>> double.adjoint(double.forward(torch.tensor([3.0])))
+    tensor([12.])
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -40,7 +44,12 @@ class Metric(Protocol):
 
 
 class CGResult(NamedTuple):
-    """value: the solution. residual: ‖b − A value‖ / ‖b‖, a scalar or `(B,)`. steps: applications of A."""
+    """value: the solution. residual: ‖b − A value‖ / ‖b‖, a scalar or `(B,)`. steps: applications of A.
+
+    >>> found = conjugate_gradient(lambda x: 2 * x, torch.tensor([6.0, 8.0]), steps=9, tolerance=1e-6)
+    >>> found.value, found.residual.item(), found.steps
+    (tensor([3., 4.]), 0.0, 1)
+    """
 
     value: State
     residual: Tensor
@@ -179,7 +188,11 @@ def conjugate_gradient(
 
 @dataclass(frozen=True)
 class Euclidean:
-    """G = I."""
+    """G = I.
+
+    >>> metric_norm(Euclidean(), torch.tensor([3.0, 4.0])).item()
+    5.0
+    """
 
     @property
     def floor(self) -> Number:

@@ -105,6 +105,12 @@ class Aggregated:
     followers: how the lower level moves by itself. mu: in [0, 1). schedule: s_k. metric: G, given w; None is
     Euclidean. project: onto the set the lower parameters must stay in; Euclidean, so exact for a metric that
     is diagonal.
+
+    >>> from twofold.solve.dynamics import GradientDescent
+    >>> problem = Bilevel(upper=lambda w, u: u**2 / 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Aggregated(GradientDescent(0.5), mu=0.5, schedule=Constant(0.5))
+    >>> way.step(problem, 0, torch.tensor(0.0), torch.tensor(4.0)).item()              # ½ (4 − ½ 4) + ½ (4 − ½ 4)
+    2.0
     """
 
     followers: Dynamics
@@ -147,6 +153,13 @@ class Round(NamedTuple):
 
     number: from 0. upper_loss; lower_loss, None where the lower level is an operator. gradient_norm: ‖dF/dw‖.
     change: ‖w_{t+1} − w_t‖. lower_change: ‖u_K(w_t) − start‖. upper_params: after the step. lower_params: u_K(w_t).
+
+    >>> from twofold.solve.hypergradient import OneStepUnrolled
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> sgd, way = lambda params: torch.optim.SGD(params, 0.1), OneStepUnrolled(0.5)      # u = ½ w
+    >>> first = next(rounds(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way, optimizer=sgd))
+    >>> first.upper_loss, first.gradient_norm, round(first.upper_params.item(), 4)
+    (1.0, 1.0, 3.9)
     """
 
     number: int

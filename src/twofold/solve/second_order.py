@@ -28,7 +28,12 @@ from twofold.solve.params import (
 
 class Run:
     """One hypergradient under way: the problem's losses, counted, and watched for BatchNorm at their first
-    evaluation."""
+    evaluation.
+
+    >>> run = Run(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u**2))
+    >>> run.lower(torch.tensor(2.0), torch.tensor(3.0)).item(), run.lower_evaluations
+    (18.0, 1)
+    """
 
     def __init__(self, problem: Bilevel) -> None:
         self.lower_evaluations = self.upper_evaluations = self.products = 0
@@ -85,6 +90,11 @@ class Exact:
     """Double backward through one gradient's graph, which is built once and kept: exact, for losses that allow it.
 
     torch's fused attention and compiled functions have no double backward; there, take `CentralDifference`.
+
+    >>> run = Run(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u**3))
+    >>> products = Exact().at(run, torch.tensor(2.0), torch.tensor(3.0))
+    >>> products.hessian(torch.tensor(1.0)).item(), products.mixed(torch.tensor(1.0))[0].item()      # 6 w u, 3 u²
+    (36.0, 27.0)
     """
 
     def at(self, run: Run, w: State, u: State) -> Products:
@@ -102,6 +112,12 @@ class CentralDifference:
     radius: how far the lower parameters are moved, in the Euclidean norm; None takes the cube root of the precision,
     0.005 in float32, where rounding and curvature err alike for parameters and losses of order 1. About three digits
     in float32: prefer `Exact` where double backward works.
+
+    >>> run = Run(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u**3))
+    >>> w, u = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    >>> products = CentralDifference().at(run, w, u)
+    >>> round(products.hessian(torch.tensor(1.0)).item(), 3)                                        # 6 w u
+    36.0
     """
 
     radius: float | None = None

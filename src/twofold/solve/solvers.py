@@ -21,6 +21,10 @@ class Solution(NamedTuple):
     evaluated; the value is one step further, where a non-expansive T leaves no more than that. converged:
     whether that met the tolerance. history: the residual at every step. Shapes: `(B,)` and `(steps, B)`;
     without samples `()` and `(steps,)`.
+
+    >>> found = iterate(lambda u: u / 2, torch.full((1, 1), 8.0), solver=KrasnoselskiiMann(1.0, steps=3, tolerance=0.0))
+    >>> found.value, found.steps, found.history[:, 0]
+    (tensor([[1.]]), 3, tensor([4., 2., 1.]))
     """
 
     value: State
@@ -89,6 +93,10 @@ class KrasnoselskiiMann:
 
     relaxation: in (0, 1]. Below 1 it converges for every non-expansive T that has a fixed point; 1 is Picard's
     iteration, right for contractions and for operators that are averaged already, and faster there.
+
+    >>> flip = lambda u: -u                                                        # Picard's iteration never settles
+    >>> iterate(flip, torch.ones(1, 1), solver=KrasnoselskiiMann(relaxation=0.5, steps=1)).value
+    tensor([[0.]])
     """
 
     relaxation: float = 0.5
@@ -112,6 +120,11 @@ class Anderson:
 
     Prefer it for smooth contractions with a factor near 1, where it needs far fewer steps. For merely non-expansive T
     there is no guarantee: take `KrasnoselskiiMann`.
+
+    >>> slow = lambda u: 0.9 * u + 1
+    >>> found = iterate(slow, torch.zeros(1, 1), solver=Anderson())                # plain iteration takes over 80 steps
+    >>> round(found.value.item(), 3), found.steps
+    (10.0, 3)
     """
 
     relaxation: float = 1.0
