@@ -42,7 +42,7 @@ def sources(recipe: recipes.Recipe) -> list[str]:
         elif isinstance(source, recipes.Paired):
             pairs = source.pairs
         else:
-            found.append(f"{source.clean} with {source.depth}")
+            found.append(f"{source.clean} with {source.depth or 'made-up depth'}")
         found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
     return list(dict.fromkeys(found))
 

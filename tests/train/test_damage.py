@@ -110,6 +110,15 @@ def test_haze_over_measured_depth_has_that_depth_as_guidance(root: Path) -> None
     assert (rows.diff() > 0).all()  # the made-up depth grows downwards, and crops are never turned upside down
 
 
+def test_depth_can_be_made_up_and_bent(root: Path) -> None:
+    source = recipes.WithDepth(clean="clean", bend=[1.0, 2.0])
+    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    one, two = (made(torch.Generator().manual_seed(seed)).guidance for seed in (0, 1))
+    assert one is not None
+    assert two is not None
+    assert 0 < float(torch.cat([one, two]).min()) <= float(torch.cat([one, two]).max()) <= 1
+
+
 def test_a_photograph_without_its_depth_is_an_error(root: Path) -> None:
     (root / "depth" / "1.png").unlink()
     source = recipes.WithDepth(clean="clean", depth="depth")

@@ -13,7 +13,7 @@ from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sam
 from twofold.data import pairs as layouts
 from twofold.data.batches import Batches, Share
 from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
-from twofold.data.depth import HazyCrops, read_depth
+from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
 from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
@@ -75,13 +75,21 @@ def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, ch
         degradation = build_degradation(settings.degradation, root)
         return SyntheticCrops(cache, degradation, data.crop, margin=_lost(degradation))
     if isinstance(settings, recipes.WithDepth):
-        photographs = files_of([recipes.Folder(path=settings.clean)], root)
-        depths = [
-            read_depth(_twin(photo, root / settings.depth), disparity=settings.disparity) for photo in photographs
-        ]
-        return HazyCrops(CropCache.of(photographs), depths, settings.haze.build(root), data.crop)
+        return hazy_crops(settings, data, root)
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
     return PairCrops(observed, clean, data.crop, additive.rain_region if settings.guidance == "rain_region" else None)
+
+
+def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
+    photographs = files_of([recipes.Folder(path=settings.clean)], root)
+    clean = CropCache.of(photographs)
+    if settings.depth is None:
+        depths = [made_up_depth(picture) for picture in clean.pictures]
+    else:
+        twins = [_twin(photograph, root / settings.depth) for photograph in photographs]
+        depths = [read_depth(twin, disparity=settings.disparity) for twin in twins]
+    low, high = settings.bend
+    return HazyCrops(clean, depths, settings.haze.build(root), data.crop, (low, high))
 
 
 def _lost(degradation: Degradation) -> int:

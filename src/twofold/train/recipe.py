@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from twofold.contracts import ConfigError
 from twofold.search.genotype import Genotype
 from twofold.search.loss_space import LossFile
-from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, SaltAndPepper, Streaks, Water
+from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepper, Streaks, Water
 from twofold.zoo import ModelSpec, Settings, nearest
 
 Count = Annotated[int, Field(ge=1)]
@@ -74,13 +74,15 @@ class Synthetic(Settings):
 class WithDepth(Settings):
     """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
 
-    disparity: the depth folder holds shifts between two cameras instead.
+    depth: None makes one up that keeps to the picture's outlines. disparity: the depth folder holds shifts between two
+    cameras instead. bend: range of an exponent on the depth.
     """
 
     kind: Literal["depth"] = "depth"
     clean: str
-    depth: str
+    depth: str | None = None
     disparity: bool = False
+    bend: Range = [1.0, 1.0]
     haze: Hazy = Hazy()
     weight: Rate = 1.0
 
