@@ -33,6 +33,11 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Sequence[Tensor]], *, he
     return sheet[None]
 
 
+def small(picture: Tensor, *, height: int = 240) -> Tensor:
+    """RGB `(1, 3, h, w)`, at most `height` high: what to keep of a large picture until its sheet is drawn."""
+    return _scaled(picture, min(height, picture.shape[-2]))[None]
+
+
 def _scaled(picture: Tensor, height: int) -> Tensor:
     picture = picture.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
     width = max(1, round(picture.shape[-1] * height / picture.shape[-2]))

@@ -327,3 +327,14 @@ def test_an_interrupted_folder_is_whole_files_and_goes_on(
     assert restore(tmp_path / "in", "-o", tmp_path / "out", "--skip-existing") == 0
     assert [path.name for path in images.find([tmp_path / "out"])] == names
     assert {path: path.stat().st_mtime_ns for path in done} == stamps
+
+
+def test_a_sheet_shows_everything_at_one_glance(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    picture("in/a.png", 40, 50), picture("in/b.png", 300, 20)
+    assert restore(tmp_path / "in", "--sheet", tmp_path / "sheet.png") == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 2 * 240
+        assert sheet.width > 3 * 240 * 50 / 40
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    assert restore(tmp_path / "in", "--sheet", tmp_path / "rest.png") == 1  # the other one is shown all the same
+    assert (tmp_path / "rest.png").exists()

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
 from twofold import images
 from twofold.cli.pictures import FORMATS, Job, Step, beside, cache_folder, check_places, each, jobs, save, tile_size
 from twofold.contracts import TwofoldError
+from twofold.sheets import contact_sheet, small
 
 
 def command(
@@ -43,6 +45,9 @@ def command(
         float | None, typer.Option(help="Of the noise, a standard deviation where white is 1; 0.02 is 5 grey levels.")
     ] = None,
     strength: Annotated[float, typer.Option(help="0 to 1.5: scales the guidance map. 0.5 does about half.")] = 1.0,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also one picture of everything: before, map or kernel, and after, row by row.")
+    ] = None,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")] = None,
@@ -69,6 +74,10 @@ def command(
 
     twofold restore shaken.jpg -o sharp.jpg --model deblur --kernel kernel.png --noise-level 0.02
 
+    A folder at one glance:
+
+    twofold restore holiday/ -o dry/ --model derain --sheet holiday.jpg
+
     A whole folder; after an interruption the same command goes on:
 
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
@@ -78,6 +87,8 @@ def command(
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     check_places(work, [job.target for job in work] + list(maps.values()) + list(kernels.values()))
+    if sheet is not None:
+        check_places(work, [sheet])
     if noise_level is not None and guidance is not None:
         raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
     given = _given(work, guidance if noise_level is None else str(noise_level))
@@ -103,6 +114,8 @@ def command(
         if place.is_dir():
             told = {job: _twin(place, job) for job in work}
 
+    rows: list[list[Tensor]] = []
+
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
@@ -124,10 +137,18 @@ def command(
                 save(maps[job], images.Picture(drawn / kind.white, bits=16))
                 facts["guidance_out"] = str(maps[job])
         save(job.target, restored)
+        if sheet is not None:
+            between = [] if drawn is None or kind is None else [drawn / kind.white]
+            between += [] if blur is None else [blur / blur.max()]
+            rows.append([small(pixels) for pixels in (picture.pixels, *between, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
         return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
 
-    return each(work, act, skip=skip_existing, what="restoring").close(as_json=as_json, verb="restored")
+    outcome = each(work, act, skip=skip_existing, what="restoring")
+    if sheet is not None and rows:
+        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if told else [])
+        save(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
+    return outcome.close(as_json=as_json, verb="restored")
 
 
 def _twin(folder: Path, job: Job) -> Path:
