@@ -243,7 +243,92 @@ def train_steps() -> str:
     return rows(["recipe", "changed", "plain loop", "ours", "ratio"], body)
 
 
+def hypergradient_unrolled() -> str:
+    """Exact unrolled hypergradients over 64 steps: time against TorchOpt, memory."""
+    ways = {
+        "twofold": "`Unrolled`",
+        "twofold, √T states": "`Unrolled`, every 8th state kept",
+        "twofold, 4 together": "`Unrolled`, 4 steps together",
+        "torchopt": "TorchOpt",
+        "higher": "higher",
+    }
+    found = result("hypergradient")["unrolled"]
+    body = []
+    for key, name in ways.items():
+        line = [name]
+        for facts in found.values():
+            ratio = facts["seconds"][key] / facts["seconds"]["torchopt"]
+            line += [f"{1e3 * facts['seconds'][key]:,.0f} ms ({ratio:.2f}×)", f"{facts['peak_mib'][key]:.3g} MiB"]
+        body.append(line)
+    return rows(["64 steps", *(f"{name}: {what}" for name in found for what in ("time", "memory"))], body)
+
+
+def hypergradient_costs() -> str:
+    """What the other strategies cost, in gradients of the lower loss."""
+    found = result("hypergradient")["costs"]
+    names = {
+        "lower_gradients_an_implicit_iteration": "an iteration of `Neumann` or `ConjugateGradient`",
+        "lower_gradients_of_the_cross_derivative_of_one_step": "the cross derivative of `OneStepUnrolled`",
+    }
+    body = [
+        [f"{name}, `{cross}`", *(f"{facts[f'{key}, {way}']:.2f}" for facts in found.values())]
+        for key, name in names.items()
+        for way, cross in (("exact", "Exact"), ("differences", "CentralDifference"))
+    ]
+    return rows(["gradients of the lower loss", *found], body)
+
+
+def convergence() -> str:
+    """Rates and contraction factors, measured and predicted."""
+    found = result("convergence")
+    body = [
+        [
+            f"{name}: squared residual against k",
+            f"slope {facts['slope']:.2f}, R² {facts['r_squared']:.4f}",
+            "slope ≤ −1",
+        ]
+        for name, facts in found["rates"].items()
+    ]
+    body += [
+        [f"{name}: contraction factor", f"{facts['measured']:.4f}", f"{facts['predicted']:.4f}"]
+        for name, facts in found["factors"].items()
+    ]
+    learned = found["sparse_coding"]["mean_iterations"]
+    body += [[f"{name}: iterations to a gap of 1e-6", f"{count:,.0f}", ""] for name, count in learned.items()]
+    return rows(["", "measured", "theory"], body)
+
+
+def gkm() -> str:
+    """The recipes of Bilevel Meta Optimization."""
+    body = [
+        [
+            f"`{name}`",
+            f"{facts['parameters']:,}",
+            f"{facts['turns']} in {facts['cpu_seconds']} s",
+            f"{facts['dataset']}, `{facts['protocol']}`",
+            f"{facts['input_psnr']:.2f} / {facts['input_ssim']:.3f}",
+            f"{facts['psnr']:.2f} / {facts['ssim']:.3f}",
+            f"{facts['last_tenth']['contraction']:.3f}",
+        ]
+        for name, facts in result("gkm").items()
+    ]
+    head = [
+        "recipe",
+        "parameters",
+        "turns",
+        "4 pictures of",
+        "untouched (PSNR / SSIM)",
+        "restored",
+        "factor in training",
+    ]
+    return rows(head, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "hypergradient_unrolled": hypergradient_unrolled,
+    "hypergradient_costs": hypergradient_costs,
+    "convergence": convergence,
+    "gkm": gkm,
     "models": models,
     "guidance": guidance,
     "guidance_rivals": guidance_rivals,
