@@ -94,17 +94,19 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(tmp_path / "clean" / "a.png")
     np.savetxt(tmp_path / "kernels" / "k.dlm", np.pad([[0.0, 0.5, 0.5]], ((1, 1), (0, 0))))
-    changes = [
-        *benchmark.SMALL["deblur"],
-        "data.crop=16",
-        "data.train=[{kind: synthetic, clean: [{path: clean}], degradation: {kind: blur, kernels: {kind: files, "
-        "path: kernels}}}]",
-        "data.spoilt={}",
-    ]
+    small = recipes.read(
+        "paper-a-deconvolution-small",
+        [
+            "data.crop=16",
+            "data.train=[{kind: synthetic, clean: [{path: clean}], degradation: {kind: blur, kernels: {kind: files, "
+            "path: kernels}}}]",
+        ],
+    )
+    (tmp_path / "small.yaml").write_text(recipes.dump(small))
     _, place, share = machine_of("float32", "cpu")
     nets, batches = [], []
     for way in ("none", "guided", "naive", "frozen"):
-        recipe = benchmark.recipe_of("deblur", way, 6, 1, turns=4, changes=changes)
+        recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, turns=4)
         torch.manual_seed(recipe.seed)
         nets.append(torch.cat([p.flatten() for p in recipe.model.build().net.parameters()]))
         draw = material.batches(recipe, tmp_path, place, share)
@@ -116,7 +118,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
 
 
 def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_its_size(benchmark: ModuleType) -> None:
-    recipe = benchmark.recipe_of("deblur", "none", 6, 0, turns=4, changes=benchmark.SMALL["deblur"])
+    recipe = benchmark.recipe_of("paper-a-deconvolution-small", "none", 6, 0)
     restorer = recipe.model.build()
     unguided = benchmark.Unguided(restorer.net, 0.03)
     observed, kernel = torch.rand(1, 1, 16, 16), torch.zeros(1, 1, 3, 3)
