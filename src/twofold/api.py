@@ -184,11 +184,16 @@ class _SideBySide(nn.Module):
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
-            guidance = guidance(observed)
+            guidance = self.drawn(observed)
         if self.strength != 1:
             guidance = self._scaled(guidance, self.kind)
         restored = self.restorer(observed, guidance=guidance, known=known)
         return torch.cat([restored.image, restored.guidance], 1)
+
+    def drawn(self, observed: Tensor) -> Tensor:
+        guide: Any = self.restorer.guide
+        drawn: Tensor = guide(observed)
+        return drawn
 
     def _scaled(self, guidance: Any, kind: GuidanceKind) -> Any:
         if is_drawn(guidance):
@@ -201,6 +206,11 @@ class _Deblurring(_SideBySide):
 
     def forward(self, observed: Tensor, known: Tensor, given: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return self.both(observed, known, given)
+
+    def drawn(self, observed: Tensor) -> Tensor:
+        """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""
+        guide: Any = self.restorer.guide
+        return tiling.tiled(guide, observed, halo=guide.halo, tile=1024)
 
 
 def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:

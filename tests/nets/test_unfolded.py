@@ -82,12 +82,12 @@ def test_without_noise_a_circular_blur_is_undone() -> None:
     assert (restored - sharp).abs().max() < 0.1 * (blurred - sharp).abs().max()
 
 
-def test_bands_at_inference_change_nothing() -> None:
+def test_tiles_at_inference_change_nothing() -> None:
     net, y = awake(UnfoldedDeconvolution(**SMALL)), torch.rand(1, 3, 50, 40)
     noise = 0.05 * torch.rand(1, 1, 50, 40)
     whole = net(y, noise, a_kernel())
-    for band in (1, 46 * 5, 46 * 17):
-        net.band = band
+    for tile in (1, 5, 17):
+        net.tile = tile
         with torch.no_grad():
             assert torch.allclose(net(y, noise, a_kernel()), whole, atol=1e-6)
 
@@ -173,17 +173,17 @@ def test_it_exports_to_onnx(border, tmp_path) -> None:
     ).abs().max() < 2e-4  # onnxruntime's Fourier transform is good to about 1e-5
 
 
-def test_another_denoiser_can_stand_in_the_papers_and_bands_of_it_are_exact() -> None:
+def test_another_denoiser_can_stand_in_the_papers_and_tiles_of_it_are_exact() -> None:
     def unet() -> UNet:
         return UNet(channels=1, guidance=1, widths=(4, 8), blocks=(1, 1))
 
-    net = UnfoldedDeconvolution(denoiser=unet, shared=False, band=40 * 30)
+    net = UnfoldedDeconvolution(denoiser=unet, shared=False, tile=24)
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     y, k = torch.rand(1, 3, 101, 33, generator=torch.Generator().manual_seed(1)), a_kernel()
-    whole = net(y, level(y), k)  # gradients are kept, so nothing is done in bands
+    whole = net(y, level(y), k)  # gradients are kept, so nothing is done in tiles
     with torch.no_grad():
-        banded = net(y, level(y), k)
-    assert banded.shape == y.shape
-    assert torch.allclose(banded, whole, atol=1e-5)
+        tiled = net(y, level(y), k)
+    assert tiled.shape == y.shape
+    assert torch.allclose(tiled, whole, atol=1e-5)

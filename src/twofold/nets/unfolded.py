@@ -19,7 +19,7 @@ from twofold.contracts import ImageError
 from twofold.nets.denoiser import Denoiser
 from twofold.nets.fourier import Border, BoundaryAdjustment, crop, full_precision, inverse_step, margin, psf2otf
 from twofold.nets.guide import is_drawn
-from twofold.tiling import padded
+from twofold.tiling import padded, tiled
 
 # The weight of the prior at its start, in units of the noise variance: the denoised picture deserves more trust each
 # time.
@@ -62,8 +62,7 @@ class UnfoldedDeconvolution(nn.Module):
     stages: pairs of linear step and denoiser. shared: one denoiser for all stages. layers, width: of the paper's
     denoiser (9 general, 6 tiny). denoiser: makes another one, `(image, noise map) -> image`, with `halo` and
     `multiple`. guided: whether there is a noise map; without one it must not be passed. border: what lies beyond the
-    picture. band: at inference the denoiser runs on bands of rows of about that many pixels, exactly: its memory stays
-    bounded.
+    picture. tile: at inference the denoiser runs on tiles of that side, exactly: its memory stays bounded.
     """
 
     halo = None  # the division sees the whole picture
@@ -80,7 +79,7 @@ class UnfoldedDeconvolution(nn.Module):
         denoiser: Callable[[], nn.Module] | None = None,
         guided: bool = True,
         border: Border = BoundaryAdjustment(),
-        band: int = 2**19,
+        tile: int = 768,
     ) -> None:
         super().__init__()
         if stages < 1:
@@ -88,7 +87,7 @@ class UnfoldedDeconvolution(nn.Module):
         self.stages = stages
         self.guided = guided
         self.border = border
-        self.band = band
+        self.tile = tile
         self.prior_weight = PriorWeight(stages)
         make = denoiser or partial(Denoiser, guidance=int(guided), width=width, layers=layers)
         self.denoisers = nn.ModuleList(make() for _ in range(1 if shared else stages))
@@ -135,21 +134,18 @@ class UnfoldedDeconvolution(nn.Module):
         return out
 
     def _denoise(self, image: Tensor, noise: Tensor | None, denoiser: nn.Module) -> Tensor:
-        """Channel by channel; where nothing is to be differentiated in bands of rows with a halo, which is exact."""
+        """Channel by channel; a large picture, where nothing is to be differentiated, in tiles, which is exact."""
         batch, channels, height, width = image.shape
+        x = image.reshape(batch * channels, 1, height, width)
+        if noise is not None:
+            x = torch.cat([x, noise.repeat_interleave(channels, 0)], 1)
         multiple: int = denoiser.multiple  # type: ignore[assignment]
-        x = padded(image.reshape(batch * channels, 1, height, width), multiple)
-        level = None if noise is None else padded(noise.repeat_interleave(channels, 0), multiple)
-        rows = multiple * max(self.band // width // multiple, 1)
-        if torch.is_grad_enabled() or rows >= height:
-            whole = full_precision(denoiser(x, level))
-            return whole[..., :height, :width].reshape(image.shape)
-        halo = multiple * math.ceil(denoiser.halo / multiple)  # type: ignore[operator]
-        done = []
-        for one in range(batch * channels):
-            for top in range(0, x.shape[-2], rows):
-                above = min(top, halo)
-                part = slice(top - above, top + rows + halo)
-                band = denoiser(x[one : one + 1, :, part], None if level is None else level[one : one + 1, :, part])
-                done.append(full_precision(band[:, :, above : above + min(rows, x.shape[-2] - top)]))
-        return torch.cat(done, 2).reshape(*image.shape[:2], *x.shape[-2:])[..., :height, :width]
+
+        def denoised(part: Tensor) -> Tensor:
+            return full_precision(denoiser(part[:, :1], None if noise is None else part[:, 1:]))
+
+        if torch.is_grad_enabled() or max(height, width) <= self.tile:
+            return denoised(padded(x, multiple))[..., :height, :width].reshape(image.shape)
+        halo: int = denoiser.halo  # type: ignore[assignment]
+        done = [tiled(denoised, one, halo=halo, multiple=multiple, tile=self.tile) for one in torch.split(x, 1)]
+        return torch.cat(done).reshape(image.shape)
