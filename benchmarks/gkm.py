@@ -1,0 +1,67 @@
+"""The recipes of Bilevel Meta Optimization, trained as `twofold train` does it: scores, time, how they converged.
+
+    python benchmarks/gkm.py --data ../shared/data --json benchmarks/results/gkm.json
+
+The plot of each run is copied beside the JSON. Time is processor time of one thread, validation included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twofold import zoo
+from twofold.files import write_text
+from twofold.train import recipe as recipes
+from twofold.train.convergence import residuals
+from twofold.train.run import train
+
+NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-rain")
+
+
+def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]:
+    began = time.process_time()
+    result = train(recipes.read(name), data, folder, device="cpu")
+    seconds = time.process_time() - began
+    series = json.loads((folder / "convergence.json").read_text())
+    shutil.copy(folder / "convergence.png", plots / f"{name}.png")
+    (dataset,) = {key.partition("/")[0] for key in result["validation"]}
+    last = max(len(series["turn"]) // 10, 1)
+    found = {key: sum(series[key][-last:]) / last for key in ("restoration", "lower", "gradient", "contraction")}
+    ends = [row[-1] / row[0] for row in residuals(series)[-last:]]
+    return {
+        "parameters": sum(p.numel() for p in zoo.load(folder / "model.safetensors").parameters()),
+        "turns": result["turns"],
+        "cpu_seconds": round(seconds),
+        "dataset": dataset,
+        "protocol": result["protocol"],
+        **{key: result["validation"][f"{dataset}/{key}"] for key in ("psnr", "ssim", "input_psnr", "input_ssim")},
+        "last_tenth": {**found, "share_of_the_residual_left": sum(ends) / last},
+        "machine": result["machine"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with clean/BSDS500, deblur/Set12, rain/Rain100"
+    )
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as runs:
+        plots = arguments.json.parent
+        found = {name: facts_of(name, arguments.data, Path(runs) / name, plots) for name in NAMES}
+    write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
