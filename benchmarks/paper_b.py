@@ -1,0 +1,438 @@
+"""Paper B's experiments at a small scale: does a searched loss, a searched network, a division help? (Zhu et al. 2022)
+
+    python benchmarks/paper_b.py --data DATA --json benchmarks/results/paper_b.json
+    python benchmarks/paper_b.py --data DATA --turns 20000 --search-turns 4000 --width 32 --units 7 --crop 128 --batch 8
+
+Low light: trained on the pictures that `search-lowlight` takes, measured on the middle of LOL's held-out fifth by the
+protocol `rgb`. Everything that is compared sees the same batches, from the same seed, for equally many turns. The file
+is written after every seed.
+
+fig6: three networks, all weights 1 against weights searched for that network. table5: the searched loss for all; the
+supernet itself, uniform operations, both searches, and 3x3 networks with as many parameters as those that were found.
+combine: division, subtraction and neither, at equal parameters. black_box: Optuna over the same weights for as many CPU
+seconds as the search took, its objective the judge's loss on the validation half after a short training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twofold import images
+from twofold.contracts import Sample
+from twofold.data.batches import Batches
+from twofold.data.sources import Source
+from twofold.evaluate import interval
+from twofold.files import write_text
+from twofold.losses import Loss
+from twofold.metrics import PROTOCOLS
+from twofold.nets.hadamard import COMBINATIONS, HadamardNet
+from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
+from twofold.nets.unet import UNet
+from twofold.search.genotype import Genotype, derive, entropy, uniform
+from twofold.search.loss_space import LossFile
+from twofold.train import data as material
+from twofold.train import judge as judges
+from twofold.train import recipe as recipes
+from twofold.train.run import build_optimizer, build_schedule, feature_networks
+from twofold.train.schemes import Learner, Machine
+from twofold.train.search import halves, judged
+from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
+from twofold.train.search_run import Stage, build_net, build_search, build_space
+
+
+class EnhancementNet(nn.Module):
+    """MBLLEN-like (Lv et al. 2018): features of growing depth, each enhanced by a branch of its own, then merged.
+
+    (B, 3, H, W) → the same. Not their network: a small one of its kind.
+    """
+
+    def __init__(self, *, width: int = 16, depth: int = 4) -> None:
+        super().__init__()
+        self.features = nn.ModuleList(nn.Conv2d(a, width, 3, padding=1) for a in (3, *[width] * (depth - 1)))
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width // 2, 3, padding=1), nn.ReLU(),
+                nn.Conv2d(width // 2, width // 2, 5, padding=2), nn.ReLU(),
+                nn.Conv2d(width // 2, 3, 5, padding=2),
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.merge = nn.Conv2d(3 * depth, 3, 1)
+
+    def forward(self, observed: Tensor) -> Tensor:
+        found, x = [], observed
+        for features, branch in zip(self.features, self.branches, strict=True):
+            x = F.relu(features(x))
+            found.append(branch(x))
+        result: Tensor = self.merge(torch.cat(found, 1))
+        return result
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that all experiments of a seed share."""
+
+    asked: argparse.Namespace
+    recipe: SearchRecipe
+    root: Path
+    whole: Source
+    seen: Source
+    held: Source
+    test: Sequence[Sample]
+    judge: nn.Module
+    distance: DirectionDistance
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.asked.device)
+
+    def pairs(self, seed: int) -> Callable[[int], tuple[list[Sample], list[Sample]]]:
+        """Batches of both halves."""
+        streams = [
+            Batches(half, self.recipe.data.batch, seed=seed + shift, device=self.device, ahead=False)
+            for half, shift in ((self.seen, 0), (self.held, 500_000))
+        ]
+        return lambda n: ([streams[0](n)], [streams[1](n)])
+
+    def hadamard(self, genotype: Genotype, combine: str = "divide", width: int = 0) -> HadamardNet:
+        return genotype.network(width=width or self.asked.width, combine=COMBINATIONS[combine])
+
+    def uniform(self, op: str, *, branches: int = 2, ops: int = 0) -> Genotype:
+        """The paper's controls: residual operations in the units, plain ones elsewhere."""
+        return uniform(
+            op,
+            op.replace("RC", "C"),
+            units=self.asked.units,
+            ops_per_branch=ops or self.asked.ops,
+            branches=branches,
+        )
+
+    def search(self, stage: Stage, net: nn.Module, given: LossFile | None, seed: int) -> tuple[LossFile, float]:
+        """Runs one stage on `net`, in place; the loss at its end, and the CPU seconds it took."""
+        began = time.process_time()
+        recipe = self.recipe.model_copy(update={"seed": seed})
+        space = build_space(recipe, self.root, self.device, clipped=given is not None)
+        if given is not None:
+            space.assume(given)
+        upper = None if stage.what == "architecture" else judged(self.judge)
+        scheme = build_search(recipe, stage, net, space, upper, Machine())
+        batches = self.pairs(seed)
+        for n in range(stage.turns):
+            scheme.step(*batches(n))
+        return space.derive(), time.process_time() - began
+
+    def supernet(self, seed: int) -> HadamardNet:
+        net = build_net(self.recipe.model_copy(update={"seed": seed}))
+        assert isinstance(net, HadamardNet)
+        return net.to(self.device, memory_format=torch.channels_last)
+
+    def trained(
+        self, make: Callable[[], nn.Module], loss: Loss, seed: int, *, turns: int = 0, source: Source | None = None
+    ) -> nn.Module:
+        """A network trained from the seed; of a supernet, logits and all."""
+        turns = turns or self.asked.turns
+        torch.manual_seed(seed)
+        net = make().to(self.device, memory_format=torch.channels_last)
+        optimizer = recipes.Optimizer(learning_rate=1e-3)
+        schedule = build_schedule(recipes.Schedule(warmup=10), turns)
+        learner = Learner(net.parameters(), build_optimizer(optimizer), schedule=schedule, clip=5.0)
+        batches = Batches(source or self.whole, self.recipe.data.batch, seed=seed + 7, device=self.device, ahead=False)
+        for n in range(turns):
+            sample = batches(n)
+            learner.descend(loss(net(sample.observed), sample.clean))
+        return net.eval()
+
+    def loss(self, file: LossFile) -> Loss:
+        return file.build(feature_networks(file.needs, self.root, self.device))
+
+    @torch.no_grad()
+    def score(self, net: nn.Module) -> dict[str, float]:
+        rows = []
+        for sample in self.test:
+            restored = net(sample.observed.to(self.device)).cpu().clamp(0, 1)
+            found = PROTOCOLS["rgb"].score(restored, sample.clean)
+            apart = self.distance.cpu()(restored, sample.clean)
+            rows.append({"psnr": found.psnr.item(), "ssim": found.ssim.item(), "perceptual_squeeze": apart.item()})
+        facts = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        return {**facts, "parameters": sum(p.numel() for p in net.parameters())}
+
+
+def ones(found: LossFile) -> LossFile:
+    """The same losses with every weight 1."""
+    return LossFile(dict.fromkeys(found.weights, 1.0), found.layers)
+
+
+def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
+    asked = bench.asked
+    short = Stage("loss", "loss", asked.search_turns)
+    channels = asked.width
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "MBLLEN-like": lambda: EnhancementNet(width=16),
+        "U-Net": lambda: UNet(channels=3, guidance=0, widths=[16, 32, 32], blocks=[1, 1, 1]),
+        "HNU (3-RC)": lambda: bench.hadamard(bench.uniform("3-RC")),
+    }
+    fig6: dict[str, Any] = {}
+    for name, make in makers.items():
+        torch.manual_seed(seed)
+        net = make().to(bench.device, memory_format=torch.channels_last)
+        found, seconds = bench.search(short, net, None, seed)
+        fig6[name] = {
+            "weights": dict(found.weights),
+            "search_seconds": seconds,
+            "ones": bench.score(bench.trained(make, bench.loss(ones(found)), seed)),
+            "searched": bench.score(bench.trained(make, bench.loss(found), seed)),
+        }
+        say(seed, name, fig6[name]["ones"], fig6[name]["searched"])
+
+    found, seconds = bench.search(short, bench.supernet(seed), None, seed)
+    loss = bench.loss(found)
+    hierarchical = bench.supernet(seed)
+    more = bench.search(Stage("architecture", "architecture", asked.search_turns), hierarchical, found, seed)[1]
+    synchronous = bench.supernet(seed)
+    together, both = bench.search(Stage("synchronous", "both", 2 * asked.search_turns), synchronous, None, seed)
+    genotype, other = derive(hierarchical), derive(synchronous)
+    matched = matched_width(bench, sum(p.numel() for p in bench.hadamard(genotype).parameters()))
+    nets: dict[str, tuple[Callable[[], nn.Module], LossFile]] = {
+        "supernet": (lambda: bench.supernet(seed), found),
+        **{op: ((lambda op=op: bench.hadamard(bench.uniform(op))), found) for op in ("1-C", "3-C", "1-RC", "3-RC")},
+        "3-C, as many parameters": (lambda: bench.hadamard(bench.uniform("3-C"), width=matched), found),
+        "synchronous": (lambda: bench.hadamard(other), together),
+        "hierarchical": (lambda: bench.hadamard(genotype), found),
+        "hierarchical, all ones": (lambda: bench.hadamard(genotype), ones(found)),
+    }
+    table5: dict[str, Any] = {}
+    for name, (make, file) in nets.items():
+        table5[name] = bench.score(bench.trained(make, bench.loss(file), seed))
+        say(seed, name, table5[name])
+    table5["synchronous"] |= {"skip_ratio": other.skip_ratio, "entropy": entropy(synchronous), "search_seconds": both}
+    table5["hierarchical"] |= {
+        "skip_ratio": genotype.skip_ratio,
+        "entropy": entropy(hierarchical),
+        "search_seconds": seconds + more,
+    }
+    doubled = bench.uniform("3-RC", branches=1, ops=2 * asked.ops)
+    combine = {
+        "divide": table5["3-RC"],
+        "subtract": bench.score(bench.trained(lambda: bench.hadamard(bench.uniform("3-RC"), "subtract"), loss, seed)),
+        "none": bench.score(bench.trained(lambda: bench.hadamard(doubled, "none"), loss, seed)),
+    }
+    say(seed, "combine", *combine.values())
+    result = {
+        "fig6": fig6,
+        "table5": table5,
+        "combine": combine,
+        "loss": {"hierarchical": dict(found.weights), "synchronous": dict(together.weights)},
+        "genotype": {name: list(row) for name, row in genotype.groups.items()},
+        "width": channels,
+    }
+    if asked.optuna:
+        result["black_box"] = black_box(bench, found, seconds, seed)
+        result["black_box"]["hypergradient"] = table5["3-RC"]
+    return result
+
+
+def black_box(bench: Bench, found: LossFile, budget: float, seed: int) -> dict[str, Any]:
+    """TPE and random search over the weights for `budget` CPU seconds each; the 3-RC network trained with the best."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def make() -> nn.Module:
+        return bench.hadamard(bench.uniform("3-RC"))
+
+    def objective(trial: Any) -> float:
+        weights = {name: trial.suggest_float(name, 0.0, 3.0) for name in found.weights}
+        file = LossFile(weights, found.layers)
+        net = bench.trained(make, bench.loss(file), seed, turns=max(bench.asked.turns // 4, 1), source=bench.seen)
+        upper = judged(bench.judge)
+        with torch.no_grad():
+            samples = [held for n in range(16) for held in bench.pairs(seed)(n)[1]]
+            return sum(upper(net(s.observed), s.clean).item() for s in samples) / len(samples)
+
+    results: dict[str, Any] = {}
+    samplers = {"TPE": optuna.samplers.TPESampler(seed=seed), "random": optuna.samplers.RandomSampler(seed=seed)}
+    for name, sampler in samplers.items():
+        study = optuna.create_study(sampler=sampler)
+        began = time.process_time()
+        while time.process_time() - began < budget or not study.trials:
+            study.optimize(objective, n_trials=1)
+        best = LossFile(dict(study.best_params), found.layers)
+        score = bench.score(bench.trained(make, bench.loss(best), seed))
+        results[name] = {**score, "trials": len(study.trials), "weights": dict(best.weights)}
+        say(seed, name, results[name])
+    return results
+
+
+def matched_width(bench: Bench, parameters: int) -> int:
+    """The even width at which a 3-C network has nearest to so many parameters."""
+    sizes = {
+        width: sum(p.numel() for p in bench.hadamard(bench.uniform("3-C"), width=width).parameters())
+        for width in range(4, 2 * bench.asked.width + 1, 2)
+    }
+    return min(sizes, key=lambda width: abs(sizes[width] - parameters))
+
+
+def say(seed: int, name: str, *scores: dict[str, Any]) -> None:
+    print(f"seed {seed}  {name}: " + "  ".join(f"{s['psnr']:.2f} dB" for s in scores), flush=True)
+
+
+def summary(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds with Student's intervals, and of the paired differences that the claims are about."""
+
+    def of(values: Sequence[float]) -> dict[str, Any]:
+        span = interval(list(values))
+        return {"mean": sum(values) / len(values), "interval": None if span is None else list(span)}
+
+    def each(part: str, name: str, key: str, *inner: str) -> list[float]:
+        found = []
+        for seed in seeds:
+            node = seed[part][name]
+            for step in inner:
+                node = node[step]
+            found.append(float(node[key]))
+        return found
+
+    def apart(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+        return of([x - y for x, y in zip(a, b, strict=True)])
+
+    keys = ("psnr", "ssim", "perceptual_squeeze")
+    first = seeds[0]
+    table5 = {name: {k: of(each("table5", name, k)) for k in (*keys, "parameters")} for name in first["table5"]}
+    combine = {name: {k: of(each("combine", name, k)) for k in (*keys, "parameters")} for name in first["combine"]}
+    fig6 = {
+        name: {
+            **{way: {k: of(each("fig6", name, k, way)) for k in keys} for way in ("ones", "searched")},
+            "gain": {k: apart(each("fig6", name, k, "searched"), each("fig6", name, k, "ones")) for k in keys},
+        }
+        for name in first["fig6"]
+    }
+
+    def over(other: str) -> dict[str, Any]:
+        return apart(each("table5", "hierarchical", "psnr"), each("table5", other, "psnr"))
+
+    weights = [seed["loss"]["hierarchical"] for seed in seeds]
+    pairs = [(a, b) for i, a in enumerate(seeds) for b in seeds[i + 1 :]]
+    same = [
+        sum(x == y for g in a["genotype"] for x, y in zip(a["genotype"][g], b["genotype"][g], strict=True))
+        / sum(map(len, a["genotype"].values()))
+        for a, b in pairs
+    ]
+    result: dict[str, Any] = {
+        "fig6": fig6,
+        "table5": table5,
+        "combine": combine,
+        "claims": {
+            "B1 searched weights over all ones, same found network": over("hierarchical, all ones"),
+            "B2 found network over the supernet": over("supernet"),
+            "B2 found network over 3-C of as many parameters": over("3-C, as many parameters"),
+            "B2 found network over 3-RC": over("3-RC"),
+            "B3 hierarchical over synchronous": over("synchronous"),
+            "B4 division over subtraction": apart(
+                each("combine", "divide", "psnr"), each("combine", "subtract", "psnr")
+            ),
+            "B4 division over none": apart(each("combine", "divide", "psnr"), each("combine", "none", "psnr")),
+        },
+        "weights": {name: of([w[name] for w in weights]) for name in weights[0]},
+        "same_choice": sum(same) / len(same) if same else None,
+        "skip_ratio": {
+            name: of([seed["table5"][name]["skip_ratio"] for seed in seeds]) for name in ("hierarchical", "synchronous")
+        },
+    }
+    if all("black_box" in seed for seed in seeds):
+        result["black_box"] = {name: {k: of(each("black_box", name, k)) for k in keys} for name in first["black_box"]}
+        result["trials"] = [seed["black_box"]["TPE"]["trials"] for seed in seeds]
+    return result
+
+
+def middle(picture: Tensor, side: int) -> Tensor:
+    top, left = ((length - side) // 2 for length in picture.shape[-2:])
+    return picture[..., max(top, 0) : max(top, 0) + side, max(left, 0) : max(left, 0) + side]
+
+
+def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
+    tree = recipes.tree_of("search-lowlight")
+    tree["net"] = {"kind": "supernet", "width": asked.width, "units": asked.units, "ops_per_branch": asked.ops}
+    tree["data"] |= {"crop": asked.crop, "batch": asked.batch, "pictures": asked.pictures}
+    tree["warmup"] = asked.search_turns // 3
+    tree["loss_optimizer"]["learning_rate"] = tree["architecture_optimizer"]["learning_rate"] = asked.rate
+    recipe = recipes.parse_as(SearchRecipe, tree)
+    assert isinstance(recipe.net, SupernetSpec)
+    path = asked.judge
+    if path is None:
+        judges.train(
+            recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
+        )
+        path = folder / "judge.safetensors"
+    judge, _ = judges.competent(path, task=recipe.task)
+    whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
+    seen, held = halves(whole, pictures=recipe.data.pictures)
+    group = recipes.Pairs(root="lowlight/LOL_our485_50", observed="low", clean="high", every=5, keep="picked")
+    test = []
+    for pair in material.pairs_of([group], asked.data):
+        observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
+        test.append(Sample(clean, observed))
+    device = torch.device(asked.device)
+    distance = perceptual_squeeze(asked.data / "features")
+    return Bench(asked, recipe, asked.data, whole, seen, held, test, judge.to(device), distance)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--judge", type=Path, help="a judge of low light; without it one is trained beside --json")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=150, help="of every training that is scored")
+    parser.add_argument("--search-turns", type=int, default=90, help="of each stage; a third of them warms up")
+    parser.add_argument("--rate", type=float, default=0.02, help="of what is searched")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--units", type=int, default=3)
+    parser.add_argument("--ops", type=int, default=2, help="operations in a branch of a unit")
+    parser.add_argument("--crop", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--test-side", type=int, default=192)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-optuna", dest="optuna", action="store_false")
+    asked = parser.parse_args()
+    bench = prepared(asked, (asked.json or Path("paper_b.json")).parent / "judge")
+    settings = {name: value for name, value in vars(asked).items() if not isinstance(value, Path)}
+    untouched = bench.score(nn.Identity())
+    began, seeds = time.process_time(), []
+    for seed in range(asked.seeds):
+        seeds.append(one_seed(bench, seed))
+        result = {
+            "summary": summary(seeds),
+            "untouched": untouched,
+            "pictures": len(bench.test),
+            "settings": settings,
+            "cpu_seconds": round(time.process_time() - began, 1),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "seeds": seeds,
+        }
+        if asked.json:
+            write_text(asked.json, json.dumps(rounded(result), indent=1) + "\n")
+    print(json.dumps(rounded(result["summary"]["claims"]), indent=1))
+
+
+def rounded(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: rounded(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [rounded(value) for value in node]
+    return float(f"{node:.5g}") if isinstance(node, float) else node
+
+
+if __name__ == "__main__":
+    main()

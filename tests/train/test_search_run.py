@@ -1,0 +1,257 @@
+"""Whole searches on tiny pictures: what they hand over, what plain training makes of it, and who may judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from twofold import zoo
+from twofold.cli.app import run as command_line
+from twofold.contracts import ConfigError, Sample, WeightsError
+from twofold.nets.hadamard import HadamardNet
+from twofold.nets.judge import Judge
+from twofold.search.genotype import Genotype, uniform
+from twofold.search.loss_space import PLAIN, LossFile, LossSpace
+from twofold.train import judge as judges
+from twofold.train import recipe as recipes
+from twofold.train.run import train
+from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
+from twofold.train.search_run import Stage, build_net, search, stages
+
+OPTIMIZER = {"learning_rate": 0.05}
+TREE: dict[str, Any] = {
+    "kind": "search",
+    "name": "tiny",
+    "task": "dark",
+    "search": {"kind": "hierarchical", "loss": 3, "architecture": 3},
+    "net": {"kind": "supernet", "width": 4, "units": 1, "ops_per_branch": 2},
+    "data": {"crop": 8, "batch": 1, "train": [{"kind": "pairs", "pairs": [{"root": "pairs"}]}]},
+    "loss": {"features": None},
+    "judge": "judge-dark",
+    "final": "dark",
+    "loss_optimizer": OPTIMIZER,
+    "architecture_optimizer": OPTIMIZER,
+    "warmup": 1,
+    "collapse": 1.0,
+}
+JUDGE: dict[str, Any] = {
+    "kind": "judge",
+    "name": "judge-dark",
+    "task": "dark",
+    "judge": {"kind": "small", "width": 4},
+    "data": {**TREE["data"], "batch": 2},
+    "optimizer": {"learning_rate": 0.01},
+    "turns": 60,
+    "held_out": 8,
+    "counterfeits": 0.5,
+}
+
+
+def settings(**changes: Any) -> SearchRecipe:
+    return recipes.parse_as(SearchRecipe, {**TREE, **changes})
+
+
+@pytest.fixture
+def root(picture: Callable[..., Path], tmp_path: Path) -> Path:
+    """Four pairs: bright noise, and the same without its contrast."""
+    from PIL import Image
+
+    for n in range(4):
+        clean = picture(f"data/pairs/high/{'x' * (n + 1)}.png", 12, 12)
+        dark = tmp_path / "data" / "pairs" / "low" / clean.name
+        dark.parent.mkdir(exist_ok=True)
+        Image.open(clean).point(lambda v: v // 5).save(dark)
+    return tmp_path / "data"
+
+
+def a_judge(path: Path, *, accuracy: float = 0.95, task: str = "dark") -> Path:
+    torch.manual_seed(0)
+    facts = judges.JudgeFacts(
+        judge=SmallJudge(width=4), task=task, recipe="x", seed=0, accuracy=accuracy, held_out=8, crop=8, terms=""
+    )
+    judges.save(path, Judge(width=4), facts)
+    return path
+
+
+def test_a_search_hands_over_a_genotype_a_loss_pictures_and_facts(root: Path, tmp_path: Path) -> None:
+    result = search(settings(), root, tmp_path / "out", judge=a_judge(tmp_path / "j.safetensors"), device="cpu")
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"genotype.json", "loss.yaml", "architecture.png", "weights.png", "traces.png", "traces.json"} <= left
+    genotype = Genotype.from_json((tmp_path / "out" / "genotype.json").read_text())
+    assert sum(p.numel() for p in genotype.network(width=4).parameters()) == result["parameters"]
+    assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
+    traces = json.loads((tmp_path / "out" / "traces.json").read_text())
+    assert traces["loss"]["weight/l1"][0] == 1.0  # the warm-up
+    assert traces["loss"]["weight/l1"][-1] != 1.0
+    assert len(set(traces["architecture"]["weight/l1"])) == 1, "the second stage takes the found loss as it is"
+
+
+def test_the_same_seed_finds_the_same_files_and_a_finished_search_is_not_done_again(root: Path, tmp_path: Path) -> None:
+    judge = a_judge(tmp_path / "j.safetensors")
+    for name in ("one", "two", "two"):
+        search(settings(), root, tmp_path / name, judge=judge, device="cpu")
+    for file in ("genotype.json", "loss.yaml", "traces.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_what_was_found_is_trained_saved_and_loaded_again(root: Path, tmp_path: Path) -> None:
+    search(settings(), root, tmp_path / "out", judge=a_judge(tmp_path / "j.safetensors"), device="cpu")
+    tree = {
+        "name": "found",
+        "task": "dark",
+        "model": {"kind": "plain", "net": {"kind": "hadamard", "genotype": "out/genotype.json", "width": 4}},
+        "scheme": {"kind": "supervised"},
+        "loss": {"file": "out/loss.yaml"},
+        "data": TREE["data"],
+        "turns": 2,
+        "average": 0,
+        "precision": "float32",
+    }
+    (tmp_path / "found.yaml").write_text(yaml.safe_dump(tree))
+    recipe = recipes.read(tmp_path / "found.yaml")
+    train(recipe, root, tmp_path / "run", device="cpu")
+    assert recipes.read(tmp_path / "run" / "recipe.yaml") == recipe  # whole, without the files it named
+    restorer = zoo.load(tmp_path / "run" / "model.safetensors")
+    assert isinstance(restorer.net, HadamardNet)
+    assert restorer(torch.rand(1, 3, 9, 10)).image.shape == (1, 3, 9, 10)
+
+
+def test_synchronous_and_loss_only_searches_run_and_architecture_only_needs_no_judge(
+    root: Path, tmp_path: Path
+) -> None:
+    judge = a_judge(tmp_path / "j.safetensors")
+    both = search(
+        settings(search={"kind": "synchronous", "turns": 2}), root, tmp_path / "both", judge=judge, device="cpu"
+    )
+    assert "genotype.json" in {path.name for path in (tmp_path / "both").iterdir()}
+    assert both["judge"]["accuracy"] == 0.95
+    unet = {"kind": "plain", "net": {"kind": "unet", "widths": [8, 8], "blocks": [1, 1]}}
+    loss = search(
+        settings(search={"kind": "loss", "turns": 2}, net=unet), root, tmp_path / "loss", judge=judge, device="cpu"
+    )
+    assert "parameters" not in loss
+    alone = {"kind": "architecture", "turns": 2, "loss": {"weights": {"l1": 2.0}}}
+    found = search(settings(search=alone), root, tmp_path / "alone", device="cpu")
+    assert found["judge"] is None
+    assert found["loss"]["l1"] == 2.0
+    assert found["loss"].get("ssim", 0.0) == 0.0
+
+
+def test_a_judge_below_ninety_percent_and_one_of_another_task_are_refused(root: Path, tmp_path: Path) -> None:
+    weak = a_judge(tmp_path / "weak.safetensors", accuracy=0.89)
+    with pytest.raises(ConfigError, match=r"calls 89\.0% of 8 held-out crops right, and a search takes at least 90%"):
+        search(settings(), root, tmp_path / "out", judge=weak, device="cpu")
+    other = a_judge(tmp_path / "other.safetensors", task="haze")
+    with pytest.raises(ConfigError, match="judges haze, and this search is for dark"):
+        search(settings(), root, tmp_path / "out2", judge=other, device="cpu")
+
+
+def test_a_file_that_holds_no_judge_says_so(tmp_path: Path, plain_model: Path) -> None:
+    with pytest.raises(WeightsError, match="holds no judge"):
+        judges.load(plain_model)
+    with pytest.raises(WeightsError, match="no judge at"):
+        judges.load(tmp_path / "none.safetensors")
+
+
+def test_a_judge_learns_to_tell_clear_from_dark_and_carries_its_accuracy(root: Path, tmp_path: Path) -> None:
+    recipe = recipes.parse_as(JudgeRecipe, JUDGE)
+    facts = judges.train(recipe, root, tmp_path / "judge", device="cpu")
+    assert facts["accuracy"] >= 0.9
+    judge, read = judges.competent(tmp_path / "judge" / "judge.safetensors", task="dark")
+    assert read.accuracy == facts["accuracy"]
+    assert not any(p.requires_grad for p in judge.parameters())
+
+
+def test_counterfeits_are_neither_the_clean_picture_nor_out_of_its_shape() -> None:
+    clean = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    sample = Sample(clean, clean * 0.2)
+    spoilt = judges.counterfeit(sample, torch.Generator().manual_seed(1))
+    assert spoilt.shape == clean.shape
+    assert ((spoilt - clean).abs().amax(dim=(1, 2, 3)) > 0.02).all()
+
+
+def test_a_loss_space_takes_over_a_found_loss() -> None:
+    space = LossSpace(PLAIN)
+    space.assume(LossFile({"l1": 1.5, "ssim": 0.25}, {}))
+    assert {name: weight for name, weight in space.derive().weights.items() if weight} == {"l1": 1.5, "ssim": 0.25}
+    with pytest.raises(ConfigError, match="features-squeeze"):
+        space.assume(LossFile({"features-squeeze": 1.0}, {"features-squeeze": (1,)}))
+
+
+def test_a_plain_network_has_no_architecture_to_search() -> None:
+    unet = {"kind": "plain", "net": {"kind": "unet"}}
+    with pytest.raises(ConfigError, match=r"net\.kind is plain; take supernet"):
+        stages(settings(net=unet))
+
+
+def test_the_stages_of_a_hierarchical_search_are_the_loss_and_then_the_architecture() -> None:
+    assert stages(settings()) == [Stage("loss", "loss", 3), Stage("architecture", "architecture", 3)]
+
+
+def test_the_supernet_depends_on_the_seed_alone() -> None:
+    first, second, other = (build_net(settings(seed=seed)) for seed in (0, 0, 1))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize("name", recipes.names("judge", "search"))
+def test_every_shipped_search_and_judge_is_valid_and_names_recipes_that_are_there(name: str) -> None:
+    tree = recipes.tree_of(name)
+    if recipes.kind_of(tree) == "judge":
+        assert recipes.parse_as(JudgeRecipe, tree, name).name == name
+        return
+    recipe = recipes.parse_as(SearchRecipe, tree, name)
+    assert recipe.name == name
+    judge = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge))
+    assert judge.task == recipe.task
+    assert judge.data.train == recipe.data.train, "a judge of other data would see pictures of the validation half"
+    assert recipe.final in recipes.names("train")
+
+
+def test_a_misspelt_key_of_a_search_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown key colapse; did you mean 'collapse'"):
+        settings(colapse=0.5)
+
+
+def test_a_misspelt_loss_is_found_in_named_and_searched_losses() -> None:
+    with pytest.raises(ConfigError, match="there is no loss 'l3'"):
+        recipes.FoundLoss(weights={"l3": 1.0}).file()
+
+
+def test_train_takes_a_loss_file_for_any_model(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LossFile({"l1": 0.5, "colour": 2.0}, {}).write(tmp_path / "loss.yaml")
+    assert command_line(["train", "derain", "--loss", str(tmp_path / "loss.yaml"), "--show"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["loss"]["weights"] == {"l1": 0.5, "colour": 2.0}
+
+
+def test_the_command_searches_and_says_how_to_train_what_it_found(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TREE))
+    judge = a_judge(tmp_path / "j.safetensors")
+    arguments = [str(tmp_path / "tiny.yaml"), "--data", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
+    said = capsys.readouterr().out
+    assert f"twofold train dark --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
+    assert command_line(["search", "derain"]) == 1
+    assert command_line(["search", "list"]) == 0
+    assert "search-lowlight" in capsys.readouterr().out
+
+
+def test_a_genotype_in_a_recipe_may_be_a_file_or_the_thing_itself(tmp_path: Path) -> None:
+    genotype = uniform("SC", "1-C", units=1)
+    genotype.write(tmp_path / "genotype.json")
+    net = {"kind": "hadamard", "genotype": str(tmp_path / "genotype.json")}
+    tree = {"model": {"kind": "plain", "net": net}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
+    groups = recipes.tree_of(tmp_path / "r.yaml")["model"]["net"]["genotype"]["groups"]
+    assert {name: tuple(row) for name, row in groups.items()} == genotype.groups
+    with pytest.raises(ConfigError, match=r"cannot read none\.json"):
+        recipes.tree_of(tmp_path / "r.yaml", ["model.net.genotype=none.json"])
