@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,7 @@ def search(
     Raises: ConfigError for a judge that is not good enough, or where `folder` holds another search; DataError where the
     data cannot be used.
     """
+    began = time.process_time()
     machine, place, share = machine_of(recipe.precision, device)
     main = share.rank == 0
     plan = stages(recipe)
@@ -223,6 +225,7 @@ def search(
         "loss": dict(loss.weights),
         "layers": {name: list(layers) for name, layers in loss.layers.items()},
         "judge": None if admitted is None else admitted.model_dump(),
+        "cpu_seconds": round(time.process_time() - began, 1),
         "device": str(place),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
