@@ -1,11 +1,12 @@
 """A solver that learns its own metric: sparse codes of signals with outliers, in a fraction of ISTA's iterations.
 
-    python examples/sparse_coding.py
+    python examples/sparse_coding.py [--turns 150]
 
 The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). What is learned says how the solution is approached, never what it is:
 train on signals of one kind, run as long as you like, and the answer is that of the model. Two minutes on one core.
 """
 
+import argparse
 import copy
 
 import torch
@@ -13,7 +14,10 @@ import torch
 from twofold.restorers.sparse_coding import ISTA, LearnedALM, Model
 from twofold.solve.meta import Harmonic, aggregated_step
 
-TURNS, DEPTH = 150, 15
+DEPTH = 15
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--turns", type=int, default=150)
+turns = parser.parse_args().turns
 
 
 def signals(dictionary: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -31,7 +35,7 @@ model = Model(torch.nn.functional.normalize(torch.randn(64, 128, generator=gener
 # Train: the upper loss is the objective after 15 steps, and the leader pulls at every step on the way.
 coder = LearnedALM(model, whitened=False)
 optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 0.05)
-for turn in range(TURNS):
+for turn in range(turns):
     x = signals(model.dictionary, 16, seed=turn)
     T, u = coder.operator(x), coder.start(x)
     leads = Harmonic(float(T.metric.floor) / (model.curvature * float(coder.spectrum.max())))

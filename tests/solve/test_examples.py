@@ -1,0 +1,45 @@
+"""The examples run, and the first one is as short as it is said to be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *options: str) -> str:
+    return subprocess.check_output(
+        [sys.executable, EXAMPLES / name, *options], text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_a_bilevel_problem_takes_less_than_thirty_lines_and_finds_the_features_that_matter() -> None:
+    assert len((EXAMPLES / "bilevel.py").read_text().splitlines()) < 30
+    *rounds, last = run("bilevel.py").splitlines()
+    errors = [float(line.split("error")[1].split()[0]) for line in rounds]
+    assert errors[-1] < 0.8 * errors[0]
+    matter, rest = last.removeprefix("shrinkage of the three that matter: ").split("; of the others, mean: ")
+    assert max(float(number) for number in matter.strip("[]").split(",")) < float(rest)
+
+
+@pytest.mark.slow
+def test_a_learned_metric_needs_fewer_iterations_than_ista() -> None:
+    lines = run("sparse_coding.py", "--turns", "30").splitlines()
+    needed = {line[:16].strip(): int(line[16:].split()[0]) for line in lines if line.endswith("iterations")}
+    assert needed["learned"] < needed["ISTA"] / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deconvolution", "rain_layers"])
+def test_a_picture_is_restored_and_drawn(tmp_path: Path, name: str) -> None:
+    picture = tmp_path / "sheet.png"
+    said = run(f"{name}.py", "--turns", "2", "--output", str(picture))
+    assert "residual" in said
+    with Image.open(picture) as sheet:
+        assert sheet.width > 500
