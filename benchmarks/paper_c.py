@@ -3,8 +3,8 @@
     python benchmarks/paper_c.py --data ../shared/data --json benchmarks/results/paper_c.json
 
 Parts: counter (the smallest problem on which aggregation matters), sparse (convergence on synthetic codes), patches
-(photographs with salt and pepper), deconvolution, leader (how strong it may be), rain, rain_shallow. A file that is
-there already is gone on with: its parts are kept.
+(photographs with salt and pepper), deconvolution, leader (how strong it may be), rain, rain_shallow. `--only` with none
+of them and `--page` writes the tables of a file that is there.
 Data: BSDS500 to train, Kodak24 to test, Rain100 for rain; without --data scikit-image's photographs and drawn rain.
 About ten minutes on one free core. Plots are written beside the JSON.
 """
@@ -853,13 +853,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder with clean/BSDS500, clean/Kodak24, rain/Rain100")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--resume", action="store_true", help="keep the parts that the JSON has already")
     parser.add_argument("--page", type=Path, help="a page whose tables are made anew from the JSON, as docs/bmo.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     facts: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     material = photos(arguments.data)
     for name in arguments.only:
-        if name in facts:
+        if arguments.resume and name in facts:
             continue
         began = time.process_time()
         facts[name] = PARTS[name](material, arguments.json)
