@@ -89,8 +89,8 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None 
 
 
 def started(guide: nn.Module) -> None:
-    """Weights as He et al. 2015 draw them. From torch's own, a fifth as large, the guide draws the best constant map for
-    the first thousand turns, which would be all that a small training has.
+    """Weights as He et al. 2015 draw them. From torch's own, less than half as large, the guide draws the best constant
+    map for many hundred turns, which would be all that a small training has.
     """
     for layer in guide.modules():
         if isinstance(layer, nn.Conv2d):
