@@ -1,14 +1,15 @@
 """The experiments of paper A (Gao et al. 2022) as one command: deconvolution with and without guidance, three ways of
 training it, wrong and uneven noise levels, and haze with and without depth.
 
-    python benchmarks/paper_a.py --data ../shared/data --json benchmarks/results/paper_a.json --part deblur haze
-    python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --pictures deblur/Levin/clean \
-        --kernels deblur/Levin/kernels
+    python benchmarks/paper_a.py --data ../shared/data --json benchmarks/results/paper_a.json
+    python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --device cuda \
+        --pictures deblur/Levin/clean --kernels deblur/Levin/kernels
 
-The first is small (narrow networks, some hundred turns, half an hour of one core) and answers which signs hold. The
-second is the paper's own schedule, 200,000 turns a training, and needs a GPU. What is compared starts from the same
-weights and sees the same batches in the same order; trained on BSDS500 with `kernels20`, tested on other pictures with
-other kernels. Every training that is done stands in the file, and is not done again.
+The first is small (narrow networks, some hundred turns, an hour of one core) and answers which signs hold; `--part`
+names a part of it: deblur and haze train, model judges a model that is there. The second is the paper's own schedule,
+200,000 turns a training. What is compared starts from the same weights and sees the same batches in the same order;
+trained on BSDS500 with `kernels20`, tested on other pictures with other kernels. Every training that is done stands in
+the file, and is not done again.
 """
 
 from __future__ import annotations
@@ -133,9 +134,9 @@ def binned(values: Sequence[float], bins: int = 40) -> list[float]:
 # Deconvolution.
 
 
-def spoilt(root: Path, asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
+def spoilt(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
     """The test pictures, cut to 256 pixels, each with a kernel of its own; with --full whole, and each with each."""
-    files, kernels = images.find([root / asked.pictures]), read_kernels(root / asked.kernels)
+    files, kernels = images.find([asked.data / asked.pictures]), read_kernels(asked.data / asked.kernels)
     couples = [(file, kernel) for file in files for kernel in kernels]
     if not asked.full:
         couples = [(file, kernels[n % len(kernels)]) for n, file in enumerate(files)]
@@ -164,8 +165,10 @@ def constant(level: float) -> Callable[[Sample], Tensor]:
 
 
 @torch.no_grad()
-def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Tensor] | None = None) -> dict[str, float]:
-    """Means over the pictures, protocol `grey`. rule: makes the map that is given; None leaves it to the guide."""
+def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Tensor] | None = None) -> dict[str, Any]:
+    """Means over the pictures, protocol `grey`, and every picture's PSNR. rule: makes the map that is given; without
+    it the guide draws.
+    """
     rows, device = [], next(restorer.parameters()).device if isinstance(restorer, nn.Module) else torch.device("cpu")
     for sample in samples:
         assert sample.known is not None
@@ -181,12 +184,13 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
                 "level": level.mean().item(),
                 "deviation": level.std().item(),
             }
-    return {key: float(f"{sum(row[key] for row in rows) / len(rows):.5g}") for key in rows[0]}
+    means = {key: float(f"{sum(row[key] for row in rows) / len(rows):.5g}") for key in rows[0]}
+    return {**means, "pictures": [round(row["psnr"], 3) for row in rows]}
 
 
-def deblurred(restorer: nn.Module, way: str, root: Path, asked: argparse.Namespace) -> dict[str, Any]:
+def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Every level; of the guided way also with levels that are told, wrong, or uneven."""
-    even = {level: spoilt(root, asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
+    even = {level: spoilt(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
     if way != "guided":
         return found
@@ -195,7 +199,7 @@ def deblurred(restorer: nn.Module, way: str, root: Path, asked: argparse.Namespa
         return restorer(sample.observed.to(place), known=sample.known.to(place)).guidance  # type: ignore[union-attr,no-any-return]
 
     place = next(restorer.parameters()).device
-    quarters = spoilt(root, asked, lambda: GaussianNoise((0.0, 1.0), uneven))
+    quarters = spoilt(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
     mean_power = sum(level**2 for level in CORNERS) / len(CORNERS)
     rules = (
         drawn,
@@ -211,14 +215,14 @@ def deblurred(restorer: nn.Module, way: str, root: Path, asked: argparse.Namespa
     return found
 
 
-def classical(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """What methods without weights make of the same pictures: their own estimate of the noise, and wrong levels."""
-    samples = spoilt(root, asked, lambda: GaussianNoise((TRUE, TRUE)))
+def classical(asked: argparse.Namespace) -> dict[str, Any]:
+    """What methods without weights make of the same pictures: with their own estimate of the noise, and told levels."""
     rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
+    even = {level: spoilt(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     return {
         name: {
-            "estimated": score(method, samples),
-            "assumed": {percent(level): score(method, samples, constant(level)) for level in ASSUMED},
+            "levels": {percent(level): score(method, even[level]) for level in LEVELS},
+            "assumed": {percent(level): score(method, even[TRUE], constant(level)) for level in ASSUMED},
         }
         for name, method in rivals.items()
     }
@@ -293,14 +297,14 @@ def gain(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
     """Mean of `one` − `other`, paired by seed, and its 95 % interval.
 
     >>> gain({0: 30.0, 1: 31.0}, {0: 29.0, 1: 30.0})
-    {'mean': 1.0, 'interval': [1.0, 1.0], 'seeds': 2}
+    {'mean': 1.0, 'interval': [1.0, 1.0], 'n': 2}
     """
     gains = [value - other[seed] for seed, value in sorted(one.items()) if seed in other]
     ends = interval(gains)
     return {
         "mean": round(sum(gains) / len(gains), 3) if gains else None,
         "interval": None if ends is None else [round(end, 3) for end in ends],
-        "seeds": len(gains),
+        "n": len(gains),
     }
 
 
@@ -313,11 +317,56 @@ COMPARED = {
 }
 
 
+def steered(psnr: Callable[..., dict[int, float]]) -> dict[str, Any]:
+    """A4 and A5. psnr: keys of what was found → numbers by seed, or by picture."""
+    own, uneven_map = psnr("levels", percent(TRUE)), psnr("uneven", "estimated map")
+    return {
+        "A4": {
+            "adaptive": mean(own),
+            "assumed": {
+                at: {"psnr": mean(psnr("assumed", at)), "adaptive gains": gain(own, psnr("assumed", at))}
+                for at in map(percent, ASSUMED)
+            },
+        },
+        "A5": {
+            name: {
+                "psnr": mean(psnr("uneven", name)),
+                "estimated map gains": gain(uneven_map, psnr("uneven", name)),
+            }
+            for name in UNEVEN
+        },
+    }
+
+
+def summary_of_model(found: dict[str, Any], rivals: dict[str, Any]) -> dict[str, Any]:
+    """A trained model: every level, its gains over methods without weights with intervals over pictures, A4, A5."""
+
+    def psnr(*keys: str, of: dict[str, Any] = found) -> dict[int, float]:
+        for key in keys:
+            of = of[key]
+        return dict(enumerate(of["pictures"]))
+
+    names = [percent(level) for level in LEVELS]
+    return {
+        "psnr": {name: found["levels"][name]["psnr"] for name in names},
+        "level told": {name: found["told"][name]["psnr"] for name in names},
+        "rivals": {
+            rival: {
+                name: {
+                    "psnr": facts["levels"][name]["psnr"],
+                    "model gains": gain(psnr("levels", name), psnr("levels", name, of=facts)),
+                }
+                for name in names
+            }
+            for rival, facts in rivals.items()
+        },
+        **steered(psnr),
+        "maps": {name: {fact: found["levels"][name][fact] for fact in ("level", "deviation", "g")} for name in names},
+    }
+
+
 def summary_of_deblur(runs: Runs) -> dict[str, Any]:
     names = [percent(level) for level in LEVELS]
-    own = values(runs, "guided", 9, "levels", percent(TRUE), "psnr")
-    rule = {name: values(runs, "guided", 9, "uneven", name, "psnr") for name in UNEVEN}
-    assumed = {percent(at): values(runs, "guided", 9, "assumed", percent(at), "psnr") for at in ASSUMED}
     return {
         "psnr": {
             f"{way}, {layers} layers": {name: mean(values(runs, way, layers, "levels", name, "psnr")) for name in names}
@@ -328,14 +377,7 @@ def summary_of_deblur(runs: Runs) -> dict[str, Any]:
             title: {name: gain(*(values(runs, *which, "levels", name, "psnr") for which in both)) for name in names}
             for title, both in COMPARED.items()
         },
-        "A4": {
-            "adaptive": mean(own),
-            "assumed": {at: {"psnr": mean(found), "adaptive gains": gain(own, found)} for at, found in assumed.items()},
-        },
-        "A5": {
-            name: {"psnr": mean(found), "estimated map gains": gain(rule["estimated map"], found)}
-            for name, found in rule.items()
-        },
+        **steered(lambda *keys: values(runs, "guided", 9, *keys, "psnr")),
         "maps": {
             way: {
                 name: {fact: mean(values(runs, way, 9, "levels", name, fact)) for fact in ("level", "deviation", "g")}
@@ -386,56 +428,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
-    parser.add_argument("--part", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
     parser.add_argument("--turns", type=int, default=800, help="ω-updates of a small training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pictures", default="deblur/Set12", help="test photographs below --data")
     parser.add_argument("--kernels", default="deblur/kernels/kernels_12.mat", help="test kernels below --data")
-    parser.add_argument("--models", type=Path, help="a folder that keeps every trained model")
+    parser.add_argument("--model", default="deblur", help="of the part `model`: a shipped one or a file")
     asked = parser.parse_args()
     if asked.device == "cpu":
         torch.set_num_threads(1)
     for part in asked.part:
-        run_part(part, asked)
+        if part == "model":
+            judge_model(asked)
+        else:
+            run_part(part, asked)
+
+
+def judge_model(asked: argparse.Namespace) -> None:
+    """A4 and A5 on a model that was trained for longer."""
+    restorer = zoo.load(asked.model, device=asked.device)
+    found, rivals = deblurred(restorer, "guided", asked), classical(asked)
+    maps(restorer, asked.json.with_name(f"{asked.json.stem}_maps.png"))
+    keep(
+        "model",
+        {"summary": summary_of_model(found, rivals), "name": asked.model, "found": found, "classical": rivals},
+        asked,
+    )
 
 
 def run_part(part: str, asked: argparse.Namespace) -> None:
     name, turns = RECIPES[part][asked.full], None if asked.full else asked.turns
-    settings = recipe_of(name, "none", 0, 0, turns=turns).model_dump(exclude={"scheme", "about", "terms"})
-    kept = json.loads(asked.json.read_text()).get(part, {}) if asked.json.exists() else {}
-    runs = kept["runs"] if kept.get("recipe") == settings else []
+    settings = recipe_of(name, "none", 0, 0, turns=turns)
+    kept = json.loads(asked.json.read_text()).get(part) if asked.json.exists() else None
+    runs = kept["runs"] if kept and recipes.parse(kept["recipe"]) == settings else []
     done = {(run["way"], run["layers"], run["seed"]) for run in runs}
-    rivals = (kept.get("classical") or classical(asked.data, asked)) if part == "deblur" else None
     for seed in range(asked.seeds):
         for way, layers in WAYS[part]:
             if (way, layers, seed) in done:
                 continue
             recipe = recipe_of(name, way, layers, seed, turns=turns)
             restorer, facts = trained(part, way, recipe, asked.data, asked.device)
-            if asked.models:
-                asked.models.mkdir(parents=True, exist_ok=True)
-                zoo.save(asked.models / f"{part}-{way}-{layers}-{seed}.safetensors", restorer, recipe.model)
-            if part == "deblur":
-                found = deblurred(restorer, way, asked.data, asked)
-                if (way, layers, seed) == ("guided", 9, 0):
-                    maps(restorer, asked.json.with_name(f"{asked.json.stem}_maps.png"))
-            else:
-                found = hazed(restorer, recipe, asked.data)
+            found = deblurred(restorer, way, asked) if part == "deblur" else hazed(restorer, recipe, asked.data)
             runs.append({"way": way, "layers": layers, "seed": seed, **facts, "found": found})
             print(part, way, layers, seed, facts["cpu_seconds"], json.dumps(found)[:400], flush=True)
-            keep(part, {"recipe": settings, "runs": runs, "classical": rivals}, asked)
-    keep(part, {"recipe": settings, "runs": runs, "classical": rivals}, asked)
-    if part == "deblur":
+            keep(part, {"summary": SUMMARIES[part](runs), "recipe": settings.model_dump(), "runs": runs}, asked)
+    if runs:  # where nothing was left to train, the summary is made anew
+        keep(part, {"summary": SUMMARIES[part](runs), "recipe": settings.model_dump(), "runs": runs}, asked)
+    if part == "deblur" and runs:
         draw_curves(runs, asked.json.with_name(f"{asked.json.stem}_training.png"))
 
 
 def keep(part: str, facts: dict[str, Any], asked: argparse.Namespace) -> None:
     """Writes one part and leaves the others as the file has them."""
     kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
-    test = {"pictures": asked.pictures, "kernels": asked.kernels, "whole": asked.full} if part == "deblur" else None
-    kept[part] = {"summary": SUMMARIES[part](facts["runs"]), "test": test, **facts}
+    kept[part] = facts
+    if part != "haze":
+        kept[part] |= {"test": {"pictures": asked.pictures, "kernels": asked.kernels, "whole": asked.full}}
     kept["papers"] = papers()
     kept["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     write_text(asked.json, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")

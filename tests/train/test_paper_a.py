@@ -129,7 +129,7 @@ def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_
 
 def test_a_gain_is_paired_by_seed_and_ignores_seeds_that_one_side_lacks(benchmark: ModuleType) -> None:
     found = benchmark.gain({0: 30.0, 1: 31.2, 2: 9.0}, {0: 29.0, 1: 30.0})
-    assert found["seeds"] == 2
+    assert found["n"] == 2
     assert found["mean"] == pytest.approx(1.1)
     low, high = found["interval"]
     assert low < 0 < 1.1 < high  # two seeds that differ by 0.2 dB show little
