@@ -24,7 +24,9 @@ from twofold.contracts import Degradation, Sample, WeightsError
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache
 from twofold.data.sources import SyntheticCrops
-from twofold.degrade.additive import RainStreaks
+from twofold.degrade.additive import GaussianNoise, RainStreaks
+from twofold.degrade.blur import Blur, CameraShake
+from twofold.degrade.hadamard import Haze, LowLight, Underwater
 from twofold.files import write_text
 from twofold.sheets import contact_sheet
 from twofold.train.loop import Report, Run, fit
@@ -35,15 +37,23 @@ from twofold.train.schemes import GuidedTraining, Learner
 class Scene:
     """One photograph of the demonstration: the model that restores it, and how it is spoilt."""
 
-    name: str
+    photograph: str
     model: str
     degradation: Degradation
+
+    @property
+    def name(self) -> str:
+        return f"{self.photograph}-{Path(self.model).stem}"
 
 
 SCENES = (
     Scene("coffee", "derain", RainStreaks()),
     Scene("chelsea", "derain", RainStreaks()),
-    Scene("astronaut", "derain", RainStreaks()),
+    Scene("astronaut", "deblur", Blur(CameraShake(size=25, extent=(10.0, 16.0)), GaussianNoise((0.01, 0.01)))),
+    Scene("chelsea", "deblur", Blur(CameraShake(size=25, extent=(10.0, 16.0)), GaussianNoise((0.03, 0.03)))),
+    Scene("rocket", "dehaze", Haze(beta=(1.0, 1.0), airlight=(0.85, 0.85))),
+    Scene("coffee", "lowlight", LowLight(exposure=(0.04, 0.04))),
+    Scene("astronaut", "underwater", Underwater()),
 )
 
 
@@ -69,10 +79,10 @@ def photograph(name: str) -> Tensor:
 
 def show(scene: Scene, *, seed: int = 0) -> Shown:
     """Raises: WeightsError where the scene's model is not shipped."""
-    sample = scene.degradation(photograph(scene.name), torch.Generator().manual_seed(seed))
+    sample = scene.degradation(photograph(scene.photograph), torch.Generator().manual_seed(seed))
     model = api.load(scene.model)
     started = time.perf_counter()
-    restored, guidance, _ = model(sample.observed)
+    restored, guidance, _ = model(sample.observed, kernel=sample.known)
     seconds = time.perf_counter() - started
     restored = restored.clamp(0, 1)
     before, after = (metrics.psnr(picture, sample.clean).item() for picture in (sample.observed, restored))
@@ -104,7 +114,7 @@ def page(results: Sequence[Shown], table: str) -> str:
             for t, p in pictures
         )
         figures.append(
-            f"<h2>{html.escape(r.scene.name)}: {r.before:.2f} → {r.after:.2f} dB</h2><div class=row>{cells}</div>"
+            f"<h2>{html.escape(r.scene.photograph)}, {html.escape(Path(r.scene.model).stem)}: {r.before:.2f} → {r.after:.2f} dB</h2><div class=row>{cells}</div>"
         )
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><title>twofold: demonstration</title>
@@ -131,7 +141,7 @@ def _jpeg(picture: Tensor) -> str:
 def table(results: Sequence[Shown]) -> str:
     lines = [f"{'photograph':<12} {'model':<10} {'before':>8} {'after':>8} {'seconds':>8}"]
     lines += [
-        f"{r.scene.name:<12} {r.scene.model:<10} {r.before:8.2f} {r.after:8.2f} {r.seconds:8.2f}" for r in results
+        f"{r.scene.photograph:<12} {r.scene.model:<10} {r.before:8.2f} {r.after:8.2f} {r.seconds:8.2f}" for r in results
     ]
     return "\n".join(lines)
 

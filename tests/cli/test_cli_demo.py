@@ -24,13 +24,13 @@ def test_a_scene_is_spoilt_restored_and_shown(guided_model: Path, tmp_path: Path
     said: list[str] = []
     scenes = [demo.Scene(*facts, RainStreaks()) for facts in (("coffee", str(guided_model)), ("chelsea", "nope"))]
     (shown,) = demo.run(tmp_path / "demo", said.append, scenes=scenes)
-    names = ["coffee-restored.png", "coffee.png", "index.html", "sheet.png"]
+    names = ["coffee-guided-restored.png", "coffee-guided.png", "index.html", "sheet.png"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == names
-    assert "chelsea is left out: unknown model 'nope'" in said[0]
+    assert "chelsea-nope is left out: unknown model 'nope'" in said[0]
     assert f"{shown.before:.2f}" in said[1]
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
-    assert torch.allclose(images.read(tmp_path / "demo" / "coffee.png").pixels, shown.sample.observed, atol=1e-6)
+    assert torch.allclose(images.read(tmp_path / "demo" / "coffee-guided.png").pixels, shown.sample.observed, atol=1e-6)
 
 
 def test_seconds_of_training_on_the_photographs_lower_the_loss(
@@ -53,5 +53,5 @@ def test_a_demonstration_without_its_models_says_so_and_fails(
 ) -> None:
     monkeypatch.setattr(demo, "SCENES", (demo.Scene("coffee", "nope", RainStreaks()),))
     assert run(["demo", "--output", str(tmp_path / "demo"), "--seconds", "0"]) == 1
-    assert "coffee is left out" in capsys.readouterr().out
+    assert "coffee-nope is left out" in capsys.readouterr().out
     assert not (tmp_path / "demo").exists()
