@@ -20,6 +20,7 @@ from twofold.search.genotype import Genotype, uniform
 from twofold.search.loss_space import PLAIN, LossFile, LossSpace
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
+from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
 from twofold.train.search_run import Stage, build_net, search, stages
@@ -222,7 +223,7 @@ def test_a_misspelt_key_of_a_search_names_the_nearest() -> None:
 
 def test_a_misspelt_loss_is_found_in_named_and_searched_losses() -> None:
     with pytest.raises(ConfigError, match="there is no loss 'l3'"):
-        recipes.FoundLoss(weights={"l3": 1.0}).file()
+        FoundLoss(weights={"l3": 1.0}).file()
 
 
 def test_train_takes_a_loss_file_for_any_model(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,8 @@ from pydantic import Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from twofold.contracts import ConfigError
-from twofold.search.genotype import Genotype
-from twofold.search.loss_space import LossFile
 from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepper, Streaks, Water
+from twofold.train.found import FoundLoss, embed
 from twofold.zoo import ModelSpec, Settings, nearest
 
 Count = Annotated[int, Field(ge=1)]
@@ -193,22 +192,6 @@ LossName = Literal[
 ]
 
 
-class FoundLoss(Settings):
-    """A searched loss, as its file has it. A recipe names the file, `loss: {file: loss.yaml}`, and reading it puts the
-    contents in its place.
-    """
-
-    weights: dict[str, Amount]
-    layers: dict[str, list[int]] = {}
-    ssim_exponents: Annotated[list[float], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
-
-    def file(self) -> LossFile:
-        """Raises: ConfigError for an unknown loss."""
-        layers = {name: tuple(numbers) for name, numbers in self.layers.items()}
-        a, b, c = self.ssim_exponents
-        return LossFile(self.weights, layers, (a, b, c))
-
-
 def _kind_of_loss(value: Any) -> str:
     return "found" if isinstance(value, FoundLoss) or (isinstance(value, dict) and "weights" in value) else "named"
 
@@ -300,35 +283,8 @@ def tree_of(name_or_path: str | Path, changes: list[str] | None = None, *, loss:
         _apply(tree, change)
     if loss is not None:
         tree["loss"] = {"file": str(loss.absolute())}
-    _embed(tree, folder)
+    embed(tree, folder)
     return tree
-
-
-def _embed(tree: dict[str, Any], folder: Traversable) -> None:
-    """Puts the contents of the files that a search wrote in the places that name them.
-
-    A path starts from the recipe's folder, or where nothing is there, from the folder of work.
-    """
-
-    def text(path: str) -> str:
-        beside = folder.joinpath(path)
-        try:
-            return beside.read_text() if beside.is_file() else Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {path}, which a search writes: {error}") from error
-
-    for group in (tree, tree.get("search")):
-        loss = group.get("loss") if isinstance(group, dict) else None
-        if isinstance(loss, dict) and set(loss) == {"file"} and isinstance(group, dict):
-            found = LossFile.from_yaml(text(str(loss["file"])))
-            layers = {name: list(numbers) for name, numbers in found.layers.items()}
-            exponents = list(found.ssim_exponents)
-            group["loss"] = {"weights": dict(found.weights), "layers": layers, "ssim_exponents": exponents}
-    net = tree.get("model", {}).get("net") if isinstance(tree.get("model"), dict) else None
-    if isinstance(net, dict) and isinstance(net.get("genotype"), str):
-        found_net = Genotype.from_json(text(net["genotype"]))
-        groups = {group: list(names) for group, names in found_net.groups.items()}
-        net["genotype"] = {"groups": groups, "ops_per_branch": found_net.ops_per_branch}
 
 
 def parse(tree: dict[str, Any], origin: str = "recipe") -> Recipe:

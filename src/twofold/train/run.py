@@ -36,19 +36,20 @@ from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes
 from twofold.train.convergence import Convergence
+from twofold.train.found import FoundLoss
 from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
 from twofold.train.meta import MetaTraining
 
 
 def build_loss(
-    settings: dict[recipes.LossName, float] | recipes.FoundLoss, root: Path = Path(), device: torch.device | str = "cpu"
+    settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path(), device: torch.device | str = "cpu"
 ) -> schemes.Loss:
     """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
     the data root, named ones when the loss is first called.
 
     Raises: WeightsError where they are not there.
     """
-    if isinstance(settings, recipes.FoundLoss):
+    if isinstance(settings, FoundLoss):
         file = settings.file()
         return file.build(feature_networks(file.needs, root, device))
     terms = [(_term(name, root), weight) for name, weight in settings.items()]

@@ -10,6 +10,7 @@ from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.train import recipe as recipes
 from twofold.train.damage import Amount
+from twofold.train.found import FoundLoss
 from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, Source
 from twofold.zoo import Combination, PlainSpec, Settings
 
@@ -99,7 +100,7 @@ class ArchitectureSpec(Settings):
 
     kind: Literal["architecture"] = "architecture"
     turns: Count
-    loss: recipes.FoundLoss | None = None
+    loss: FoundLoss | None = None
 
 
 Stages = Annotated[HierarchicalSpec | SynchronousSpec | LossSpec | ArchitectureSpec, Field(discriminator="kind")]
