@@ -41,17 +41,20 @@ from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, vali
 from twofold.train.meta import MetaTraining
 
 
-def build_loss(
-    settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path(), device: torch.device | str = "cpu"
-) -> schemes.Loss:
+def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> schemes.Loss:
     """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
-    the data root, named ones when the loss is first called.
+    the data root when the loss is first called, and raise WeightsError where it is not there.
 
-    Raises: WeightsError where they are not there.
+    Raises: ConfigError for a searched loss that does not exist.
     """
     if isinstance(settings, FoundLoss):
         file = settings.file()
-        return file.build(feature_networks(file.needs, root, device))
+
+        @cache
+        def found(device: torch.device) -> schemes.Loss:
+            return file.build(feature_networks(file.needs, root, device))
+
+        return lambda restored, clean: found(restored.device)(restored, clean)
     terms = [(_term(name, root), weight) for name, weight in settings.items()]
     return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
 
@@ -141,8 +144,7 @@ def build_scheme(
 
     Raises: ConfigError where the scheme needs a guide and the model has none.
     """
-    device = next(restorer.parameters()).device
-    loss, spec = build_loss(recipe.loss, root, device), recipe.scheme
+    loss, spec = build_loss(recipe.loss, root), recipe.scheme
 
     def learner(module: nn.Module, settings: recipes.Optimizer, steps: float) -> schemes.Learner:
         schedule = build_schedule(recipe.schedule, max(round(steps), 1))
