@@ -28,7 +28,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
@@ -228,9 +228,13 @@ def _pictures(count: int) -> tuple[Tensor, Tensor]:
 
 
 def cpu_seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The least CPU time of each, measured in turns; what is short is repeated for at least 20 ms."""
+    """The least CPU time of each, measured in turns: at least `rounds` of them, and more where they take under 5 s.
+
+    What is short is repeated for at least 20 ms.
+    """
     best, repeats = dict.fromkeys(work, math.inf), dict.fromkeys(work, 1)
-    for turn in range(rounds + 1):
+    began, turn = time.process_time(), -1
+    while (turn := turn + 1) <= rounds or time.process_time() - began < 5:
         for name, function in work.items():
             gc.collect()
             gc.disable()
@@ -421,7 +425,7 @@ def betty(rounds: int) -> dict[str, object]:
     return table
 
 
-def draw(laws: dict[str, dict[int, float]], path: Path) -> None:
+def draw(laws: dict[str, dict[int, float]], beside: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -432,13 +436,50 @@ def draw(laws: dict[str, dict[int, float]], path: Path) -> None:
         axes.loglog(list(law), list(law.values()), "o-", label=method)
     axes.set(xlabel="lower steps T", ylabel="peak memory above the start, MiB", title="Hypergradient memory")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(beside.with_suffix(".png"), dpi=110)
+
+
+def summary(facts: dict[str, Any]) -> dict[str, Any]:
+    """The numbers to look at first, each the worst of the three problems."""
+    cost = facts["costs"].values()
+
+    def ratios(way: str) -> dict[str, float]:
+        rows = facts["unrolled"].values()
+        least = [min(row["peak_mib"][peer] for peer in ("torchopt", "higher")) for row in rows]
+        return {
+            "memory_ratio_to_best_peer": max(r["peak_mib"][way] / m for r, m in zip(rows, least, strict=True)),
+            "time_ratio_to_torchopt": max(r["seconds"][way] / r["seconds"]["torchopt"] for r in rows),
+            "relative_difference": max(r["relative_difference"][way] for r in rows),
+        }
+
+    return {
+        **ratios("twofold, 4 together"),
+        "one_step_together": ratios("twofold"),
+        f"resident_mib_at_{LONG}": facts[f"horizon_{LONG}"]["resident_mib"],
+        "lower_gradients_an_implicit_iteration": max(
+            row["lower_gradients_an_implicit_iteration, differences"] for row in cost
+        ),
+        "lower_gradients_of_the_cross_derivative_of_one_step": max(
+            row["lower_gradients_of_the_cross_derivative_of_one_step, differences"] for row in cost
+        ),
+        "note": "each number is the worst of the three problems; T = 64, 4 steps together, float32, one thread",
+    }
+
+
+PARTS: dict[str, Callable[[int], object]] = {
+    "unrolled": unrolled_exactly,
+    "costs": costs,
+    "memory_laws_mib": lambda rounds: memory_laws(),
+    f"horizon_{LONG}": lambda rounds: long_horizon(),
+    "betty": lambda rounds: betty(20),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here, and the plot of the memory laws beside it")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each timing; the best one counts")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="renew these parts of the JSON")
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -446,52 +487,24 @@ def main() -> None:
     if arguments.long:
         print(json.dumps({"resident_mib": resident_mib(reweighting(), LONG)}))
         return
-    unrolled = unrolled_exactly(arguments.rounds)
-    cost, laws, long = costs(arguments.rounds), memory_laws(), long_horizon()
-
-    def worst(number: Callable[[dict[str, dict[str, float]]], float]) -> float:
-        return max(number(row) for row in unrolled.values())  # type: ignore[arg-type]
-
-    def ratios(way: str) -> dict[str, float]:
-        peers = ("torchopt", "higher")
-        return {
-            "memory_ratio_to_best_peer": worst(
-                lambda row: row["peak_mib"][way] / min(row["peak_mib"][peer] for peer in peers)
-            ),
-            "time_ratio_to_torchopt": worst(lambda row: row["seconds"][way] / row["seconds"]["torchopt"]),
-            "relative_difference": worst(lambda row: row["relative_difference"][way]),
-        }
-
-    result = {
-        "summary": {
-            **ratios("twofold, 4 together"),
-            "one_step_together": ratios("twofold"),
-            f"resident_mib_at_{LONG}": long["resident_mib"],
-            "lower_gradients_an_implicit_iteration": max(
-                row["lower_gradients_an_implicit_iteration, differences"] for row in cost.values()
-            ),
-            "lower_gradients_of_the_cross_derivative_of_one_step": max(
-                row["lower_gradients_of_the_cross_derivative_of_one_step, differences"] for row in cost.values()
-            ),
-            "note": "each number is the worst of the three problems; T = 64, 4 steps together, float32, one thread",
-        },
-        "unrolled": unrolled,
-        "costs": cost,
-        "memory_laws_mib": laws,
-        f"horizon_{LONG}": long,
-        "betty": betty(20),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "torchopt": version("torchopt"),
-            "higher": version("higher"),
-            "load_average": os.getloadavg(),
-        },
+    path: Path | None = arguments.json
+    facts: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    for part in arguments.only:
+        facts[part] = PARTS[part](arguments.rounds)
+    facts["machine"] = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "torchopt": version("torchopt"),
+        "higher": version("higher"),
+        "load_average": os.getloadavg(),
     }
-    print(json.dumps(result["summary"], indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        draw(laws, arguments.json.with_suffix(".png"))
+    if set(PARTS) <= set(facts):
+        facts = {"summary": summary(facts), **{name: found for name, found in facts.items() if name != "summary"}}
+        print(json.dumps(facts["summary"], indent=1))
+    if path is not None:
+        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        laws = facts.get("memory_laws_mib", {})
+        draw({name: {int(k): mib for k, mib in law.items()} for name, law in laws.items()}, path)
 
 
 if __name__ == "__main__":
