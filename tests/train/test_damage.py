@@ -119,6 +119,14 @@ def test_depth_can_be_made_up_and_bent(root: Path) -> None:
     assert 0 < float(torch.cat([one, two]).min()) <= float(torch.cat([one, two]).max()) <= 1
 
 
+def test_a_veil_lies_on_the_nearest_things_too(root: Path) -> None:
+    source = recipes.WithDepth(clean="clean", veil=[0.5, 0.5])
+    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    guidance = made(torch.Generator().manual_seed(0)).guidance
+    assert guidance is not None
+    assert float(guidance.min()) >= 0.5
+
+
 def test_a_photograph_without_its_depth_is_an_error(root: Path) -> None:
     (root / "depth" / "1.png").unlink()
     source = recipes.WithDepth(clean="clean", depth="depth")

@@ -87,7 +87,7 @@ def made_up_depth(picture: Tensor, *, horizon: float = 0.4, near: float = 0.08) 
 class HazyCrops:
     """The same crop of a photograph and of its depth, with haze drawn anew over it. depths: `(1, H, W)` floats.
 
-    bend: range of an exponent on the depth, for depth that is made up.
+    For depth that is made up, bend: range of an exponent on it; veil: range of what even the nearest things have.
     """
 
     clean: CropCache
@@ -95,6 +95,7 @@ class HazyCrops:
     haze: Haze
     size: int
     bend: tuple[float, float] = (1.0, 1.0)
+    veil: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         for picture, depth in zip(self.clean.pictures, self.depths, strict=True):
@@ -105,4 +106,5 @@ class HazyCrops:
         choice = plan(generator)
         clean = as_floats([self.clean.crop(self.size, choice)])
         depth = CropCache(self.depths, self.clean.turns).crop(self.size, choice)[None]
-        return self.haze(clean, generator, depth=depth ** uniform_between(generator, *self.bend))
+        bend, veil = uniform_between(generator, *self.bend), uniform_between(generator, *self.veil)
+        return self.haze(clean, generator, depth=veil + (1 - veil) * depth**bend)

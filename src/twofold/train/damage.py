@@ -31,7 +31,8 @@ NOISE_LAYOUTS = {
 }
 
 
-def _pair(bounds: list[float]) -> tuple[float, float]:
+def pair(bounds: list[float]) -> tuple[float, float]:
+    """A range of a recipe as degradations take it."""
     low, high = bounds
     return low, high
 
@@ -51,7 +52,7 @@ class Noise(Settings):
     quantise: bool = False
 
     def build(self, root: Path) -> Degradation:
-        return additive.GaussianNoise(_pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
+        return additive.GaussianNoise(pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
 
 
 class SaltAndPepper(Settings):
@@ -81,7 +82,7 @@ class Shake(Settings):
     extent: Range = [5.0, 27.0]
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.CameraShake(size=self.size, extent=_pair(self.extent))
+        return blur.CameraShake(size=self.size, extent=pair(self.extent))
 
 
 class KernelFiles(Settings):
@@ -102,7 +103,7 @@ class GaussianBlur(Settings):
     deviation: Range = [0.6, 3.0]
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Gaussian(size=self.size, deviation=_pair(self.deviation))
+        return blur.Gaussian(size=self.size, deviation=pair(self.deviation))
 
 
 class Defocus(Settings):
@@ -113,7 +114,7 @@ class Defocus(Settings):
     radius: Range = [1.0, 8.0]
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Disc(size=self.size, radius=_pair(self.radius))
+        return blur.Disc(size=self.size, radius=pair(self.radius))
 
 
 class Motion(Settings):
@@ -124,7 +125,7 @@ class Motion(Settings):
     length: Range = [3.0, 21.0]
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Line(size=self.size, length=_pair(self.length))
+        return blur.Line(size=self.size, length=pair(self.length))
 
 
 KernelSpec = Annotated[Shake | KernelFiles | GaussianBlur | Defocus | Motion, Field(discriminator="kind")]
@@ -142,15 +143,19 @@ class Blurred(Settings):
 
 
 class Hazy(Settings):
-    """beta: range of the density, on a depth of about 1 at the far end. airlight: range of its grey level."""
+    """beta: range of the density, on a depth of about 1 at the far end. airlight: range of its grey level. near: range
+    of the depth at the lower border, where depth is drawn.
+    """
 
     kind: Literal["haze"] = "haze"
     beta: Range = [0.4, 2.0]
     airlight: Range = [0.7, 1.0]
     tint: Amount = 0.03
+    near: Range = [0.03, 0.2]
 
     def build(self, root: Path) -> hadamard.Haze:
-        return hadamard.Haze(beta=_pair(self.beta), airlight=_pair(self.airlight), tint=self.tint)
+        source = hadamard.OutdoorDepth(near=pair(self.near))
+        return hadamard.Haze(beta=pair(self.beta), airlight=pair(self.airlight), tint=self.tint, source=source)
 
 
 class Dark(Settings):
@@ -165,11 +170,11 @@ class Dark(Settings):
 
     def build(self, root: Path) -> hadamard.LowLight:
         return hadamard.LowLight(
-            exposure=_pair(self.exposure),
+            exposure=pair(self.exposure),
             unevenness=self.unevenness,
             cast=self.cast,
-            shot=_pair(self.shot),
-            read=_pair(self.read),
+            shot=pair(self.shot),
+            read=pair(self.read),
         )
 
 
@@ -182,4 +187,4 @@ class Water(Settings):
     light: Range = [0.5, 0.9]
 
     def build(self, root: Path) -> hadamard.Underwater:
-        return hadamard.Underwater(distance=_pair(self.distance), column=_pair(self.column), light=_pair(self.light))
+        return hadamard.Underwater(distance=pair(self.distance), column=pair(self.column), light=pair(self.light))

@@ -23,6 +23,7 @@ from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
+from twofold.train.damage import pair
 from twofold.zoo import nearest
 
 
@@ -88,8 +89,8 @@ def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> H
     else:
         twins = [_twin(photograph, root / settings.depth) for photograph in photographs]
         depths = [read_depth(twin, disparity=settings.disparity) for twin in twins]
-    low, high = settings.bend
-    return HazyCrops(clean, depths, settings.haze.build(root), data.crop, (low, high))
+    haze, bend, veil = settings.haze.build(root), pair(settings.bend), pair(settings.veil)
+    return HazyCrops(clean, depths, haze, data.crop, bend, veil)
 
 
 def _lost(degradation: Degradation) -> int:

@@ -74,7 +74,7 @@ class WithDepth(Settings):
     """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
 
     depth: None makes one up that keeps to the picture's outlines. disparity: the depth folder holds shifts between two
-    cameras instead. bend: range of an exponent on the depth.
+    cameras instead. bend: range of an exponent on the depth. veil: range of the depth of the nearest things.
     """
 
     kind: Literal["depth"] = "depth"
@@ -82,6 +82,7 @@ class WithDepth(Settings):
     depth: str | None = None
     disparity: bool = False
     bend: Range = [1.0, 1.0]
+    veil: Range = [0.0, 0.0]
     haze: Hazy = Hazy()
     weight: Rate = 1.0
 
