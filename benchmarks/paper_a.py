@@ -53,6 +53,8 @@ RECIPES = {
     "haze": ("paper-a-haze-small", "paper-a-sots-indoor"),
 }
 """Small, and with --full."""
+TURNS = {"deblur": 800, "haze": 400}
+"""ω-updates of a small training."""
 UNEVEN = ("estimated map", "its mean", "its root mean square", "true map", "true mean", "true root mean square")
 """Which map is given where the noise is uneven."""
 Runs = Sequence[dict[str, Any]]
@@ -420,7 +422,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
     parser.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
-    parser.add_argument("--turns", type=int, default=800, help="ω-updates of a small training")
+    parser.add_argument("--turns", type=int, help="ω-updates of a training, if not the usual number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
     parser.add_argument("--device", default="cpu")
@@ -447,7 +449,7 @@ def judge_model(asked: argparse.Namespace) -> None:
 
 
 def run_part(part: str, asked: argparse.Namespace) -> None:
-    name, turns = RECIPES[part][asked.full], None if asked.full else asked.turns
+    name, turns = RECIPES[part][asked.full], asked.turns or (None if asked.full else TURNS[part])
     settings = recipe_of(name, "none", 0, 0, turns=turns)
     kept = json.loads(asked.json.read_text()).get(part) if asked.json.exists() else None
     runs = kept["runs"] if kept and recipes.parse(kept["recipe"]) == settings else []
