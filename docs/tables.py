@@ -381,7 +381,96 @@ def gkm() -> str:
     return rows(head, body)
 
 
+def searches() -> str:
+    """What the three shipped searches found, and what they took."""
+    tasks = [task for task in ("lowlight", "underwater", "haze") if (RESULTS / f"search-{task}.json").exists()]
+    found = {task: result(f"search-{task}") for task in tasks}
+    names = list(dict.fromkeys(name for facts in found.values() for name in facts["loss"]))
+    body = [
+        ["judge, right on held-out crops", *(f"{facts['judge']['accuracy']:.1%}" for facts in found.values())],
+        *([f"λ of `{name}`", *(f"{facts['loss'].get(name, 0.0):.2f}" for facts in found.values())] for name in names),
+        [
+            "feature layers",
+            *(", ".join(map(str, next(iter(facts["layers"].values()), []))) for facts in found.values()),
+        ],
+        ["places given to SC", *(f"{facts['skip_ratio']:.0%}" for facts in found.values())],
+        ["parameters of the network", *(f"{facts['parameters']:,}" for facts in found.values())],
+        [
+            "turns",
+            *(" + ".join(str(stage["turns"]) for stage in facts["stages"].values()) for facts in found.values()),
+        ],
+        [
+            "CPU seconds of one core",
+            *(f"{facts['cpu_seconds']:.0f}" if facts["cpu_seconds"] else "" for facts in found.values()),
+        ],
+    ]
+    return rows(["", *found], body)
+
+
+def paper_b_losses() -> str:
+    """Fig. 6: all weights 1 against searched ones, for three networks."""
+    body = []
+    for name, facts in result("paper_b")["summary"]["fig6"].items():
+        body.append(
+            [
+                name,
+                *(
+                    f"{facts[way]['psnr']['mean']:.2f} / {facts[way]['ssim']['mean']:.3f}"
+                    for way in ("ones", "searched")
+                ),
+                gained(facts["gain"]["psnr"]),
+                f"{facts['gain']['perceptual_squeeze']['mean']:+.4f} ({span4(facts['gain']['perceptual_squeeze'])})",
+            ]
+        )
+    head = ["network", "all ones (PSNR / SSIM)", "searched", "gain in dB (95 %)", "perceptual-squeeze, less is nearer"]
+    return rows(head, body)
+
+
+def span4(facts: dict[str, Any]) -> str:
+    low, high = facts["interval"]
+    return f"{low:+.4f} to {high:+.4f}"
+
+
+def paper_b_networks() -> str:
+    """Table 5 at a small scale, and what combines the branches."""
+    found = result("paper_b")["summary"]
+    body = [
+        [name, f"{facts['parameters']['mean']:,.0f}", f"{facts['psnr']['mean']:.2f}", f"{facts['ssim']['mean']:.3f}"]
+        for part in ("table5", "combine")
+        for name, facts in found[part].items()
+        if name != "divide"  # the 3-RC network above it
+    ]
+    return rows(["network", "parameters", "PSNR", "SSIM"], body)
+
+
+def paper_b_claims() -> str:
+    """The claims B1 to B4 as differences in dB."""
+    found = result("paper_b")["summary"]
+    body = [[name, gained(facts)] for name, facts in found["claims"].items()]
+    return rows(["claim", "difference in dB, three seeds (95 %)"], body)
+
+
+def paper_b_black_box() -> str:
+    """The hypergradient against black-box searches of equal CPU time."""
+    found = result("paper_b")["summary"]["black_box"]
+    body = [
+        [
+            name,
+            f"{facts['psnr']['mean']:.2f}",
+            f"{facts['ssim']['mean']:.3f}",
+            f"{facts['perceptual_squeeze']['mean']:.4f}",
+        ]
+        for name, facts in found.items()
+    ]
+    return rows(["weights searched by", "PSNR", "SSIM", "perceptual-squeeze"], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "searches": searches,
+    "paper_b_losses": paper_b_losses,
+    "paper_b_networks": paper_b_networks,
+    "paper_b_claims": paper_b_claims,
+    "paper_b_black_box": paper_b_black_box,
     "hypergradient_unrolled": hypergradient_unrolled,
     "hypergradient_costs": hypergradient_costs,
     "convergence": convergence,
