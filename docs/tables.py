@@ -167,15 +167,18 @@ def shipped_assumed() -> str:
 def shipped_haze() -> str:
     """The shipped model against the dark channel prior."""
     names = ("input", "dark_channel_0.95", "dark_channel_0.8", "dehaze")
+    fitted = ("dark_channel_0.8, exposure fitted", "dehaze, exposure fitted")
     body = [
         [
             f"{name} ({facts['pictures']} pictures)",
             *(f"{facts[key]:.2f}" for key in names),
             f"{facts['gain']:+.2f} ({span(facts['gain_interval'], sign='+')})",
+            " / ".join(f"{facts[key]:.2f}" for key in fitted),
         ]
         for name, facts in result("shipped")["haze"].items()
     ]
     head = ["", "input", "dark channel, keep = 0.95", "keep = 0.8", "`dehaze`", "lead over the better one (95 %)"]
+    head.append("exposure fitted: keep = 0.8 / `dehaze`")
     return rows(head, body)
 
 
