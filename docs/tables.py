@@ -386,8 +386,7 @@ def gkm() -> str:
 
 def searches() -> str:
     """What the three shipped searches found, and what they took."""
-    tasks = [task for task in ("lowlight", "underwater", "haze") if (RESULTS / f"search-{task}.json").exists()]
-    found = {task: result(f"search-{task}") for task in tasks}
+    found = {task: result(f"search-{task}") for task in ("lowlight", "underwater", "haze")}
     names = list(dict.fromkeys(name for facts in found.values() for name in facts["loss"]))
     body = [
         ["judge, right on held-out crops", *(f"{facts['judge']['accuracy']:.1%}" for facts in found.values())],
