@@ -114,7 +114,7 @@ def page(results: Sequence[Shown], table: str) -> str:
             for t, p in pictures
         )
         figures.append(
-            f"<h2>{html.escape(r.scene.photograph)}, {html.escape(Path(r.scene.model).stem)}: {r.before:.2f} → {r.after:.2f} dB</h2><div class=row>{cells}</div>"
+            f"<h2>{html.escape(r.scene.name)}: {r.before:.2f} → {r.after:.2f} dB</h2><div class=row>{cells}</div>"
         )
     return f"""<!doctype html>
 <html lang=en><meta charset=utf-8><title>twofold: demonstration</title>
