@@ -30,7 +30,7 @@ check: $(STAMP)  ## style, types, layers
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
 	for b in convergence data deconvolution hypergradient search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
-	if [ -n "$(DATA)" ]; then for b in classical guidance paper_c restore steering; do \
+	if [ -n "$(DATA)" ]; then for b in classical gkm guidance paper_a paper_c restore shipped steering; do \
 	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; fi
 
 docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
