@@ -452,27 +452,11 @@ def paper_b_claims() -> str:
     return rows(["claim", "difference in dB, three seeds (95 %)"], body)
 
 
-def paper_b_black_box() -> str:
-    """The hypergradient against black-box searches of equal CPU time."""
-    found = result("paper_b")["summary"]["black_box"]
-    body = [
-        [
-            name,
-            f"{facts['psnr']['mean']:.2f}",
-            f"{facts['ssim']['mean']:.3f}",
-            f"{facts['perceptual_squeeze']['mean']:.4f}",
-        ]
-        for name, facts in found.items()
-    ]
-    return rows(["weights searched by", "PSNR", "SSIM", "perceptual-squeeze"], body)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "paper_b_losses": paper_b_losses,
     "paper_b_networks": paper_b_networks,
     "paper_b_claims": paper_b_claims,
-    "paper_b_black_box": paper_b_black_box,
     "hypergradient_unrolled": hypergradient_unrolled,
     "hypergradient_costs": hypergradient_costs,
     "convergence": convergence,
