@@ -81,4 +81,5 @@ def test_the_cards_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> No
     assert run(["models", "--json"]) == 0
     assert [card["name"] for card in json.loads(capsys.readouterr().out)] == list(zoo.cards())
     assert run(["models"]) == 0
-    assert all(name in capsys.readouterr().out for name in zoo.cards())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in zoo.cards())
