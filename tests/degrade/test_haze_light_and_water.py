@@ -118,6 +118,17 @@ def test_underwater_guidance_is_the_distance_in_tens_of_metres() -> None:
     assert torch.allclose(sample.guidance, ramp() / 10)
 
 
+def test_kept_water_leaves_what_is_near_as_it_is_and_what_is_far_blue() -> None:
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    near, far = (torch.full((1, 1, 8, 8), metres) for metres in (1e-6, 500.0))
+    kept = Underwater(types=("3",), kept=1.0)
+    assert torch.allclose(kept(grey, seeded(), depth=near).clean, grey, atol=1e-5)
+    red, green, blue = kept(grey, seeded(), depth=far).clean.mean((0, 2, 3)).tolist()
+    assert red < 0.1 < green < blue
+    whole, part = kept(grey, seeded(), depth=far), Underwater(types=("3",))(grey, seeded(), depth=far)
+    assert torch.equal(whole.observed, part.observed)
+
+
 def test_an_unknown_water_type_is_named() -> None:
     with pytest.raises(ImageError, match="'swamp' is unknown; choose from I, IA"):
         Underwater(types=("swamp",))

@@ -28,6 +28,11 @@ def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) ->
     assert recipes.parse(yaml.safe_load(recipes.dump(recipe))) == recipe
 
 
+def test_a_change_reaches_into_lists_by_number() -> None:
+    changed = recipes.read("underwater", ["data.train.1.weight=0.25"])
+    assert [source.weight for source in changed.data.train] == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("name", ["paper-a-rain100l", "paper-a-rain100h"])
 def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: str) -> None:
     recipe = recipes.read(name)
@@ -65,6 +70,8 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         ("loss={}", "loss: "),
         (NOISE % "level: [5, 10]", "data.train.0.degradation.level: expected 0 <= low <= high <= 1"),
         ("data.train=[]", "data.train: list should have at least 1 item"),
+        ("data.train.7.weight=2", "has no item '7'; items count from 0"),
+        ("data.train.first.weight=2", "has no item 'first'"),
         ("turns.most=3", "'turns' is not a group of settings"),
         ("turns", "key.path=value"),
         ("data=[}", "not YAML"),

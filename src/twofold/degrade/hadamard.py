@@ -27,6 +27,8 @@ WATER_TYPES: dict[str, tuple[float, float, float]] = {
     "9": (0.600, 0.780, 1.230),
 }
 
+OCEAN_COLUMN = 20.0  # metres of clear water that make daylight as blue as the background of a good photograph
+
 
 class DepthSource(Protocol):
     """Draws a depth map `(1, 1, H, W)` where nobody measured one."""
@@ -117,7 +119,10 @@ class Underwater:
 
     types: names of water types. distance: range of the farthest point, in metres; column: range of the depth under
     the surface. light: range of the veiling light's brightness. `guidance` is the distance divided by 10 m. depth at
-    the call is in metres; else it is drawn from `source` and scaled to `distance`.
+    the call is in metres; else it is drawn from `source` and scaled to `distance`. kept: share of the distance that
+    the sample's `clean` is seen through, in the clearest ocean and without the cast of daylight: photographers take
+    the colour off their subject and leave the blue behind it, and so do the references of real pairs. At 0 `clean` is
+    the picture itself.
     """
 
     types: tuple[str, ...] = ("I", "IA", "IB", "II", "III", "1", "3", "5", "7")
@@ -125,6 +130,7 @@ class Underwater:
     column: tuple[float, float] = (0.5, 6.0)
     light: tuple[float, float] = (0.5, 0.9)
     source: DepthSource = OutdoorDepth()
+    kept: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.types:
@@ -143,8 +149,13 @@ class Underwater:
         daylight = torch.exp(-beta * each(self.column, clean, generator))
         # A camera's exposure and white balance make up for part of the darkness: the brightest channel keeps its level.
         daylight = daylight / daylight.amax(1, keepdim=True)
-        veil = each(self.light, clean, generator) * daylight
-        return Sample(clean, through(clean * daylight, torch.exp(-beta * metres), veil), metres / 10)
+        light = each(self.light, clean, generator)
+        observed = through(clean * daylight, torch.exp(-beta * metres), light * daylight)
+        if self.kept:
+            ocean = torch.tensor(WATER_TYPES["I"]).to(clean)[:, None, None]
+            blue = torch.exp(-ocean * OCEAN_COLUMN)
+            clean = through(clean, torch.exp(-ocean * self.kept * metres), light * blue)
+        return Sample(clean, observed, metres / 10)
 
 
 @dataclass(frozen=True)

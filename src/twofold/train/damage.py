@@ -179,12 +179,17 @@ class Dark(Settings):
 
 
 class Water(Settings):
-    """distance, column: ranges in metres, to the farthest point and up to the surface. light: of the veiling light."""
+    """distance, column: ranges in metres, to the farthest point and up to the surface. light: of the veiling light.
+    kept: share of the distance that stays, as clear blue water.
+    """
 
     kind: Literal["underwater"] = "underwater"
     distance: Range = [1.0, 10.0]
     column: Range = [0.5, 6.0]
     light: Range = [0.5, 0.9]
+    kept: Amount = 0.0
 
     def build(self, root: Path) -> hadamard.Underwater:
-        return hadamard.Underwater(distance=pair(self.distance), column=pair(self.column), light=pair(self.light))
+        return hadamard.Underwater(
+            distance=pair(self.distance), column=pair(self.column), light=pair(self.light), kept=self.kept
+        )

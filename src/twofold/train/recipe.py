@@ -315,15 +315,23 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     if not equals:
         raise ConfigError(f"a change is written key.path=value, got {change!r}")
     *parents, last = key.split(".")
-    node: Any = tree
-    for name in parents:
-        node = node.setdefault(name, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key}: {name!r} is not a group of settings")
     try:
-        node[last] = _yaml(value)
+        given = _yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {value!r} is not YAML; quote it for the shell and for YAML") from error
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {}) if isinstance(node, dict) else node[_item(node, name, key)]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{key}: {name!r} is not a group of settings")
+    node[last if isinstance(node, dict) else _item(node, last, key)] = given
+
+
+def _item(items: list[Any], name: str, key: str) -> int:
+    """The place in a list that a part of a dotted key names, counted from 0."""
+    if not name.isdecimal() or int(name) >= len(items):
+        raise ConfigError(f"{key}: a list of {len(items)} has no item {name!r}; items count from 0")
+    return int(name)
 
 
 def _explain(error: ValidationError, tree: dict[str, Any], of: type[Settings]) -> str:
