@@ -89,6 +89,7 @@ def test_a_search_hands_over_a_genotype_a_loss_pictures_and_facts(root: Path, tm
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
     traces = json.loads((tmp_path / "out" / "traces.json").read_text())
     assert traces["loss"]["weight/l1"][0] == 1.0  # the warm-up
+    assert traces["loss"]["upper"][0] is None and traces["loss"]["upper"][-1] > 0, "the judge speaks after the warm-up"
     assert traces["loss"]["weight/l1"][-1] != 1.0
     assert len(set(traces["architecture"]["weight/l1"])) == 1, "the second stage takes the found loss as it is"
 

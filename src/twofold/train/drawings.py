@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from twofold.files import replacing
 from twofold.nets.perceptual import FeatureNetwork
 from twofold.sheets import contact_sheet
 
-Traces = dict[str, list[float]]
+Traces = dict[str, list[float | None]]  # series by name; None before it was begun
 
 
 def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -40,7 +41,7 @@ def traces_of(log: Path) -> Traces:
     """Series by name from the log of a search, "turn" among them."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     names = [name for name in lines[-1] if name != "images_per_second"] if lines else []
-    return {name: [line.get(name, float("nan")) for line in lines] for name in names}  # nan: before it was begun
+    return {name: [line.get(name) for line in lines] for name in names}
 
 
 def traces(path: Path, stages: Mapping[str, Traces]) -> None:
@@ -57,7 +58,7 @@ def traces(path: Path, stages: Mapping[str, Traces]) -> None:
             shown = [name for name in names if name in series]
             for name in shown:
                 values = _smooth(series[name]) if title.endswith("losses") else series[name]
-                axis.plot(series["turn"], values, label=name.removeprefix("weight/"))
+                axis.plot(series["turn"], _gaps(values), label=name.removeprefix("weight/"))
             axis.set(title=title, xlabel="turn")
             if title.endswith("losses"):
                 axis.set_yscale("log")
@@ -89,12 +90,20 @@ def features(path: Path, network: FeatureNetwork, layers: Sequence[int], sample:
     images.write(path, images.Picture(contact_sheet(titles, rows, height=160)))
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def _smooth(values: Sequence[float | None]) -> list[float | None]:
     """A running mean: one batch says little."""
-    found: list[float] = []
+    found: list[float | None] = []
+    mean: float | None = None
     for value in values:
-        found.append(value if not found else 0.9 * found[-1] + 0.1 * value)
+        if value is not None:
+            mean = value if mean is None else 0.9 * mean + 0.1 * value
+        found.append(mean)
     return found
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    """As matplotlib takes what is not there."""
+    return [math.nan if value is None else value for value in values]
 
 
 def _figure(width: float, height: float) -> Any:
