@@ -1,10 +1,11 @@
-"""The Hadamard network: counts, division, sizes, tiles with frozen statistics, recomputation."""
+"""The Hadamard network: counts, division, sizes, pieces, recomputation."""
 
 import pytest
 import torch
 from torch import nn
 
 from twofold.contracts import ImageError
+from twofold.nets import hadamard
 from twofold.nets.hadamard import (
     COMBINATIONS,
     GUARD,
@@ -12,15 +13,13 @@ from twofold.nets.hadamard import (
     FeatureNorm,
     HadamardNet,
     Place,
-    frozen_statistics,
     paper_divisor,
     sigmoid_divisor,
     softplus_divisor,
     subtract,
 )
 from twofold.search.genotype import uniform
-from twofold.search.operations import Convolution
-from twofold.tiling import tiled
+from twofold.search.operations import CONVERT_CANDIDATES, Convolution
 
 
 def count(net: nn.Module) -> int:
@@ -120,35 +119,20 @@ def test_the_norm_is_instance_norm_without_scale_in_both_memory_layouts():
         torch.testing.assert_close(FeatureNorm()(x.contiguous(memory_format=layout)), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("op", ["3-2-DC", "5-C"])
+@pytest.mark.parametrize("piece", [1, 3, 8])
+@pytest.mark.parametrize("size", [(75, 131), (260, 8), (3, 300)])
 @torch.no_grad()
-def test_tiles_with_frozen_statistics_equal_the_whole_and_without_do_not():
+def test_a_picture_in_pieces_equals_the_whole(op, piece, size, monkeypatch):
     torch.manual_seed(0)
-    net = HadamardNet(three_c, width=8, units=1, ops_per_branch=2)
-    assert net.halo is None
-    image = torch.rand(1, 3, 150, 262)
+    net = HadamardNet(lambda place, outputs: CONVERT_CANDIDATES[op](place.inputs, outputs), width=8, units=1)
+    image = torch.rand(2, 3, *size)
     whole = net(image)
-
-    def in_tiles():
-        return tiled(net, image, halo=net.local_halo, multiple=net.multiple, tile=64)
-
-    with frozen_statistics(net, image):
-        torch.testing.assert_close(in_tiles(), whole, atol=2e-5, rtol=1e-4)
-    assert (in_tiles() - whole).abs().max() > 1e-3
-    torch.testing.assert_close(net(image), whole)  # the statistics are free again
-
-
-@torch.no_grad()
-def test_the_local_halo_reaches_as_far_as_the_network_sees():
-    torch.manual_seed(0)
-    net = HadamardNet(three_c, width=8, units=1, ops_per_branch=1)
-    image = torch.rand(1, 3, 16, 256)
-    with frozen_statistics(net, image):
-        before = net(image)
-        image[..., 128] += 1.0
-        seen = (net(image) - before).abs().amax(dim=(0, 1, 2)).nonzero().flatten()
-    reach = max(128 - int(seen.min()), int(seen.max()) - 128)
-    assert net.local_halo - 4 < reach + 4
-    assert reach <= net.local_halo
+    calls = []
+    net.head.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(hadamard, "PIECE", piece)
+    torch.testing.assert_close(net(image), whole, atol=1e-5, rtol=1e-4)
+    assert len(calls) > 1
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

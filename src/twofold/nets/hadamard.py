@@ -7,8 +7,7 @@ that is searched (`twofold.search.supernet`), single operations the network that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +17,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
-from twofold.tiling import padded
+from twofold.tiling import padded, tiled
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
+PIECE = 192  # side of a piece of a large picture, in blocks of 4×4 pixels
 
 
 class Place(NamedTuple):
@@ -102,47 +102,14 @@ COMBINATIONS: dict[str, Combine | None] = {  # their names in recipes and model 
 class FeatureNorm(nn.Module):
     """`(B, C, H, W)` → the same with mean 0 and variance 1 in every channel of every picture; nothing is learned.
 
-    Each pixel of the result depends on the whole picture. `frozen_statistics` holds mean and variance fixed, and with
-    them the network becomes local.
+    Each pixel of the result depends on the whole picture.
     """
 
     eps = 1e-5
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.measuring = False
-        self.statistics: tuple[Tensor, Tensor] | None = None  # mean, variance: (B, C, 1, 1)
-
     def forward(self, features: Tensor) -> Tensor:
-        if self.measuring:
-            variance, mean = torch.var_mean(features, dim=(2, 3), correction=0, keepdim=True)
-            self.statistics = mean, variance
-        if self.statistics is not None:
-            mean, variance = self.statistics
-            return (features - mean) * torch.rsqrt(variance + self.eps)
         # A group norm is the fastest of torch's four ways in both memory layouts, and takes a single pixel.
         return torch.group_norm(features, features.shape[1], eps=self.eps)
-
-
-@contextmanager
-def frozen_statistics(net: nn.Module, observed: Tensor) -> Iterator[None]:
-    """Inside, every `FeatureNorm` of `net` uses the statistics it has on `observed (B, C, H, W)`.
-
-    Measured on the whole picture, tiles with a halo of `net.local_halo` give exactly the untiled result; measured on a
-    thumbnail, nearly so, and no picture is ever processed whole.
-    """
-    norms = [module for module in net.modules() if isinstance(module, FeatureNorm)]
-    try:
-        for norm in norms:
-            norm.measuring = True
-        with torch.no_grad():
-            net(observed)
-        for norm in norms:
-            norm.measuring = False
-        yield
-    finally:
-        for norm in norms:
-            norm.measuring, norm.statistics = False, None
 
 
 class Branch(nn.Module):
@@ -202,7 +169,9 @@ class HadamardNet(nn.Module):
     keep the parameter count). checkpointed: training keeps only the inputs of units and blocks and computes the rest
     twice; the same gradients from about a fifth of the memory, at a third more time.
 
-    Instance norm makes every output pixel depend on all of the picture, hence `halo = None`: see `frozen_statistics`.
+    Instance norm makes every output pixel depend on all of the picture, hence `halo = None`. But only the units have
+    one, at a sixteenth of the pixels: without gradients, what comes before and after them is computed in pieces of a
+    large picture, so that memory suffices, with the same result.
     """
 
     halo: int | None = None
@@ -247,27 +216,50 @@ class HadamardNet(nn.Module):
         self.decode_full = blocks("decoder", 4, half)
         self.tail = cell(Place("decoder", 8, half), 3)
 
-    @property
-    def local_halo(self) -> int:
-        """Receptive-field radius in pixels once the statistics are frozen."""
-        full = sum(map(radius_of, (self.head, self.encode_full, self.decode_full, self.tail)))
-        half = sum(map(radius_of, (self.encode_half, self.decode_half)))
-        exact = full + 2 * half + 4 * sum(map(radius_of, self.units)) + 3  # + 3: a pixel sees the 4×4 block it lies in
-        return exact + -exact % self.multiple
-
     def forward(self, observed: Tensor, guidance: Tensor | None = None) -> Tensor:
         """Raises: ImageError for a guidance map; this network finds the hidden factor v by itself."""
         if guidance is not None:
             raise ImageError("the Hadamard network takes no guidance map, got one; call it with the picture alone")
         height, width = observed.shape[2:]
         whole = padded(observed, self.multiple)
-        half = self.down_half(self._chain(self.encode_full, self.head(whole)))
-        quarter = self.down_quarter(self._chain(self.encode_half, half))
-        features = self._chain(self.units, quarter)
-        features = self._chain(self.decode_half, self.up_half(features + quarter))
+        pieces = not torch.is_grad_enabled() and whole.shape[2] * whole.shape[3] > (4 * PIECE) ** 2
+        if pieces:
+            return self._in_pieces(whole)[:, :, :height, :width]
+        half, quarter = self.encode(whole)
+        return self.decode(half, self._chain(self.units, quarter) + quarter)[:, :, :height, :width]
+
+    def encode(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at half and at quarter size."""
+        half = self.down_half(self._chain(self.encode_full, self.head(observed)))
+        return half, self.down_quarter(self._chain(self.encode_half, half))
+
+    def decode(self, half: Tensor, features: Tensor) -> Tensor:
+        """The picture from features at half and, past the units, at quarter size."""
+        features = self._chain(self.decode_half, self.up_half(features))
         features = self._chain(self.decode_full, self.up_full(features + half))
         restored: Tensor = self.tail(features)
-        return restored[:, :, :height, :width]
+        return restored
+
+    def _in_pieces(self, observed: Tensor) -> Tensor:
+        """The same on the grid of the quarter size, where a pixel holds a 4×4 block of the picture."""
+
+        def encode(blocks: Tensor) -> Tensor:
+            half, quarter = self.encode(F.pixel_shuffle(blocks, 4))
+            return torch.cat([quarter, F.pixel_unshuffle(half, 2)], 1)
+
+        def decode(features: Tensor) -> Tensor:
+            quarter, half = features[:, :width], F.pixel_shuffle(features[:, width:], 2)
+            return F.pixel_unshuffle(self.decode(half, quarter), 4)
+
+        def reach(*parts: nn.Module, half: nn.Module) -> int:
+            return -(-(sum(map(radius_of, parts)) + 2 * radius_of(half) + 3) // 4)  # + 3: a pixel sees its whole block
+
+        width = self.down_quarter.out_channels
+        seen = reach(self.head, self.encode_full, half=self.encode_half)
+        drawn = reach(self.decode_full, self.tail, half=self.decode_half)
+        features = tiled(encode, F.pixel_unshuffle(observed, 4), halo=seen, tile=PIECE)
+        features[:, :width] += self._chain(self.units, features[:, :width])
+        return F.pixel_shuffle(tiled(decode, features, halo=drawn, tile=PIECE), 4)
 
     def _chain(self, parts: Iterable[nn.Module], features: Tensor) -> Tensor:
         for part in parts:
