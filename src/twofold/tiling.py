@@ -74,44 +74,43 @@ def tiled(
     rows, columns = _cut(whole.shape[-2], whole.shape[-1], rim, multiple, None if halo is None else tile)
     spans = [(*row, *column) for row, column in product(pairwise(rows), pairwise(columns))]
     result: Tensor | None = None
-
-    def compute(top: int, bottom: int, left: int, right: int) -> None:
-        nonlocal result
-        above, before = max(top - rim, 0), max(left - rim, 0)
-        try:
-            piece = function(whole[..., above : bottom + rim, before : right + rim])
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            if halo is None or max(bottom - top, right - left) <= max(_SMALLEST, multiple):
-                raise TwofoldError(
-                    f"not enough memory to compute {bottom - top} x {right - left} pixels of a {height} x {width} "
-                    "picture; close other programs, use a smaller picture or fewer threads"
-                ) from error
-        else:
+    if progress:
+        progress(0, len(spans))
+    for done, span in enumerate(spans, 1):
+        pending = [span]
+        while pending:
+            top, bottom, left, right = pending.pop()
+            above, before = max(top - rim, 0), max(left - rim, 0)
+            try:
+                piece = function(whole[..., above : bottom + rim, before : right + rim])
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and "memory" not in str(error):
+                    raise
+                if halo is None or max(bottom - top, right - left) <= max(_SMALLEST, multiple):
+                    raise TwofoldError(
+                        f"not enough memory to compute {bottom - top} x {right - left} pixels of a {height} x {width} "
+                        "picture; close other programs, use a smaller picture or fewer threads"
+                    ) from error
+                pending += _halves(top, bottom, left, right, multiple)
+                continue
             if result is None:
                 result = piece.new_empty((*piece.shape[:-2], height, width))
             end, edge = min(bottom, height), min(right, width)
             result[..., top:end, left:edge] = piece[..., top - above : end - above, left - before : edge - before]
-            return
-        # Outside of the handler, so that the failed attempt's tensors are free again.
-        if bottom - top > right - left:
-            middle = top + _up((bottom - top) // 2, multiple)
-            compute(top, middle, left, right)
-            compute(middle, bottom, left, right)
-        else:
-            middle = left + _up((right - left) // 2, multiple)
-            compute(top, bottom, left, middle)
-            compute(top, bottom, middle, right)
-
-    if progress:
-        progress(0, len(spans))
-    for done, span in enumerate(spans, 1):
-        compute(*span)
+            del piece  # before the next one is computed
         if progress:
             progress(done, len(spans))
     assert result is not None
     return result
+
+
+def _halves(top: int, bottom: int, left: int, right: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """A piece cut across its longer side."""
+    if bottom - top > right - left:
+        middle = top + _up((bottom - top) // 2, multiple)
+        return [(top, middle, left, right), (middle, bottom, left, right)]
+    middle = left + _up((right - left) // 2, multiple)
+    return [(top, bottom, left, middle), (top, bottom, middle, right)]
 
 
 def overhead(height: int, width: int, *, halo: int, multiple: int = 1, tile: int | Budget | None = None) -> float:
