@@ -24,6 +24,7 @@ from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
 from twofold.train.search_run import Stage, build_net, search, stages
+from twofold.train.search_seeds import searches
 
 OPTIMIZER = {"learning_rate": 0.05}
 TREE: dict[str, Any] = {
@@ -89,7 +90,8 @@ def test_a_search_hands_over_a_genotype_a_loss_pictures_and_facts(root: Path, tm
     assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
     traces = json.loads((tmp_path / "out" / "traces.json").read_text())
     assert traces["loss"]["weight/l1"][0] == 1.0  # the warm-up
-    assert traces["loss"]["upper"][0] is None and traces["loss"]["upper"][-1] > 0, "the judge speaks after the warm-up"
+    assert traces["loss"]["upper"][0] is None, "the judge speaks after the warm-up"
+    assert traces["loss"]["upper"][-1] > 0
     assert traces["loss"]["weight/l1"][-1] != 1.0
     assert len(set(traces["architecture"]["weight/l1"])) == 1, "the second stage takes the found loss as it is"
 
@@ -100,6 +102,25 @@ def test_the_same_seed_finds_the_same_files_and_a_finished_search_is_not_done_ag
         search(settings(), root, tmp_path / name, judge=judge, device="cpu")
     for file in ("genotype.json", "loss.yaml", "traces.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_seeds_are_searched_one_by_one_and_what_they_agree_on_is_left(root: Path, tmp_path: Path) -> None:
+    judge = a_judge(tmp_path / "j.safetensors")
+    found = searches(settings(seed=3), root, tmp_path / "out", seeds=2, judge=judge, device="cpu")
+    assert found["seeds"] == [3, 4]
+    assert json.loads((tmp_path / "out" / "stability.json").read_text()) == found
+    assert (tmp_path / "out" / "stability.png").exists()
+    losses = [LossFile.from_yaml((tmp_path / "out" / f"seed{n}" / "loss.yaml").read_text()) for n in (3, 4)]
+    mean = sum(loss.weights["l1"] for loss in losses) / 2
+    low, high = found["weights"]["l1"]["interval"]
+    assert low <= found["weights"]["l1"]["mean"] == pytest.approx(mean) <= high
+    genotypes = [Genotype.from_json((tmp_path / "out" / f"seed{n}" / "genotype.json").read_text()) for n in (3, 4)]
+    rows = [[name for names in genotype.groups.values() for name in names] for genotype in genotypes]
+    assert found["agreement"] == sum(a == b for a, b in zip(*rows, strict=True)) / len(rows[0])
+    alone = search(settings(seed=4), root, tmp_path / "alone", judge=judge, device="cpu")
+    assert alone["parameters"] == found["parameters"][1], "a seed finds the same alone"
+    with pytest.raises(ConfigError, match="takes at least 2, got 1"):
+        searches(settings(), root, tmp_path / "out", seeds=1, judge=judge, device="cpu")
 
 
 def test_what_was_found_is_trained_saved_and_loaded_again(root: Path, tmp_path: Path) -> None:
@@ -245,6 +266,19 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     assert command_line(["search", "derain"]) == 1
     assert command_line(["search", "list"]) == 0
     assert "search-lowlight" in capsys.readouterr().out
+
+
+def test_the_command_searches_several_seeds_and_says_what_they_agree_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TREE))
+    asked = ["search", str(tmp_path / "tiny.yaml"), "--data", str(root), "-o", str(tmp_path / "out"), "--seeds", "2"]
+    judge = a_judge(tmp_path / "j.safetensors")
+    assert command_line([*asked, "--judge", str(judge), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 seeds: weight of each loss" in printed
+    assert "two seeds agree at" in printed
+    assert "stability.png" in printed
 
 
 def test_a_genotype_in_a_recipe_may_be_a_file_or_the_thing_itself(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,9 @@ def command(
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Search from so many seeds, and say what they agree on: stability.json, .png.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
     minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
@@ -53,6 +56,7 @@ def command(
     """Finds a loss and a network for a task: twofold search list names the shipped recipes, --show prints one.
 
     twofold search search-lowlight --data DATA --output runs/search-lowlight
+    twofold search search-lowlight --data DATA --output runs/seeds --seeds 5
 
     The folder gets loss.yaml and genotype.json, which `twofold train` reads, pictures of both (weights.png,
     architecture.png, traces.png, features.png) and search.json with all facts. Interrupt with Ctrl-C and give the same
@@ -71,6 +75,7 @@ def command(
         print(recipes.dump(chosen), end="")
         return
     from twofold.train.search_run import search
+    from twofold.train.search_seeds import searches
 
     folder = output or Path("runs") / chosen.name
     bars: list[Live] = []
@@ -80,7 +85,12 @@ def command(
         return [bars[-1]]
 
     try:
-        result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
+        if seeds > 1:
+            result = searches(
+                chosen, data, folder, seeds=seeds, judge=judge, device=device, minutes=minutes, reports=live
+            )
+        else:
+            result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
     except FloatingPointError as error:  # a loss is not finite, and the message says what to change
         raise TwofoldError(str(error)) from error
     finally:
@@ -88,6 +98,10 @@ def command(
             bar.progress.stop()
     if as_json:
         print(json.dumps(result, indent=2))
+        return
+    if seeds > 1:
+        print(_agreed(result))
+        print(f"{folder}: stability.json, stability.png")
         return
     for name, stage in result["stages"].items():
         if stage["ended_early"]:
@@ -99,3 +113,15 @@ def command(
         if isinstance(chosen.search, HierarchicalSpec):
             print(f"{result['parameters']:,} parameters, skip connections at {result['skip_ratio']:.0%} of the places")
     print(f"train it: {shlex.join(train)}")
+
+
+def _agreed(result: dict[str, Any]) -> str:
+    """What the seeds agree on, a line for each loss."""
+    lines = [f"{len(result['seeds'])} seeds: weight of each loss, its mean and 95 % interval"]
+    for name, found in result["weights"].items():
+        low, high = found["interval"]
+        lines.append(f"  {name:20} {found['mean']:6.3f}   {low:.3f} … {high:.3f}")
+    if "agreement" in result:
+        lines.append(f"two seeds agree at {result['agreement']:.0%} of the places; chance: {result['chance']:.0%}")
+        lines.append(f"parameters: {min(result['parameters']):,} to {max(result['parameters']):,}")
+    return "\n".join(lines)

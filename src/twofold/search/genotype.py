@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,22 @@ def uniform(in_units: str, elsewhere: str, *, units: int = 7, ops_per_branch: in
     """The same operation everywhere: the controls of Table 5."""
     middle = {f"unit{n + 1}": (in_units,) * ops_per_branch * branches for n in range(units)}
     return Genotype({"encoder": (elsewhere,) * 9, **middle, "decoder": (elsewhere,) * 9}, ops_per_branch)
+
+
+def agreement(found: Sequence[Genotype]) -> tuple[float, float]:
+    """(share of the places at which two genotypes agree, what chance alone would give), the mean over all pairs.
+
+    Raises: ConfigError for fewer than two, or for genotypes of different skeletons.
+
+    >>> agreement([uniform("SC", "3-C"), uniform("3-RC", "3-C")])                   # 18 of 74 places; 1/9 or 1/4 each
+    (0.243..., 0.144...)
+    """
+    places = [[(group, name) for group, names in genotype.groups.items() for name in names] for genotype in found]
+    if len(found) < 2 or len({tuple(group for group, _ in place) for place in places}) > 1:
+        raise ConfigError("agreement is between at least two genotypes with the same groups and operations in each")
+    same = [a == b for one, other in combinations(places, 2) for a, b in zip(one, other, strict=True)]
+    chance = [1 / len(candidates_of(group)) for group, _ in places[0]]
+    return sum(same) / len(same), sum(chance) / len(chance)
 
 
 def derive(supernet: HadamardNet) -> Genotype:

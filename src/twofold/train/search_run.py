@@ -88,6 +88,11 @@ def stages(recipe: SearchRecipe) -> list[Stage]:
     return [Stage("synchronous", "both", spec.turns)]
 
 
+def needs_judge(recipe: SearchRecipe) -> bool:
+    """Whether a loss is searched: an architecture alone is judged by its loss."""
+    return not isinstance(recipe.search, ArchitectureSpec)
+
+
 def build_net(recipe: SearchRecipe) -> nn.Module:
     """The supernet, or the network whose loss is searched; drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
@@ -172,7 +177,7 @@ def search(
     plan = stages(recipe)
     keep_recipe(recipe, folder, write=main)
     upper, admitted = None, None
-    if any(stage.what != "architecture" for stage in plan):
+    if needs_judge(recipe):
         path = judge or train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
         module, admitted = judges.competent(path, task=recipe.task)
         upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
