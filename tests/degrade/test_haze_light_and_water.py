@@ -125,6 +125,7 @@ def test_kept_water_leaves_what_is_near_as_it_is_and_what_is_far_blue() -> None:
     assert torch.allclose(kept(grey, seeded(), depth=near).clean, grey, atol=1e-5)
     red, green, blue = kept(grey, seeded(), depth=far).clean.mean((0, 2, 3)).tolist()
     assert red < 0.1 < green < blue
+    assert (red + green + blue) / 3 == pytest.approx(0.5, abs=1e-3), "as bright as before"
     whole, part = kept(grey, seeded(), depth=far), Underwater(types=("3",))(grey, seeded(), depth=far)
     assert torch.equal(whole.observed, part.observed)
 

@@ -120,9 +120,9 @@ class Underwater:
     types: names of water types. distance: range of the farthest point, in metres; column: range of the depth under
     the surface. light: range of the veiling light's brightness. `guidance` is the distance divided by 10 m. depth at
     the call is in metres; else it is drawn from `source` and scaled to `distance`. kept: share of the distance that
-    the sample's `clean` is seen through, in the clearest ocean and without the cast of daylight: photographers take
-    the colour off their subject and leave the blue behind it, and so do the references of real pairs. At 0 `clean` is
-    the picture itself.
+    the sample's `clean` is seen through, in the clearest ocean, without the cast of daylight and as bright as before:
+    photographers take the colour off their subject and leave the blue behind it, and so do the references of real
+    pairs. At 0 `clean` is the picture itself.
     """
 
     types: tuple[str, ...] = ("I", "IA", "IB", "II", "III", "1", "3", "5", "7")
@@ -154,7 +154,10 @@ class Underwater:
         if self.kept:
             ocean = torch.tensor(WATER_TYPES["I"]).to(clean)[:, None, None]
             blue = torch.exp(-ocean * OCEAN_COLUMN)
-            clean = through(clean, torch.exp(-ocean * self.kept * metres), light * blue)
+            kept = through(clean, torch.exp(-ocean * self.kept * metres), light * blue)
+            # Exposed as brightly as the picture was: red is lost, and nobody leaves a photograph dark for it.
+            gain = clean.mean((1, 2, 3), keepdim=True) / kept.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)
+            clean = (kept * gain).clamp(0, 1)
         return Sample(clean, observed, metres / 10)
 
 
