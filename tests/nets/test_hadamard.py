@@ -119,6 +119,14 @@ def test_the_norm_is_instance_norm_without_scale_in_both_memory_layouts():
         torch.testing.assert_close(FeatureNorm()(x.contiguous(memory_format=layout)), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_norm_is_taken_in_float32_inside_autocast_too():
+    x = torch.randn(1, 4, 8, 8).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = FeatureNorm()(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, FeatureNorm()(x.float()).to(torch.bfloat16), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("op", ["3-2-DC", "5-C"])
 @pytest.mark.parametrize("piece", [1, 3, 8])
 @pytest.mark.parametrize("size", [(75, 131), (260, 8), (3, 300)])
