@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model from a recipe, on your pairs or on synthetic ones",
     "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
+    "audit": "find bad pairs, and scenes that training and test data share",
     "demo": "see it work: spoil, restore and train on bundled photographs",
 }
 

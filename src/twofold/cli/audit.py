@@ -1,0 +1,60 @@
+"""`twofold audit`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofold.cli.pictures import bar
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="The folder of the pairs that training will see.")],
+    test: Annotated[Path | None, typer.Option(help="The folder of the pairs that it must not have seen.")] = None,
+    observed: Annotated[
+        str | None, typer.Option(help="Sub-folder of spoilt pictures; common layouts are recognised without.")
+    ] = None,
+    clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
+    test_observed: Annotated[str | None, typer.Option(help="The same of --test; without it as in DATA.")] = None,
+    test_clean: Annotated[str | None, typer.Option(help="The same of --test; without it as in DATA.")] = None,
+    photographs: Annotated[
+        bool, typer.Option("--photographs", help="The folders hold single photographs: look for shared scenes alone.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Says what is wrong with pairs before a model learns it: files that cannot be read, sizes that do not fit,
+    pictures that are shifted or lie beside the wrong partner, scenes that occur twice, and scenes of --test in DATA.
+
+    twofold audit Rain100 --observed light --clean clean
+
+    twofold audit my-photographs --photographs --test BSD68
+
+    Exit code 1 where anything was found.
+    """
+    from twofold.contracts import ConfigError
+    from twofold.data.audit import audit, leaks
+    from twofold.data.pairs import find_pairs
+    from twofold.images import find
+
+    if photographs:
+        if test is None:
+            raise ConfigError("--photographs compares two folders; name the second with --test")
+        taught, asked = find([data]), find([test])
+        with bar(len(taught) + len(asked), "reading") as show:
+            findings = leaks(taught, asked, progress=lambda done, total: show(done))
+    else:
+        pairs = find_pairs(data, observed=observed, clean=clean)
+        held = [] if test is None else find_pairs(test, observed=test_observed or observed, clean=test_clean or clean)
+        with bar(len(pairs) + len(held), "reading") as show:
+            findings = audit(pairs, held, progress=lambda done, total: show(done))
+    if as_json:
+        listed = [{"kind": f.kind, "files": [str(file) for file in f.files], "detail": f.detail} for f in findings]
+        print(json.dumps(listed, indent=2))
+    else:
+        for finding in findings:
+            print(finding)
+        print(f"{len(findings)} findings" if len(findings) != 1 else "1 finding")
+    return 1 if findings else 0

@@ -1,0 +1,62 @@
+"""`twofold audit`: faults of pairs and shared scenes, as text, as JSON and as an exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from twofold.cli.app import run
+
+Maker = Callable[..., Path]
+
+
+@pytest.fixture
+def pairs(picture: Maker, tmp_path: Path) -> Path:
+    """Three sound pairs: different pictures, each its own partner."""
+    for n in range(3):
+        clean = picture(f"set/gt/{'x' * (n + 1)}.png", 40, 40 + n)
+        (tmp_path / "set" / "input").mkdir(exist_ok=True)
+        shutil.copy(clean, tmp_path / "set" / "input" / clean.name)
+    return tmp_path / "set"
+
+
+def test_sound_pairs_have_no_findings(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", str(pairs)]) == 0
+    assert capsys.readouterr().out == "0 findings\n"
+
+
+def test_a_broken_file_and_a_shared_scene_are_named_with_exit_code_1(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "held"
+    shutil.copytree(pairs, held)
+    for name in ("x.png", "xx.png"):
+        (held / "gt" / name).unlink()
+        (held / "input" / name).unlink()
+    for folder in ("gt", "input"):
+        (held / folder / "xxx.png").rename(held / folder / "other.png")
+    (pairs / "input" / "x.png").write_bytes(b"")
+    assert run(["audit", str(pairs), "--test", str(held), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["kind"] for finding in found] == ["unreadable", "same scene"]
+    assert {Path(file).name for file in found[1]["files"]} == {"xxx.png", "other.png"}
+    assert run(["audit", str(pairs), "--test", str(held)]) == 1
+    assert capsys.readouterr().out.endswith("2 findings\n")
+
+
+def test_single_photographs_are_compared_by_scene(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = picture("train/a.png", 40, 50)
+    picture("train/bb.png", 40, 50)
+    (tmp_path / "test").mkdir()
+    shutil.copy(shown, tmp_path / "test" / "z.png")
+    asked = ["audit", str(tmp_path / "train"), "--photographs"]
+    assert run([*asked, "--test", str(tmp_path / "test")]) == 1
+    assert "same scene" in capsys.readouterr().out
+    assert run(asked) == 1
+    assert "name the second with --test" in capsys.readouterr().err
