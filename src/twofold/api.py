@@ -131,11 +131,14 @@ class Model:
         if (kernel, given, strength) not in self._ways:
             family = _Deblurring if kernel else _SideBySide
             network = family(self.restorer, self.kind, strength).eval()
-            shapes = [(self.channels, 128, 128), *[(1, 25, 25)] * kernel, *[(1, 128, 128)] * given]
-            example = tuple(torch.rand(1, *shape, device=self.device) for shape in shapes)
-            recipe = runtime.choose(network, example, cache=self.cache) if self.fast else runtime.plain()
-            run = runtime.run(network, recipe, inputs=len(example))
-            self._ways[kernel, given, strength] = _Way(run, runtime.peak_bytes(run, example) // 128**2 + 64)
+            shapes = [(self.channels, 128, 128), *[(1, 128, 128)] * given]
+            example = [torch.rand(1, *shape, device=self.device) for shape in shapes]
+            if kernel:
+                example.insert(1, torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device))
+            inputs = tuple(example)
+            recipe = runtime.choose(network, inputs, cache=self.cache) if self.fast else runtime.plain()
+            run = runtime.run(network, recipe, inputs=len(inputs))
+            self._ways[kernel, given, strength] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
         return self._ways[kernel, given, strength]
 
     def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
