@@ -127,6 +127,14 @@ def test_the_norm_is_taken_in_float32_inside_autocast_too():
     torch.testing.assert_close(found, FeatureNorm()(x.float()).to(torch.bfloat16), atol=0, rtol=0)
 
 
+def test_the_restored_picture_is_not_rounded_to_half_precision():
+    net = HadamardNet(three_c, width=8, units=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = net(torch.rand(1, 3, 8, 8))
+    assert restored.dtype == torch.float32
+    assert (restored != restored.bfloat16().float()).any()
+
+
 @pytest.mark.parametrize("op", ["3-2-DC", "5-C"])
 @pytest.mark.parametrize("piece", [1, 3, 8])
 @pytest.mark.parametrize("size", [(75, 131), (260, 8), (3, 300)])

@@ -240,7 +240,9 @@ class HadamardNet(nn.Module):
         """The picture from features at half and, past the units, at quarter size."""
         features = self._chain(self.decode_half, self.up_half(features))
         features = self._chain(self.decode_full, self.up_full(features + half))
-        restored: Tensor = self.tail(features)
+        # The last sum is of float32: bfloat16 would round the picture itself to 8 bits, unevenly.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            restored: Tensor = self.tail(features.to(torch.promote_types(features.dtype, torch.float32)))
         return restored
 
     def _in_pieces(self, observed: Tensor) -> Tensor:
