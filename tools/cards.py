@@ -1,6 +1,7 @@
 """Makes a shipped model of a finished run: 16-bit weights and the card that describes them, into the package.
 
     python tools/cards.py runs/derain --data DATA
+    python tools/cards.py runs/derain --data DATA --best      # that of the epoch that validated best
 
 The numbers on the card are those of the stored weights, measured anew on the recipe's validation pairs by its protocol.
 """
@@ -56,11 +57,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
+    parser.add_argument("--best", action="store_true", help="of the epoch that validated best, and say so")
     parser.add_argument("--without", nargs="*", default=[], help="measure once more without these pictures")
     options = parser.parse_args()
     recipe = recipes.read(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
-    spec, state = zoo.read(options.run / "model.safetensors")
+    spec, state = zoo.read(options.run / ("best.safetensors" if options.best else "model.safetensors"))
+    notes = options.notes
+    if options.best:
+        turns = json.loads((options.run / "best.json").read_text())["turns"]
+        notes += f" The epoch that did best on the pictures named here, after {turns:,} of {recipe.turns:,} turns."
     restorer = spec.build()
     restorer.load_state_dict(state)
     weights = WEIGHTS / f"{recipe.name}.safetensors"
@@ -94,7 +100,7 @@ def main() -> None:
         hours=result["hours"],
         protocol=recipe.protocol,
         numbers=numbers,
-        notes=options.notes,
+        notes=notes,
     )
     write_text(WEIGHTS / f"{recipe.name}.json", card.model_dump_json(indent=2) + "\n")
 

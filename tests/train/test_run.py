@@ -27,7 +27,7 @@ from twofold.contracts import ConfigError, DataError
 from twofold.files import write_text
 from twofold.train import checkpoint
 from twofold.train import recipe as recipes
-from twofold.train.run import train
+from twofold.train.run import keep_best, train
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -135,7 +135,27 @@ def test_a_run_leaves_a_model_its_scores_its_log_and_pictures(pictures: Path, tm
     assert [(line["turn"], "validation" in line) for line in turns] == [(8, True), (10, False), (12, False), (12, True)]
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["0000008.png", "0000012.png"]
     assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert json.loads((tmp_path / "best.json").read_text())["turns"] in (8, 12)
     assert recipes.read(tmp_path / "recipe.yaml") == recipe(epoch=8)
+
+
+def test_the_model_that_validated_best_is_kept(tmp_path: Path) -> None:
+    def epoch(turns: int, light: float, heavy: float) -> None:
+        (tmp_path / "model.safetensors").write_text(str(turns))
+        scores = {"light/psnr": light, "heavy/psnr": heavy, "light/input_psnr": 99.0, "heavy/ssim": 1.0}
+        keep_best(tmp_path, turns, scores)
+
+    def best() -> tuple[str, int, float]:
+        facts = json.loads((tmp_path / "best.json").read_text())
+        return (tmp_path / "best.safetensors").read_text(), facts["turns"], facts["psnr"]
+
+    epoch(100, 20.0, 30.0)
+    epoch(200, 31.0, 18.0)  # better on one set, worse in the mean
+    assert best() == ("100", 100, 25.0)
+    epoch(300, 26.0, 26.0)
+    assert best() == ("300", 300, 26.0)
+    keep_best(tmp_path, 400, {})  # a recipe without validation
+    assert best() == ("300", 300, 26.0)
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:

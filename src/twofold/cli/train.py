@@ -69,6 +69,7 @@ def command(
 
     The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
+    best.safetensors is the model of the epoch that validated best.
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from twofold import losses, zoo
 from twofold.contracts import ConfigError
 from twofold.data.batches import Share
-from twofold.files import write_text
+from twofold.files import replacing, write_text
 from twofold.nets.perceptual import (
     ALEXNET,
     SQUEEZENET,
@@ -231,6 +233,7 @@ def train(
             zoo.save(folder / "model.safetensors", restorer, recipe.model)
             material.sheet(folder / "samples" / f"{done:07d}.png", restorer, shown)
             found = material.scores(restorer, pairs, recipe)
+            keep_best(folder, done, found)
         return found
 
     run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
@@ -250,6 +253,22 @@ def train(
     if main:
         write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def keep_best(folder: Path, turns: int, scores: dict[str, float]) -> None:
+    """Keeps the model that has the highest PSNR so far, in the mean over the validation sets, as best.safetensors.
+
+    best.json says after how many turns, and its scores: chosen on these pictures, they flatter it a little.
+    """
+    found = [value for name, value in scores.items() if name.endswith("/psnr")]
+    if not found:
+        return
+    psnr, facts = fmean(found), folder / "best.json"
+    if facts.exists() and json.loads(facts.read_text())["psnr"] >= psnr:
+        return
+    with replacing(folder / "best.safetensors") as temporary:
+        shutil.copyfile(folder / "model.safetensors", temporary)
+    write_text(facts, json.dumps({"turns": turns, "psnr": psnr, "validation": scores}, indent=2) + "\n")
 
 
 def build_restorer(recipe: recipes.Recipe) -> nn.Module:
