@@ -29,8 +29,8 @@ def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) ->
 
 
 def test_a_change_reaches_into_lists_by_number() -> None:
-    changed = recipes.read("underwater", ["data.train.1.weight=0.25"])
-    assert [source.weight for source in changed.data.train] == [0.5, 0.25]
+    shipped, changed = recipes.read("underwater"), recipes.read("underwater", ["data.train.1.weight=0.25"])
+    assert [source.weight for source in changed.data.train] == [shipped.data.train[0].weight, 0.25]
 
 
 @pytest.mark.parametrize("name", ["paper-a-rain100l", "paper-a-rain100h"])
