@@ -203,22 +203,9 @@ def search(
         inside = folder / stage.name
         told = [*reports(stage.name), *([JsonLines(inside / "log.jsonl", every=1)] if main else [])]
         run = Run(inside, minutes=minutes, epoch=stage.turns, main=main)
-        guard = CollapseGuard(recipe.collapse)
-        ended: Collapsed | None = None
-        seconds = None
-        try:
-            seconds = fit(scheme, batches, until=stage.turns, run=run, reports=[*told, guard])
-        except Collapsed as collapsed:
-            ended = collapsed
+        done[stage.name] = carried_out(scheme, stage, batches, run, [*told, CollapseGuard(recipe.collapse)])
         if stage.what != "architecture":
             found = space.derive()
-        done[stage.name] = {
-            "turns": stage.turns if ended is None else ended.turn,
-            "seconds": None if seconds is None else round(seconds, 1),
-            "ended_early": None if ended is None else str(ended),
-            **({} if scheme.cost is None else {"hypergradient": scheme.cost._asdict()}),
-            **{name: round(value, 6) for name, value in facts(net, space).items()},
-        }
     genotype = derive(net) if isinstance(net, HadamardNet) and plan[-1].what != "loss" else None
     loss = found or plan[-1].found or space.derive()
     result = {
@@ -252,6 +239,23 @@ def search(
             layers = next((layers for layers in loss.layers.values()), ())
             drawings.features(folder / "features.png", features, layers, shown, restored)
     return result
+
+
+def carried_out(scheme: Search, stage: Stage, batches: Batched, run: Run, reports: Sequence[Report]) -> dict[str, Any]:
+    """Runs a stage to its end, or until it collapses; its facts."""
+    ended: Collapsed | None = None
+    seconds = None
+    try:
+        seconds = fit(scheme, batches, until=stage.turns, run=run, reports=reports)
+    except Collapsed as collapsed:
+        ended = collapsed
+    return {
+        "turns": stage.turns if ended is None else ended.turn,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "ended_early": None if ended is None else str(ended),
+        **({} if scheme.cost is None else {"hypergradient": scheme.cost._asdict()}),
+        **{name: round(value, 6) for name, value in facts(scheme.restorer, scheme.space).items()},
+    }
 
 
 def network_of(recipe: SearchRecipe, genotype: Genotype) -> HadamardNet:
