@@ -241,7 +241,13 @@ def search(
     return result
 
 
-def carried_out(scheme: Search, stage: Stage, batches: Batched, run: Run, reports: Sequence[Report]) -> dict[str, Any]:
+def carried_out(
+    scheme: Search,
+    stage: Stage,
+    batches: Callable[[int], tuple[Sequence[Sample], ...]],
+    run: Run,
+    reports: Sequence[Report],
+) -> dict[str, Any]:
     """Runs a stage to its end, or until it collapses; its facts."""
     ended: Collapsed | None = None
     seconds = None
