@@ -165,21 +165,33 @@ def shipped_assumed() -> str:
 
 
 def shipped_haze() -> str:
-    """The shipped model against the dark channel prior."""
-    names = ("input", "dark_channel_0.95", "dark_channel_0.8", "dehaze")
-    fitted = ("dark_channel_0.8, exposure fitted", "dehaze, exposure fitted")
+    """The shipped models against the dark channel prior."""
+    body = []
+    for name, models in result("shipped")["haze"].items():
+        for model, facts in models.items():
+            fitted = (f"{facts[f'{method}, exposure fitted']:.2f}" for method in ("dark_channel_0.8", model))
+            body.append(
+                [
+                    f"{name} ({facts['pictures']} pictures)",
+                    *(f"{facts[key]:.2f}" for key in ("input", "dark_channel_0.95", "dark_channel_0.8")),
+                    f"`{model}` {facts[model]:.2f}",
+                    f"{facts['gain']:+.2f} ({span(facts['gain_interval'], sign='+')})",
+                    " / ".join(fitted),
+                ]
+            )
+    head = ["", "input", "dark channel, keep = 0.95", "keep = 0.8", "model", "lead over the better one (95 %)"]
+    return rows([*head, "exposure fitted: keep = 0.8 / model"], body)
+
+
+def large() -> str:
+    """What photographs of 1, 3 and 12 megapixels take of a shipped model."""
+    found = result("large")["models"]
+    sizes = list(next(iter(found.values())))
     body = [
-        [
-            f"{name} ({facts['pictures']} pictures)",
-            *(f"{facts[key]:.2f}" for key in names),
-            f"{facts['gain']:+.2f} ({span(facts['gain_interval'], sign='+')})",
-            " / ".join(f"{facts[key]:.2f}" for key in fitted),
-        ]
-        for name, facts in result("shipped")["haze"].items()
+        [f"`{name}`", *(f"{facts[n]['cpu_seconds']:.0f} s, {facts[n]['bytes'] / 2**30:.1f} GiB" for n in sizes)]
+        for name, facts in found.items()
     ]
-    head = ["", "input", "dark channel, keep = 0.95", "keep = 0.8", "`dehaze`", "lead over the better one (95 %)"]
-    head.append("exposure fitted: keep = 0.8 / `dehaze`")
-    return rows(head, body)
+    return rows(["model", *(f"{n} megapixels" if n != "1" else "1 megapixel" for n in sizes)], body)
 
 
 def percent(level: str) -> str:
@@ -409,53 +421,70 @@ def searches() -> str:
     return rows(["", *found], body)
 
 
+def paper_b() -> dict[str, Any]:
+    """The summaries of the three tasks, and how many seeds they are of."""
+    found = {task: result(f"paper_b-{task}") for task in ("lowlight", "underwater", "haze")}
+    return {f"{task}, {len(facts['seeds'])} seeds": facts["summary"] for task, facts in found.items()}
+
+
 def paper_b_losses() -> str:
     """Fig. 6: all weights 1 against searched ones, for three networks."""
     body = []
-    for name, facts in result("paper_b")["summary"]["fig6"].items():
-        body.append(
-            [
-                name,
-                *(
-                    f"{facts[way]['psnr']['mean']:.2f} / {facts[way]['ssim']['mean']:.3f}"
-                    for way in ("ones", "searched")
-                ),
-                gained(facts["gain"]["psnr"]),
-                f"{facts['gain']['perceptual_squeeze']['mean']:+.4f} ({span4(facts['gain']['perceptual_squeeze'])})",
-            ]
-        )
-    head = ["network", "all ones (PSNR / SSIM)", "searched", "gain in dB (95 %)", "perceptual-squeeze, less is nearer"]
+    for task, summary in paper_b().items():
+        for name, facts in summary["fig6"].items():
+            scores = (
+                f"{facts[way]['psnr']['mean']:.2f} / {facts[way]['ssim']['mean']:.3f}" for way in ("ones", "searched")
+            )
+            perceptual = f"{facts['gain']['perceptual_squeeze']['mean']:+.3f}"
+            body.append([task, name, *scores, gained(facts["gain"]["psnr"]), perceptual])
+    head = ["task", "network", "all ones (PSNR / SSIM)", "searched", "gain in dB (95 %)", "perceptual-squeeze"]
     return rows(head, body)
-
-
-def span4(facts: dict[str, Any]) -> str:
-    low, high = facts["interval"]
-    return f"{low:+.4f} to {high:+.4f}"
 
 
 def paper_b_networks() -> str:
     """Table 5 at a small scale, and what combines the branches."""
-    found = result("paper_b")["summary"]
+    found = paper_b()
+    first = next(iter(found.values()))
     body = [
-        [name, f"{facts['parameters']['mean']:,.0f}", f"{facts['psnr']['mean']:.2f}", f"{facts['ssim']['mean']:.3f}"]
+        [
+            name,
+            f"{first[part][name]['parameters']['mean']:,.0f}",
+            *(f"{s[part][name]['psnr']['mean']:.2f} / {s[part][name]['ssim']['mean']:.3f}" for s in found.values()),
+        ]
         for part in ("table5", "combine")
-        for name, facts in found[part].items()
+        for name in first[part]
         if name != "divide"  # the 3-RC network above it
     ]
-    return rows(["network", "parameters", "PSNR", "SSIM"], body)
+    return rows(["network", "parameters (low light)", *found], body)
 
 
 def paper_b_claims() -> str:
     """The claims B1 to B4 as differences in dB."""
-    found = result("paper_b")["summary"]
-    body = [[name, gained(facts)] for name, facts in found["claims"].items()]
-    return rows(["claim", "difference in dB, three seeds (95 %)"], body)
+    found = paper_b()
+    claims = next(iter(found.values()))["claims"]
+    body = [[claim, *(gained(summary["claims"][claim]) for summary in found.values())] for claim in claims]
+    return rows(["dB, mean (95 %)", *found], body)
+
+
+def paper_b_stability() -> str:
+    """What the seeds of one search agree on."""
+
+    def weighed(facts: dict[str, Any]) -> str:
+        return f"{facts['mean']:.2f} ({span(facts['interval'])})"
+
+    found = paper_b()
+    weights = next(iter(found.values()))["weights"]
+    body = [
+        *([f"λ of `{name}`", *(weighed(summary["weights"][name]) for summary in found.values())] for name in weights),
+        ["places at which two seeds agree", *(f"{summary['same_choice']:.0%}" for summary in found.values())],
+    ]
+    return rows(["mean (95 %)", *found], body)
 
 
 def paper_b_black_box() -> str:
     """The hypergradient against black-box searches of equal CPU time."""
     keys = ("psnr", "ssim", "perceptual_squeeze")
-    found = result("paper_b")["summary"]
+    found = result("paper_b-lowlight")["summary"]
     ways = {"all ones": found["fig6"]["HNU (3-RC)"]["ones"], **found["black_box"]}
     body = [[way, *(f"{facts[key]['mean']:.4g}" for key in keys)] for way, facts in ways.items()]
     return rows(["weights of 3-RC's loss", "PSNR", "SSIM", "perceptual-squeeze"], body)
@@ -463,6 +492,7 @@ def paper_b_black_box() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "paper_b_black_box": paper_b_black_box,
+    "paper_b_stability": paper_b_stability,
     "searches": searches,
     "paper_b_losses": paper_b_losses,
     "paper_b_networks": paper_b_networks,
@@ -479,6 +509,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shipped_deblur": shipped_deblur,
     "shipped_assumed": shipped_assumed,
     "shipped_haze": shipped_haze,
+    "large": large,
     "classical_deblur": classical_deblur,
     "classical_blind": classical_blind,
     "classical_haze": classical_haze,
