@@ -235,14 +235,14 @@ def train(
     turns = max(int(seconds / _seconds_a_turn(scheme(100), batches)), 1)
     learned, kept = scheme(turns), _Losses()
     with tempfile.TemporaryDirectory() as place:  # a demonstration starts anew each time
-        took = fit(learned, batches, until=turns, run=Run(Path(place)), reports=[*reports, kept])
+        spent = fit(learned, batches, until=turns, run=Run(Path(place)), reports=[*reports, kept])
     restorer = learned.restorer.eval()
     with torch.inference_mode():
         before = mean(metrics.psnr(test.observed, test.clean).item() for test in tests)
         after = mean(metrics.psnr(restorer(test.observed).image.clamp(0, 1), test.clean).item() for test in tests)
     model = folder / "trained.safetensors"
     zoo.save(model, restorer, MODEL)
-    return Trained(turns, took, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
+    return Trained(turns, spent.seconds, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
 
 
 def _seconds_a_turn(scheme: GuidedTraining, batches: Callable[[int], tuple[Sequence[Sample], ...]]) -> float:

@@ -87,9 +87,9 @@ def recipe(**changes: Any) -> recipes.Recipe:
 
 
 def end_of(folder: Path) -> dict[str, Any]:
-    """All that a run leaves to go on from, without the seconds it took."""
+    """All that a run leaves to go on from, without the time it took."""
     state = checkpoint.read(folder / "state.safetensors")
-    del state["seconds"]
+    del state["seconds"], state["cpu_seconds"]
     return dict(state)
 
 

@@ -98,8 +98,11 @@ def test_a_search_hands_over_a_genotype_a_loss_pictures_and_facts(root: Path, tm
 
 def test_the_same_seed_finds_the_same_files_and_a_finished_search_is_not_done_again(root: Path, tmp_path: Path) -> None:
     judge = a_judge(tmp_path / "j.safetensors")
-    for name in ("one", "two", "two"):
-        search(settings(), root, tmp_path / name, judge=judge, device="cpu")
+    first, second, again = (
+        search(settings(), root, tmp_path / name, judge=judge, device="cpu") for name in ("one", "two", "two")
+    )
+    assert first["stages"]["loss"]["cpu_seconds"] > 0
+    assert second == again, "with the time that it took when it was done"
     for file in ("genotype.json", "loss.yaml", "traces.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

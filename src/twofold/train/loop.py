@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -80,6 +80,17 @@ class Run:
         return self.folder / "state.safetensors"
 
 
+class Spent(NamedTuple):
+    """What a run has taken so far, by the wall's clock and of the processor."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def clocks() -> Spent:
+    return Spent(time.monotonic(), time.process_time())
+
+
 def fit(
     scheme: Scheme,
     batches: Batches,
@@ -89,16 +100,20 @@ def fit(
     reports: Sequence[Report] = (),
     average: Average | None = None,
     validate: Callable[[int], dict[str, float]] | None = None,
-) -> float:
+) -> Spent:
     """Trains until `until` turns are done in all; a run found in its folder is continued as if it had never stopped.
 
-    Returns the seconds that training and validation took, earlier parts of the run included.
+    Returns the time that training and validation took, earlier parts of the run included.
 
     validate: called with the number of turns done at the end of every epoch, with the averaged parameters in place.
     Ctrl-C is heard between two turns: the state is secured, then KeyboardInterrupt raised. A second one stops at once.
     """
-    done, seconds = resume(scheme, run, average)
-    began = secured = time.monotonic()
+    done, before = resume(scheme, run, average)
+    began, secured = clocks(), time.monotonic()
+
+    def spent() -> Spent:
+        return Spent(*(earlier + now - then for earlier, now, then in zip(before, clocks(), began, strict=True)))
+
     with interruption() as asked_to_stop:
         while done < until:
             started = time.perf_counter()
@@ -117,10 +132,10 @@ def fit(
             stop = asked_to_stop()
             if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
                 secured = time.monotonic()
-                secure(scheme, run, average, done, seconds + secured - began)
+                secure(scheme, run, average, done, spent())
             if stop:
                 raise KeyboardInterrupt
-    return seconds + time.monotonic() - began
+    return spent()
 
 
 @contextmanager
@@ -157,16 +172,16 @@ def validated(
         scheme.restorer.train()
 
 
-def secure(scheme: Scheme, run: Run, average: Average | None, done: int, seconds: float) -> None:
+def secure(scheme: Scheme, run: Run, average: Average | None, done: int, spent: Spent) -> None:
     """Raises: TwofoldError where the state cannot be written; the former one is then still whole."""
     if run.main:
         kept = None if average is None else average.parameters
-        state = {"done": done, "seconds": seconds, "scheme": state_of(scheme), "average": kept}
+        state = {"done": done, **spent._asdict(), "scheme": state_of(scheme), "average": kept}
         checkpoint.write(run.state, state)
 
 
-def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, float]:
-    """The number of turns already done, and the seconds they took.
+def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spent]:
+    """The number of turns already done, and the time they took.
 
     Raises: WeightsError for a damaged state, or one of another model, scheme or average.
     """
@@ -174,13 +189,13 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, floa
         for orphan in run.folder.glob(f".{run.state.name}.*"):  # a kill while it was written
             orphan.unlink(missing_ok=True)
     if not run.state.exists():
-        return 0, 0.0
+        return 0, Spent()
     state: dict[str, Any] = checkpoint.read(run.state)
     try:
         load_state(scheme, state["scheme"])
         for name, value in (average.parameters if average is not None else {}).items():
             value.copy_(state["average"][name])
-        return int(state["done"]), float(state["seconds"])
+        return int(state["done"]), Spent(*(float(state[name]) for name in Spent._fields))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(

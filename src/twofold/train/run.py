@@ -237,7 +237,7 @@ def train(
         return found
 
     run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
-    seconds = fit(scheme, batches, until=recipe.turns, run=run, reports=reports, average=average, validate=validate)
+    spent = fit(scheme, batches, until=recipe.turns, run=run, reports=reports, average=average, validate=validate)
     if found is None:  # the run was finished before
         found = validated(scheme, average, validate, recipe.turns)
     facts = {
@@ -246,7 +246,7 @@ def train(
         "seed": recipe.seed,
         "protocol": recipe.protocol,
         "validation": found,
-        "hours": round(seconds / 3600, 3),
+        "hours": round(spent.seconds / 3600, 3),
         "device": str(place),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }

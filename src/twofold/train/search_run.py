@@ -6,7 +6,6 @@ import json
 import platform
 import resource
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,16 +165,20 @@ def search(
 ) -> dict[str, Any]:
     """Searches by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts.
 
+    One that is interrupted there goes on, one that is finished is not done again.
+
     judge: a trained one; None trains the recipe's own first, below `folder`. reports: those of a stage, by its name.
 
     Raises: ConfigError for a judge that is not good enough, or where `folder` holds another search; DataError where the
     data cannot be used.
     """
-    began = time.process_time()
     machine, place, share = machine_of(recipe.precision, device)
     main = share.rank == 0
     plan = stages(recipe)
     keep_recipe(recipe, folder, write=main)
+    if (folder / "search.json").exists():
+        finished: dict[str, Any] = json.loads((folder / "search.json").read_text())
+        return finished
     upper, admitted = None, None
     if needs_judge(recipe):
         path = judge or train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
@@ -217,7 +220,7 @@ def search(
         "loss": dict(loss.weights),
         "layers": {name: list(layers) for name, layers in loss.layers.items()},
         "judge": None if admitted is None else admitted.model_dump(),
-        "cpu_seconds": round(time.process_time() - began, 1),
+        "cpu_seconds": total([stage["cpu_seconds"] for stage in done.values()]),
         "device": str(place),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if sys.platform == "darwin" else 1024),
@@ -230,7 +233,6 @@ def search(
             "parameters": sum(p.numel() for p in network_of(recipe, genotype).parameters()),
         }
     if main:
-        hand_over(recipe, folder, plan, loss, genotype, result)
         shown = validation(0)
         features = feature_network(recipe, root, place)
         if features is not None:
@@ -238,7 +240,14 @@ def search(
                 restored = net.eval()(shown.observed)
             layers = next((layers for layers in loss.layers.values()), ())
             drawings.features(folder / "features.png", features, layers, shown, restored)
+        hand_over(recipe, folder, plan, loss, genotype, result)
     return result
+
+
+def total(parts: Sequence[float | None]) -> float | None:
+    """Their sum; None where one is not known."""
+    known = [part for part in parts if part is not None]
+    return round(sum(known), 1) if len(known) == len(parts) else None
 
 
 def carried_out(
@@ -250,14 +259,15 @@ def carried_out(
 ) -> dict[str, Any]:
     """Runs a stage to its end, or until it collapses; its facts."""
     ended: Collapsed | None = None
-    seconds = None
+    spent = None
     try:
-        seconds = fit(scheme, batches, until=stage.turns, run=run, reports=reports)
+        spent = fit(scheme, batches, until=stage.turns, run=run, reports=reports)
     except Collapsed as collapsed:
         ended = collapsed
     return {
         "turns": stage.turns if ended is None else ended.turn,
-        "seconds": None if seconds is None else round(seconds, 1),
+        "seconds": None if spent is None else round(spent.seconds, 1),
+        "cpu_seconds": None if spent is None else round(spent.cpu_seconds, 1),
         "ended_early": None if ended is None else str(ended),
         **({} if scheme.cost is None else {"hypergradient": scheme.cost._asdict()}),
         **{name: round(value, 6) for name, value in facts(scheme.restorer, scheme.space).items()},
@@ -280,7 +290,7 @@ def hand_over(
     genotype: Genotype | None,
     result: dict[str, Any],
 ) -> None:
-    """Writes what was found and how: loss.yaml, genotype.json, pictures, traces, search.json."""
+    """Writes what was found and how: loss.yaml, genotype.json, pictures, traces; search.json last, which says that it is done."""
     loss.write(folder / "loss.yaml")
     drawings.weights(folder / "weights.png", {recipe.task: loss.weights})
     if genotype is not None:

@@ -15,7 +15,7 @@ from twofold.search.genotype import Genotype, agreement
 from twofold.train import drawings
 from twofold.train.loop import Report
 from twofold.train.search_recipe import SearchRecipe
-from twofold.train.search_run import needs_judge, search, train_judge
+from twofold.train.search_run import needs_judge, search, total, train_judge
 
 
 def searches(
@@ -59,7 +59,7 @@ def searches(
         "weights": {
             name: {"mean": fmean(found), "interval": list(interval(found) or ())} for name, found in weights.items()
         },
-        "cpu_seconds": sum(facts["cpu_seconds"] for facts in each.values()),
+        "cpu_seconds": total([facts["cpu_seconds"] for facts in each.values()]),
     }
     if all("parameters" in facts for facts in each.values()):
         genotypes = [Genotype.from_json((folder / f"seed{seed}" / "genotype.json").read_text()) for seed in each]

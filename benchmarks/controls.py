@@ -1,0 +1,105 @@
+"""The searched models that are shipped, each trained again in full with one thing of the search taken back.
+
+    python benchmarks/controls.py --data ../shared/data --runs runs/controls --json benchmarks/results/controls.json
+
+`all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere.
+Everything else is the recipe's, seed and batches too. A control counts with the epoch that validated best; intervals
+(95 %) are over the pictures, so that they say nothing of other seeds. A run takes 10 to 40 minutes on one core and goes
+on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import twofold
+from twofold.contracts import Restored
+from twofold.evaluate import Evaluation, evaluate, interval
+from twofold.files import write_text
+from twofold.metrics import PROTOCOLS
+from twofold.search.genotype import uniform
+from twofold.train import data as material
+from twofold.train import recipe as recipes
+from twofold.train.found import FoundLoss
+from twofold.train.run import train
+
+RECIPES = ("lowlight", "underwater", "dehaze-hnu")
+VARIANTS = ("all ones", "3-C")
+
+
+def variant(name: str, change: str) -> recipes.Recipe:
+    """A shipped recipe with one thing changed."""
+    tree = recipes.tree_of(name)
+    if change == "all ones":
+        weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
+        tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
+    else:
+        groups = {group: list(names) for group, names in uniform(change, change).groups.items()}
+        tree["model"]["net"]["genotype"] = {"groups": groups, "ops_per_branch": 4}
+    return recipes.parse(tree, f"{name}, {change}")
+
+
+@torch.no_grad()
+def scores(model: twofold.api.Model, recipe: recipes.Recipe, data: Path) -> dict[str, Evaluation]:
+    """By validation set."""
+
+    def restored(image: torch.Tensor, known: torch.Tensor | None = None) -> Restored:
+        return Restored(model(image).image)
+
+    return {
+        name: evaluate(restored, cases, PROTOCOLS[recipe.protocol])
+        for name, cases in material.validation(recipe, data).items()
+    }
+
+
+def means(evaluation: Evaluation) -> dict[str, float]:
+    summary = evaluation.summary()
+    return {"psnr": round(summary.psnr, 3), "ssim": round(summary.ssim, 4)}
+
+
+def lead(found: Evaluation, other: Evaluation) -> dict[str, Any]:
+    """By how many dB the found one is ahead, paired by picture."""
+    leads = [a.psnr - b.psnr for a, b in zip(found.rows, other.rows, strict=True)]
+    spread = interval(leads)
+    return {
+        "lead": round(sum(leads) / len(leads), 3),
+        "interval": None if spread is None else [round(bound, 3) for bound in spread],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/controls"), help="where the runs are kept")
+    parser.add_argument("--json", type=Path, help="where to write the numbers; those of other recipes stay")
+    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args()
+    results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    for change in options.variant:
+        for name in options.recipe:
+            recipe, folder = variant(name, change), options.runs / f"{name}-{change.replace(' ', '-')}"
+            facts = train(recipe, options.data, folder)
+            found = scores(twofold.load(name, fast=False), recipe, options.data)
+            control = scores(twofold.load(folder / "best.safetensors", fast=False), recipe, options.data)
+            entry = results.setdefault(name, {})
+            entry["found"] = {part: means(evaluation) for part, evaluation in found.items()}
+            entry[change] = {
+                "parameters": sum(p.numel() for p in recipe.model.build().parameters()),
+                "turns": json.loads((folder / "best.json").read_text())["turns"],
+                "hours": facts["hours"],
+                "seed": recipe.seed,
+                "sets": {part: means(control[part]) | lead(found[part], control[part]) for part in control},
+            }
+            print(json.dumps({name: entry}, indent=1), flush=True)
+            if options.json:
+                write_text(options.json, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
