@@ -397,8 +397,9 @@ def gkm() -> str:
 
 
 def searches() -> str:
-    """What the three shipped searches found, and what they took."""
+    """What the three shipped searches found, and what they took; one of them once more on larger crops."""
     found = {task: result(f"search-{task}") for task in ("lowlight", "underwater", "haze")}
+    found["underwater, crops of 128×128"] = result("search-underwater-128")
     names = list(dict.fromkeys(name for facts in found.values() for name in facts["loss"]))
     body = [
         ["judge, right on held-out crops", *(f"{facts['judge']['accuracy']:.1%}" for facts in found.values())],

@@ -163,3 +163,5 @@ def test_so_many_pictures_are_taken_as_asked_for() -> None:
 def test_a_single_picture_cannot_be_split() -> None:
     with pytest.raises(DataError, match="at least 2 different"):
         halves(SyntheticCrops(CropCache(pictures(1) * 3), GaussianNoise((0.1, 0.1)), 8))
+    with pytest.raises(DataError, match=r"data\.pictures asks for 1"):
+        halves(SyntheticCrops(CropCache(pictures(3)), GaussianNoise((0.1, 0.1)), 8), pictures=1)

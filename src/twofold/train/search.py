@@ -216,8 +216,9 @@ def _split(pictures: Sequence[Tensor], limit: int) -> tuple[list[int], list[int]
     scenes: dict[bytes, list[int]] = {}
     for number, picture in enumerate(pictures):
         scenes.setdefault(hashlib.sha256(picture.numpy().tobytes()).digest(), []).append(number)
-    if len(scenes) < 2:
-        raise DataError(f"a search takes at least 2 different clean pictures, one for each half, got {len(scenes)}")
+    if len(scenes) < 2 or limit == 1:
+        found = f"got {len(scenes)}" if len(scenes) < 2 else "data.pictures asks for 1 of a source"
+        raise DataError(f"a search takes at least 2 different clean pictures, one for each half; {found}")
     # The limit comes after the split: a judge that sees more pictures than a search still shares its halves.
     first, second = (
         _spread(list(scenes.values())[start::2], limit // 2 + limit % 2 * (1 - start) if limit else 0)

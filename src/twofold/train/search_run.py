@@ -290,7 +290,7 @@ def hand_over(
     genotype: Genotype | None,
     result: dict[str, Any],
 ) -> None:
-    """Writes what was found and how: loss.yaml, genotype.json, pictures, traces, and last search.json: it says "done"."""
+    """Writes what was found and how: loss.yaml, genotype.json, pictures, traces; last search.json, which ends it."""
     loss.write(folder / "loss.yaml")
     drawings.weights(folder / "weights.png", {recipe.task: loss.weights})
     if genotype is not None:
