@@ -491,7 +491,24 @@ def paper_b_black_box() -> str:
     return rows(["weights of 3-RC's loss", "PSNR", "SSIM", "perceptual-squeeze"], body)
 
 
+def controls() -> str:
+    """The shipped searched models, and their recipes trained in full with one thing of the search taken back."""
+    body = []
+    for name, facts in result("controls").items():
+        changed = {change: found["sets"] for change, found in facts.items() if change != "found"}
+        for part, found in facts["found"].items():
+            cells = [f"{found['psnr']:.2f} / {found['ssim']:.3f}"]
+            for sets in changed.values():
+                other = sets[part]
+                lead = f"{other['lead']:+.2f} ({span(other['interval'], sign='+')})"
+                cells += [f"{other['psnr']:.2f} / {other['ssim']:.3f}", lead]
+            body.append([f"`{name}`, {part}", *cells])
+    head = ["PSNR / SSIM", "found", "all weights 1", "found leads by (95 %)", "3-C everywhere", "found leads by (95 %)"]
+    return rows(head, body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "controls": controls,
     "paper_b_black_box": paper_b_black_box,
     "paper_b_stability": paper_b_stability,
     "searches": searches,

@@ -7,52 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tiny_models import convolutions
 from twofold import runtime
 from twofold.nets.prenet import PReNet
-from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, fused, peak_bytes, plain, run
+from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, peak_bytes, plain, run
 
 ALL = (plain(), *CANDIDATES, Recipe(bfloat16=True), Recipe(fused=True))
-
-
-class Block(nn.Module):
-    """What the fusing pass looks for, in one small network, and what it must leave alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
-        self.gates = nn.Conv2d(8, 12, 1)
-        self.grouped = nn.Conv2d(6, 6, 3, padding=1, groups=3, bias=False)
-        self.mirrored = nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")
-        self.last = nn.Conv2d(6, 3, 3, padding="same")
-        self.act = nn.ReLU()
-
-    def forward(self, observed: Tensor, extra: Tensor | None = None) -> Tensor:
-        x = self.act(self.first(observed))
-        y = F.relu(x + self.second(x))  # residual: sum and activation join the convolution
-        kept = self.first(observed) + 1  # the convolution is used again, the sum is with a number
-        a, b = self.gates(y + kept).chunk(2, 1)
-        z = torch.sigmoid(a) * torch.tanh(b)
-        z = F.relu(F.relu(self.grouped(z)) + torch.sigmoid(z))  # the outer activation changes nothing
-        z = self.mirrored(z).relu()
-        out = self.last(z) + observed
-        return out if extra is None else out * extra
-
-
-def network(seed: int = 0) -> Block:
-    torch.manual_seed(seed)
-    return Block()
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=str)
 @pytest.mark.parametrize("inputs", [1, 2])
 def test_every_recipe_computes_the_same_picture(recipe: Recipe, inputs: int) -> None:
-    net = network()
+    net = convolutions()
     images = torch.rand(inputs, 2, 3, 33, 18).unbind()
     expected = net(*images)
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
@@ -62,23 +30,6 @@ def test_every_recipe_computes_the_same_picture(recipe: Recipe, inputs: int) -> 
     assert (got - expected).abs().max() < (0.02 if recipe.bfloat16 else 1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
     assert torch.equal(run(net, recipe, inputs=inputs)(*images), got)  # the inputs were not written over
-
-
-@given(seed=st.integers(0, 100), height=st.integers(1, 20), width=st.integers(1, 20))
-@settings(max_examples=15, deadline=None)
-def test_fusing_is_exact_at_every_size(seed: int, height: int, width: int) -> None:
-    net = network(seed)
-    net.mirrored.padding_mode = "zeros"  # mirroring needs two pixels
-    images = torch.rand(1, 3, height, width)
-    assert torch.allclose(run(net, Recipe(fused=True))(images), net(images), atol=1e-5)
-
-
-def test_the_residual_network_is_fused_down_to_convolutions_and_gates() -> None:
-    operations = [node for node in fused(PReNet(recurrences=2)).graph.nodes if node.op == "call_function"]
-    names = [getattr(node.target, "__name__", str(node.target)) for node in operations]
-    assert names.count("relu") + names.count("relu_") == 2  # one a recurrence: only the first block's input has a sign
-    assert names.count("sigmoid") == 0
-    assert names.count("tanh") + names.count("tanh_") == 2  # of the memory; that of the gate is part of its convolution
 
 
 class WithMap(nn.Module):
@@ -102,23 +53,8 @@ def test_prenet_runs_by_every_recipe(recipe: Recipe, guidance: int) -> None:
     assert error.square().mean().sqrt() < (2e-3 if recipe.bfloat16 else 1e-6)
 
 
-def test_a_precise_sum_is_not_rounded_to_the_precision_of_its_first_operand() -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Conv2d(3, 3, 3, padding=1)
-            nn.init.zeros_(self.layer.weight)
-            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) + x
-
-    images = torch.rand(1, 3, 8, 8)
-    assert torch.equal(run(Residual(), Recipe(bfloat16=True, fused=True))(images), images)
-
-
 def test_denormal_weights_are_flushed_and_the_picture_stays_bit_identical() -> None:
-    net = network()
+    net = convolutions()
     with torch.no_grad():
         net.first.weight[0] = 1e-39
         net.first.weight[1, 0, 0, 0] = -1e-40
@@ -175,7 +111,7 @@ def test_a_network_that_cannot_be_traced_is_still_run() -> None:
 
 
 def test_the_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = network(), torch.rand(1, 3, 16, 16)
+    net, images = convolutions(), torch.rand(1, 3, 16, 16)
     first = choose(net, images, cache=tmp_path / "cache", rounds=1)
     monkeypatch.setattr(runtime, "_fastest", lambda *_: pytest.fail("measured again"))
     assert choose(net, images, cache=tmp_path / "cache") == first
@@ -185,10 +121,10 @@ def test_the_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytes
 def test_another_network_size_or_thread_count_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(runtime, "_fastest", lambda *_: asked.append(1) or plain())
-    choose(network(), torch.rand(1, 3, 16, 16), cache=tmp_path)
+    choose(convolutions(), torch.rand(1, 3, 16, 16), cache=tmp_path)
     choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 16, 16), cache=tmp_path)
-    choose(network(), torch.rand(1, 3, 64, 64), cache=tmp_path)
-    choose(network(5), torch.rand(1, 3, 16, 16), cache=tmp_path)  # other weights, same network
+    choose(convolutions(), torch.rand(1, 3, 64, 64), cache=tmp_path)
+    choose(convolutions(5), torch.rand(1, 3, 16, 16), cache=tmp_path)  # other weights, same network
     assert len(asked) == 3
 
 
