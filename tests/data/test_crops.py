@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twofold.contracts import DataError, Sample
 from twofold.data.batches import Batches, Share
-from twofold.data.crops import CropCache, as_floats, plan, read_all, read_pairs
+from twofold.data.crops import CropCache, as_floats, free_memory, plan, read_all, read_pairs
 from twofold.data.pairs import Pair
 from twofold.data.sources import Mixture, PairCrops, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, rain_region
@@ -198,6 +198,28 @@ def test_the_first_unreadable_files_of_a_folder_are_named(tmp_path, picture):
         read_all([*good, *bad])
     with pytest.raises(DataError, match="no pictures to train on"):
         CropCache.of([])
+
+
+def test_pictures_beyond_the_memory_lie_in_a_file_and_are_cropped_the_same(picture):
+    paths = [picture(f"{i}.png", 20 + i, 30) for i in range(4)]
+    inside = read_all(paths)
+    first = inside[0].numel()
+    for memory in (0, first, first + 1, 10**9):
+        found = read_all([*paths, paths[1]], memory=memory)
+        assert all(torch.equal(a, b) for a, b in zip(found, [*inside, inside[1]], strict=True))
+        assert found[1].data_ptr() == found[4].data_ptr(), "a picture that is named twice is kept once"
+    assert free_memory() > 0
+    choice = plan(seeded())
+    assert torch.equal(CropCache(read_all(paths, memory=0)).crop(16, choice), CropCache(inside).crop(16, choice))
+
+
+def test_a_full_disk_under_the_pictures_is_told(picture, monkeypatch):
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(DataError, match=r"No space left on device\); name a larger folder by the variable TMPDIR"):
+        read_all([picture("a.png")], memory=0)
 
 
 def test_pairs_are_read_with_the_larger_clean_picture_cropped(picture):

@@ -1,12 +1,14 @@
-"""Pictures kept in memory as bytes, and crops of them: decoding happens once."""
+"""Pictures kept as bytes, and crops of them: decoding happens once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +27,13 @@ def read_bytes(path: Path, *, channels: int = 3) -> Tensor:
     return (pixels[0] * 255).round().to(torch.uint8).expand(channels, -1, -1).contiguous()
 
 
-def read_all(paths: Sequence[Path], *, channels: int = 3) -> list[Tensor]:
-    """Every picture as bytes, decoded on all cores.
+def read_all(paths: Sequence[Path], *, channels: int = 3, memory: int | None = None) -> list[Tensor]:
+    """Every picture as bytes, decoded on all cores; one that is named several times is kept once.
 
-    Raises: DataError naming the first files that cannot be read.
+    memory: bytes that may be taken; None for a quarter of what is free. Pictures beyond it lie in a temporary file
+    (where `TMPDIR` says), of which the system keeps in memory what it has room for.
+
+    Raises: DataError naming the first files that cannot be read, or where the temporary file does not fit.
     """
 
     def read(path: Path) -> Tensor | str:
@@ -37,13 +42,61 @@ def read_all(paths: Sequence[Path], *, channels: int = 3) -> list[Tensor]:
         except TwofoldError as error:
             return str(error)
 
+    distinct = list(dict.fromkeys(paths))
+    wrong: list[str] = []
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(read, paths))
-    wrong = [error for error in found if isinstance(error, str)]
+
+        def sound() -> Iterator[Tensor]:
+            for found in pool.map(read, distinct):
+                if isinstance(found, str):
+                    wrong.append(found)
+                elif not wrong:
+                    yield found
+
+        pictures = _kept(sound(), free_memory() // 4 if memory is None else memory)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DataError(f"{len(wrong)} of {len(paths)} pictures cannot be read: {'; '.join(wrong[:3])}{more}")
-    return [picture for picture in found if not isinstance(picture, str)]
+        raise DataError(f"{len(wrong)} of {len(distinct)} pictures cannot be read: {'; '.join(wrong[:3])}{more}")
+    by_path = dict(zip(distinct, pictures, strict=True))
+    return [by_path[path] for path in paths]
+
+
+def _kept(pictures: Iterable[Tensor], room: int) -> list[Tensor]:
+    """The same pictures of bytes; what exceeds `room` bytes lies in a file without a name, read when it is touched."""
+    inside, outside = [], []
+    with tempfile.SpooledTemporaryFile(max_size=1) as file:  # on the disk from the second byte on
+        try:
+            for picture in pictures:
+                room -= picture.numel()
+                if room >= 0:
+                    inside.append(picture)
+                else:
+                    file.write(picture.numpy().data)
+                    outside.append(picture.shape)
+            file.flush()
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: no room for the pictures that exceed the memory ({error.strerror or error});"
+                " name a larger folder by the variable TMPDIR"
+            ) from error
+        if not outside:
+            return inside
+        mapped = torch.from_numpy(np.memmap(file, np.uint8, "c"))  # "c": torch has no tensors that are read-only
+    parts = torch.split(mapped, [shape.numel() for shape in outside])
+    return inside + [part.view(shape) for part, shape in zip(parts, outside, strict=True)]
+
+
+def free_memory() -> int:
+    """Bytes that the system has left for this process; 4 GiB where it does not say."""
+    room = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        room += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")  # what a container or a batch system allows
+        room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(min(room, default=4 * 2**30), 0)
 
 
 def read_pairs(pairs: Sequence[Pair], *, channels: int = 3) -> tuple[list[Tensor], list[Tensor]]:
