@@ -28,10 +28,13 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
-	for b in convergence data deconvolution hypergradient search train; do \
+	for b in convergence data deconvolution hypergradient large search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
-	if [ -n "$(DATA)" ]; then for b in classical gkm guidance paper_a paper_c restore shipped steering; do \
-	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; fi
+	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance paper_a paper_c restore shipped steering; do \
+	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; \
+	  for task in lowlight underwater haze; do \
+	  $(BIN)/python benchmarks/paper_b.py --data $(DATA) --task $$task --json benchmarks/results/paper_b-$$task.json || exit 1; \
+	  done; fi
 
 docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
 	$(BIN)/python docs/tables.py
