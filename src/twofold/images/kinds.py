@@ -1,0 +1,77 @@
+"""What people have at hand (paths, PIL images, arrays, tensors) ↔ `Picture`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from twofold.contracts import ImageError, check_images
+from twofold.images.picture import DECODING_ERRORS, Picture, interleaved, picture_of, quantised
+from twofold.images.reading import from_pil, read
+
+Source: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
+
+
+def from_any(source: Source) -> Picture:
+    """A `Picture` of a path, a PIL image, an array, or a tensor.
+
+    Arrays: `(H, W)` or `(H, W, 1 to 4)` (the second or fourth is alpha), uint8, uint16, or floating-point in [0, 1].
+    Tensors: floating-point `(C, H, W)` or `(1, C, H, W)`, C 1 or 3, in [0, 1]; they are used as they are.
+
+    >>> from_any(np.full((2, 3, 3), 255, np.uint8)).pixels.shape
+    torch.Size([1, 3, 2, 3])
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read(source)
+    if isinstance(source, Image.Image):
+        try:
+            return from_pil(source)
+        except DECODING_ERRORS as error:
+            raise error if isinstance(error, ImageError) else ImageError(f"PIL image: {error}") from error
+    if isinstance(source, Tensor):
+        pixels = check_images(source[None] if source.ndim == 3 else source, name="image")
+        if pixels.shape[0] != 1:
+            raise ImageError(f"image: expected one picture, got a batch of {pixels.shape[0]}")
+        return Picture(pixels)
+    if not isinstance(source, np.ndarray):
+        raise ImageError(f"expected a path, PIL image, numpy array or tensor, got {type(source).__name__}")
+    samples = source[..., None] if source.ndim == 2 else source
+    if samples.ndim != 3 or samples.shape[2] not in (1, 2, 3, 4) or samples.size == 0:
+        raise ImageError(f"array: expected (H, W) or (H, W, 1 to 4), got {source.shape}; give the pictures one by one")
+    if samples.dtype in (np.uint8, np.uint16):
+        return picture_of(samples)
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise ImageError(f"array: expected uint8, uint16 or floating-point samples, got {samples.dtype}")
+    picture = picture_of(samples.astype(np.float32, copy=False))
+    check_images(picture.pixels, name="array")
+    return picture
+
+
+def to_kind_of(picture: Picture, original: Source) -> Image.Image | NDArray[Any] | Tensor:
+    """`picture` as the kind of thing that `original` is: PIL image (also for a path), array or tensor of its dtype.
+
+    PIL images and integer arrays are clamped and rounded; tensors and floating-point arrays are left as they are. A
+    16-bit colour picture becomes an 8-bit PIL image, because PIL has no other.
+    """
+    if isinstance(original, Tensor):
+        pixels = picture.pixels.to(original)
+        return pixels[0] if original.ndim == 3 else pixels
+    if isinstance(original, np.ndarray):
+        if np.issubdtype(original.dtype, np.floating):
+            samples = interleaved(picture, alpha=True).cpu().numpy().astype(original.dtype)
+        else:
+            samples = quantised(picture, original.dtype.itemsize * 8, alpha=True)
+        return samples.squeeze(2) if original.ndim == 2 and samples.shape[2] == 1 else samples
+    deep = picture.bits == 16 and picture.pixels.shape[1] == 1 and picture.alpha is None
+    samples = quantised(picture, 16 if deep else 8, alpha=True)
+    image = Image.fromarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
+    if picture.exif:
+        image.info["exif"] = b"Exif\0\0" + picture.exif
+    if picture.profile:
+        image.info["icc_profile"] = picture.profile
+    return image
