@@ -29,6 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp keeps everyone else out
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a loss of power may leave the new name without the content
         os.replace(temporary, path)
     except OSError as error:
         raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error

@@ -15,7 +15,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import platform
 import time
 import weakref
@@ -28,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from twofold.contracts import TwofoldError
+from twofold.files import write_text
 from twofold.fusion import fused
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
@@ -237,8 +238,5 @@ def _load(cache: Path | None) -> dict[str, Any]:
 def _save(cache: Path | None, known: dict[str, Any]) -> None:
     if cache is None:
         return
-    with contextlib.suppress(OSError):  # a cache that cannot be kept costs a second next time, no more
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".recipes.{os.getpid()}.part"
-        temporary.write_text(json.dumps(known, indent=1))
-        os.replace(temporary, cache / "recipes.json")
+    with contextlib.suppress(TwofoldError):  # a cache that cannot be kept costs a second next time, no more
+        write_text(cache / "recipes.json", json.dumps(known, indent=1))

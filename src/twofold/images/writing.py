@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import struct
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twofold.contracts import ImageError, TwofoldError
+from twofold.files import replacing
 from twofold.images.picture import DECODING_ERRORS, ICC_TAG, SUFFIXES, Picture, quantised
 
 
@@ -22,27 +22,16 @@ def write(path: str | os.PathLike[str], picture: Picture) -> None:
     """Writes `picture` in the format that the suffix names; the only place where values are clamped and rounded.
 
     WebP is lossless, JPEG has quality 95 without colour subsampling. PNG and TIFF keep 16 bits, the others have 8; JPEG
-    and BMP have no alpha, BMP no metadata. The file appears whole or not at all: it is written under a hidden temporary
-    name beside its place and then renamed.
+    and BMP have no alpha, BMP no metadata. The file appears whole or not at all.
 
-    Raises: ImageError for a picture that cannot be written, TwofoldError where the folder or the disk refuses.
+    Raises: ImageError for a picture that cannot be written, TwofoldError where its folder is missing or the disk full.
     """
     path = Path(path)
     content = encoded(picture, path.suffix)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:  # after the rename there is nothing left to remove
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise TwofoldError(f"{path}: cannot be written ({reason}); choose another output or make room") from error
+    if not path.parent.is_dir():  # more likely a slip than a wish
+        raise TwofoldError(f"cannot write {path}: there is no folder {path.parent}")
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def encoded(picture: Picture, suffix: str) -> bytes:
