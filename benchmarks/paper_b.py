@@ -372,7 +372,7 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
             recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
         )
         path = folder / "judge.safetensors"
-    judge, _ = judges.competent(path, task=recipe.task)
+    judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
     whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
     seen, held = halves(whole, pictures=recipe.data.pictures)
     group = recipes.read(recipe.final).data.validation[HELD_OUT[asked.task]]

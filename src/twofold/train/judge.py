@@ -1,7 +1,7 @@
 """Training the judge of a loss search, and letting only a competent one judge.
 
-A judge tells clear crops from degraded ones. It sees the training half of the pictures; its accuracy is measured on
-the other half, the one that a search validates on, and travels in the header of its file.
+A judge tells clear crops from degraded ones. It sees the training half of the pictures; how often it is right is
+measured on the other half, the one that a search validates on, and travels in the header of its file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
 from twofold.nets.perceptual import read_tensors
 from twofold.train import data as material
 from twofold.train.loop import JsonLines, Report, Run, fit
+from twofold.train.recipe import Source
 from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
 from twofold.train.schemes import Draw, Learner, Machine
 from twofold.train.search import halves
@@ -34,18 +35,25 @@ from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, Smal
 from twofold.zoo import Settings
 
 COMPETENT = 0.9  # share of held-out crops that a judge must call right
+WARY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
 
 
 class JudgeFacts(Settings):
-    """What is known of a judge. accuracy: on `held_out` pictures, half of them clean, none of a training picture."""
+    """What is known of a judge. accuracy: on `held_out` pictures, half of them clean, none of a training picture.
+
+    caught: share of counterfeits of those that it calls degraded; None where its training had none. train: what it was
+    trained on, which decides the halves of the pictures.
+    """
 
     judge: JudgeSpec
     task: str
     recipe: str
     seed: int
     accuracy: float
+    caught: float | None
     held_out: int
     crop: int
+    train: list[Source]
     terms: str
 
 
@@ -166,8 +174,10 @@ def train(
         recipe=recipe.name,
         seed=recipe.seed,
         accuracy=accuracy(judge, batches, count=recipe.held_out),
+        caught=caught(judge, batches, count=recipe.held_out) if recipe.counterfeits else None,
         held_out=2 * recipe.data.batch * -(-recipe.held_out // recipe.data.batch),
         crop=recipe.data.crop,
+        train=recipe.data.train,
         terms=recipe.terms,
     )
     if main:
@@ -176,17 +186,33 @@ def train(
     return facts.model_dump()
 
 
-@torch.no_grad()
 def accuracy(judge: nn.Module, batches: Callable[[int], Sample], *, count: int) -> float:
     """Share of right verdicts on the clean and degraded crops of the first batches, at least `count` samples."""
+    return _mean(judge, batches, count, lambda sample, n: _right(*verdicts(judge, sample)))
+
+
+def caught(judge: nn.Module, batches: Callable[[int], Sample], *, count: int) -> float:
+    """Share of `counterfeit` pictures that are not called clear, of at least `count` samples."""
+
+    def share(sample: Sample, n: int) -> float:
+        false = judge(counterfeit(sample, torch.Generator().manual_seed(n)))
+        return float((false <= 0).float().mean())
+
+    return _mean(judge, batches, count, share)
+
+
+@torch.no_grad()
+def _mean(
+    judge: nn.Module, batches: Callable[[int], Sample], count: int, fact: Callable[[Sample, int], float]
+) -> float:
     judge.eval()
-    rights: list[float] = []
+    found: list[float] = []
     done = 0
     while done < count:
-        sample = batches(len(rights))
-        rights.append(_right(*verdicts(judge, sample)))
+        sample = batches(len(found))
+        found.append(fact(sample, len(found)))
         done += len(sample.clean)
-    return sum(rights) / len(rights)
+    return sum(found) / len(found)
 
 
 def save(path: Path, judge: nn.Module, facts: JudgeFacts) -> str:
@@ -218,18 +244,29 @@ def load(path: Path) -> tuple[nn.Module, JudgeFacts]:
     return judge.eval().requires_grad_(False), facts
 
 
-def competent(path: Path, *, task: str) -> tuple[nn.Module, JudgeFacts]:
-    """The judge at `path`, if it may judge.
+def competent(path: Path, *, task: str, train: Sequence[Source]) -> tuple[nn.Module, JudgeFacts]:
+    """The judge at `path`, if it may judge a search for `task` on the pictures of `train`.
 
-    Raises: ConfigError where it was trained for another task, or calls less than 90 % of held-out crops right: a
-    search would then learn what fools the judge, not what restores pictures.
+    Raises: ConfigError where it was trained for another task or on other pictures; where it calls less than 90 % of
+    held-out crops right, or most counterfeits clear: a search would then learn what fools the judge, not what restores
+    pictures.
     """
     judge, facts = load(path)
     if facts.task != task:
         raise ConfigError(f"{path} judges {facts.task}, and this search is for {task}; train one for it")
+    if facts.train != list(train):
+        raise ConfigError(
+            f"{path} was trained on other pictures than this search takes, and may have seen those that it is to "
+            "judge; give both recipes the same data.train, and train it anew"
+        )
     if facts.accuracy < COMPETENT:
         raise ConfigError(
             f"{path} calls {facts.accuracy:.1%} of {facts.held_out} held-out crops right, and a search takes at least "
             f"{COMPETENT:.0%}: its gradient would say what fools it, not what is clear; train it longer"
+        )
+    if facts.caught is not None and facts.caught < WARY:
+        raise ConfigError(
+            f"{path} calls {1 - facts.caught:.0%} of the counterfeits clear (noise, blocks, pictures half restored), "
+            "and a search would find the loss that makes such pictures; train it longer, or raise counterfeits"
         )
     return judge, facts

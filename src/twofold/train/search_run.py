@@ -182,7 +182,7 @@ def search(
     upper, admitted = None, None
     if needs_judge(recipe):
         path = judge or train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
-        module, admitted = judges.competent(path, task=recipe.task)
+        module, admitted = judges.competent(path, task=recipe.task, train=recipe.data.train)
         upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
