@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from twofold import images
 from twofold.contracts import Sample
-from twofold.data.batches import Batches
+from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.data.sources import Source
 from twofold.evaluate import interval
 from twofold.files import write_text
@@ -103,7 +103,7 @@ class Bench:
         """Batches of both halves."""
         streams = [
             Batches(half, self.recipe.data.batch, seed=seed + shift, device=self.device, ahead=False)
-            for half, shift in ((self.seen, 0), (self.held, 500_000))
+            for half, shift in ((self.seen, 0), (self.held, SECOND_STREAM))
         ]
         return lambda n: ([streams[0](n)], [streams[1](n)])
 
@@ -249,6 +249,8 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pairs = bench.pairs(seed)
+    samples = [sample for n in range(16) for sample in pairs(n)[1]]
 
     def objective(trial: Any) -> float:
         weights = {name: trial.suggest_float(name, 0.0, 3.0) for name in found.weights}
@@ -256,7 +258,6 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
         net = bench.trained(make, bench.loss(file), seed, turns=max(bench.asked.turns // 4, 1), source=bench.seen)
         upper = judged(bench.judge)
         with torch.no_grad():
-            samples = [held for n in range(16) for held in bench.pairs(seed)(n)[1]]
             return sum(upper(net(s.observed), s.clean).item() for s in samples) / len(samples)
 
     results: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from twofold.train import recipe as recipes
 from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
-from twofold.train.search_run import Stage, build_net, search, stages
+from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_judge
 from twofold.train.search_seeds import searches
 
 OPTIMIZER = {"learning_rate": 0.05}
@@ -36,7 +36,7 @@ TREE: dict[str, Any] = {
     "data": {"crop": 8, "batch": 1, "train": [{"kind": "pairs", "pairs": [{"root": "pairs"}]}]},
     "loss": {"features": None},
     "judge": "judge-dark",
-    "final": "dark",
+    "final": "lowlight",
     "loss_optimizer": OPTIMIZER,
     "architecture_optimizer": OPTIMIZER,
     "warmup": 1,
@@ -72,12 +72,11 @@ def root(picture: Callable[..., Path], tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def a_judge(path: Path, *, accuracy: float = 0.95, task: str = "dark") -> Path:
+def a_judge(path: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
-    facts = judges.JudgeFacts(
-        judge=SmallJudge(width=4), task=task, recipe="x", seed=0, accuracy=accuracy, held_out=8, crop=8, terms=""
-    )
-    judges.save(path, Judge(width=4), facts)
+    facts = {"judge": SmallJudge(width=4), "task": "dark", "recipe": "x", "seed": 0, "accuracy": 0.95, "caught": 0.8}
+    facts |= {"held_out": 8, "crop": 8, "train": TREE["data"]["train"], "terms": "", **changes}
+    judges.save(path, Judge(width=4), judges.JudgeFacts(**facts))
     return path
 
 
@@ -179,6 +178,29 @@ def test_a_judge_below_ninety_percent_and_one_of_another_task_are_refused(root: 
         search(settings(), root, tmp_path / "out2", judge=other, device="cpu")
 
 
+def test_a_judge_that_counterfeits_fool_and_one_of_other_pictures_are_refused(root: Path, tmp_path: Path) -> None:
+    fooled = a_judge(tmp_path / "fooled.safetensors", caught=0.25)
+    with pytest.raises(ConfigError, match="calls 75% of the counterfeits clear"):
+        search(settings(), root, tmp_path / "out", judge=fooled, device="cpu")
+    elsewhere = a_judge(
+        tmp_path / "elsewhere.safetensors", train=[{"kind": "pairs", "pairs": [{"root": "pairs", "every": 2}]}]
+    )
+    with pytest.raises(ConfigError, match=r"give both recipes the same data\.train"):
+        search(settings(), root, tmp_path / "out", judge=elsewhere, device="cpu")
+    untried = a_judge(tmp_path / "untried.safetensors", caught=None)  # the paper's, which was shown none
+    assert judges.competent(untried, task="dark", train=settings().data.train)[1].caught is None
+
+
+def test_a_judge_of_another_recipe_is_not_taken_for_that_of_the_search(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2}))
+    named = settings(judge=str(tmp_path / "judge.yaml"))
+    path = train_judge(named, root, tmp_path / "judge", device="cpu")
+    assert train_judge(named, root, tmp_path / "judge", device="cpu") == path
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2, "seed": 5}))
+    with pytest.raises(ConfigError, match="holds a run of another recipe"):
+        train_judge(named, root, tmp_path / "judge", device="cpu")
+
+
 def test_a_file_that_holds_no_judge_says_so(tmp_path: Path, plain_model: Path) -> None:
     with pytest.raises(WeightsError, match="holds no judge"):
         judges.load(plain_model)
@@ -190,8 +212,10 @@ def test_a_judge_learns_to_tell_clear_from_dark_and_carries_its_accuracy(root: P
     recipe = recipes.parse_as(JudgeRecipe, JUDGE)
     facts = judges.train(recipe, root, tmp_path / "judge", device="cpu")
     assert facts["accuracy"] >= 0.9
-    judge, read = judges.competent(tmp_path / "judge" / "judge.safetensors", task="dark")
-    assert read.accuracy == facts["accuracy"]
+    judge, read = judges.load(tmp_path / "judge" / "judge.safetensors")
+    assert read.model_dump() == facts
+    assert read.train == recipe.data.train
+    assert 0 <= facts["caught"] <= 1
     assert not any(p.requires_grad for p in judge.parameters())
 
 
@@ -266,10 +290,35 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     arguments = [str(tmp_path / "tiny.yaml"), "--data", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
     said = capsys.readouterr().out
-    assert f"twofold train dark --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
+    assert f"twofold train lowlight --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
+    asked = said.splitlines()[-1].removeprefix("train it: twofold ").split()
+    assert command_line([*asked, "--show"]) == 0
+    model = recipes.parse(yaml.safe_load(capsys.readouterr().out)).model.build()
+    facts = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == facts["parameters"], "its width is the one that was searched"
+    assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
+    assert "were found before" in capsys.readouterr().out
     assert command_line(["search", "derain"]) == 1
     assert command_line(["search", "list"]) == 0
     assert "search-lowlight" in capsys.readouterr().out
+
+
+def test_recipes_that_a_search_names_are_sought_beside_it_and_before_it_starts(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "search.yaml").write_text(yaml.safe_dump({**TREE, "judge": "judge.yaml", "final": "lowlite"}))
+    (tmp_path / "mine" / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2}))
+    monkeypatch.chdir(tmp_path)
+    assert recipes.tree_of(Path("mine/search.yaml"))["judge"] == str(tmp_path / "mine" / "judge.yaml")
+    assert command_line(["search", "mine/search.yaml", "--data", str(root), "-o", "out"]) == 1
+    assert "unknown recipe 'lowlite'; did you mean 'lowlight'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_terms_of_vgg_are_its_features_and_lpips_and_their_files_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no weights of vgg19"):
+        build_space(settings(loss={"features": "vgg19"}), tmp_path)
 
 
 def test_the_command_searches_several_seeds_and_says_what_they_agree_on(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import DataError, Sample
+from twofold.contracts import ConfigError, DataError, Sample
 from twofold.data.crops import CropCache
 from twofold.data.sources import Mixture, PairCrops, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
@@ -158,6 +159,23 @@ def test_so_many_pictures_are_taken_as_asked_for() -> None:
     source = SyntheticCrops(CropCache(pictures(10)), GaussianNoise((0.1, 0.1)), 8)
     parts = halves(Mixture([source, source], [1.0, 1.0]), pictures=8)
     assert [[len(inner.clean.pictures) for inner in part.sources] for part in parts] == [[2, 2], [2, 2]]  # type: ignore[attr-defined]
+
+
+def test_a_picture_that_two_sources_share_stays_in_one_half() -> None:
+    shared = pictures(5)
+    left, right = (PairCrops(CropCache(part), CropCache(part), 8) for part in (shared[:4], shared[1:]))
+    first, second = halves(Mixture([left, right], [1.0, 1.0]))
+    seen = [
+        {bytes(p.numpy().tobytes()) for inner in half.sources for p in inner.clean.pictures}  # type: ignore[attr-defined]
+        for half in (first, second)
+    ]
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == 5
+
+
+def test_a_loss_that_would_judge_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a loss that judges itself shrinks to zero"):
+        replace(KINDS["loss"](), upper=None)
 
 
 def test_a_single_picture_cannot_be_split() -> None:

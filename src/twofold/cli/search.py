@@ -68,7 +68,7 @@ def command(
     tree = recipes.tree_of(recipe, change)
     if recipes.kind_of(tree) != "search":
         raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
-    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe
+    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
     chosen = recipes.parse_as(SearchRecipe, tree, recipe)
     if show:
@@ -77,7 +77,9 @@ def command(
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
+    recipes.read(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
+    finished = (folder / "search.json").exists()
     bars: list[Live] = []
 
     def live(stage: str) -> list[Live]:
@@ -106,10 +108,12 @@ def command(
     for name, stage in result["stages"].items():
         if stage["ended_early"]:
             print(f"{name} ended early: {stage['ended_early']}")
-    print(f"{folder}: loss.yaml" + (", genotype.json" if "parameters" in result else ""))
+    left = f"{folder}: loss.yaml" + (", genotype.json" if "parameters" in result else "")
+    print(left + (" were found before" if finished else ""))
     train = ["twofold", "train", chosen.final, "--data", str(data), "--loss", str(folder / "loss.yaml")]
-    if "parameters" in result:
-        train += ["--set", f"model.net.genotype={folder / 'genotype.json'}"]
+    if "parameters" in result and isinstance(chosen.net, SupernetSpec):
+        found = {"genotype": folder / "genotype.json", "width": chosen.net.width, "combine": chosen.net.combine}
+        train += [word for key, value in found.items() for word in ("--set", f"model.net.{key}={value}")]
         if isinstance(chosen.search, HierarchicalSpec):
             print(f"{result['parameters']:,} parameters, skip connections at {result['skip_ratio']:.0%} of the places")
     print(f"train it: {shlex.join(train)}")

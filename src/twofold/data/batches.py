@@ -11,6 +11,9 @@ from torch import Tensor
 from twofold.contracts import DataError, Sample
 from twofold.data.sources import Source
 
+SECOND_STREAM = 500_000
+"""What a run adds to its seed for the batches of its other level."""
+
 
 class Share(NamedTuple):
     """Which part of every batch is made here: rank `rank` of `ranks`."""

@@ -170,7 +170,7 @@ class HadamardNet(nn.Module):
     of it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3).
     combine: how a unit joins its branches; None leaves the divisor branch out (8 operations in the other one then
     keep the parameter count). checkpointed: training keeps only the inputs of units and blocks and computes the rest
-    twice; the same gradients from about a fifth of the memory, at a third more time.
+    twice; the same gradients from a third of the memory, at a third more time.
 
     Instance norm makes every output pixel depend on all of the picture, hence `halo = None`. But only the units have
     one, at a sixteenth of the pixels: without gradients, what comes before and after them is computed in pieces of a

@@ -103,7 +103,7 @@ class Genotype:
             found: dict[str, Any] = json.loads(text)
             groups = {str(group): tuple(map(str, names)) for group, names in found["groups"].items()}
             return cls(groups, int(found.get("ops_per_branch", 4)))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"not a genotype: {error!r}; use a genotype.json that a search wrote") from error
 
 

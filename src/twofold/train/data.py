@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
-from twofold.data.batches import Batches, Share
+from twofold.data.batches import SECOND_STREAM, Batches, Share
 from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
 from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
@@ -130,7 +130,7 @@ def batches(
     if isinstance(scheme, recipes.SupervisedSpec | recipes.NaiveSpec | recipes.MetaSpec):
         only = stream(causes if isinstance(scheme, recipes.NaiveSpec) else train, recipe.seed)
         return lambda n: ([only(n)],)
-    theta, omega = stream(causes, recipe.seed + 500_000), stream(train, recipe.seed)
+    theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
         # each half counts its own turns, and so sees what the guided scheme shows it
         first = scheme.first(recipe.turns)

@@ -34,10 +34,15 @@ class FoundLoss(Settings):
 def embed(tree: dict[str, Any], folder: Traversable) -> None:
     """Puts the contents of the files that a search wrote in the places that name them.
 
-    A path starts from `folder`, where the recipe lies, or where nothing is there, from the folder of work.
+    A path starts from `folder`, where the recipe lies, or where nothing is there, from the folder of work. So do those
+    of the recipes that a search names; they are made whole.
 
     Raises: ConfigError where a file cannot be read or is not what its place is for.
     """
+    for key in ("judge", "final"):
+        named = tree.get(key)
+        if isinstance(named, str) and isinstance(folder, Path) and (folder / named).is_file():
+            tree[key] = str((folder / named).absolute())
 
     def text(path: str) -> str:
         beside = folder.joinpath(path)

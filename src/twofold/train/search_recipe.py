@@ -82,7 +82,7 @@ class HierarchicalSpec(Settings):
 
 
 class SynchronousSpec(Settings):
-    """Both at once against the judge: the paper's ablation."""
+    """Both at once against the judge, moved by one optimizer, architecture_optimizer: the paper's ablation."""
 
     kind: Literal["synchronous"] = "synchronous"
     turns: Count
@@ -107,7 +107,7 @@ Stages = Annotated[HierarchicalSpec | SynchronousSpec | LossSpec | ArchitectureS
 
 
 class SupernetSpec(Settings):
-    """All candidates at every place. checkpointed: a fifth of the memory, at a third more time."""
+    """All candidates at every place. checkpointed: a third of the memory, at a third more time."""
 
     kind: Literal["supernet"] = "supernet"
     width: Annotated[int, Field(ge=2, multiple_of=2)] = 32
@@ -128,8 +128,9 @@ class SupernetSpec(Settings):
 
 
 class LossSpaceSpec(Settings):
-    """features: the network of the two perceptual terms, its weights in `features` below the data root; null goes
-    without them. constraint: how weights stay at least 0; `clipped` is the paper's.
+    """features: the network of the feature term, its weights in `features` below the data root; null goes without the
+    perceptual terms. With vgg19 the other one is LPIPS on AlexNet, which takes its weights and heads too.
+    constraint: how weights stay at least 0; `clipped` is the paper's.
     """
 
     features: Literal["squeezenet", "vgg19"] | None = "squeezenet"

@@ -9,17 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from twofold.contracts import ConfigError, Sample
-from twofold.data.batches import Batches
+from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.files import write_text
 from twofold.losses import Loss
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
-from twofold.nets.perceptual import SQUEEZENET, VGG19, FeatureNetwork, load_features, perceptual_squeeze
+from twofold.nets.perceptual import DirectionDistance, FeatureNetwork
 from twofold.search.genotype import Genotype, derive, entropy, picture
 from twofold.search.loss_space import (
     SQUEEZENET_GROUPS,
@@ -39,7 +39,7 @@ from twofold.train import drawings
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
 from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.run import build_optimizer, keep_recipe, machine_of
+from twofold.train.run import build_optimizer, feature_networks, keep_recipe, machine_of
 from twofold.train.schemes import Learner, Machine
 from twofold.train.search import (
     Collapsed,
@@ -101,36 +101,40 @@ def build_net(recipe: SearchRecipe) -> nn.Module:
     return net
 
 
+class Perceptual(NamedTuple):
+    """The two perceptual terms that go with a feature network: names, layers to choose from, scale of the first."""
+
+    term: str
+    distance: str
+    groups: tuple[tuple[int, ...], ...]
+    scale: float
+
+
+PERCEPTUAL = {
+    "squeezenet": Perceptual("features-squeeze", "perceptual-squeeze", SQUEEZENET_GROUPS, SQUEEZENET_SCALE),
+    "vgg19": Perceptual("features-vgg19", "lpips-alexnet", VGG19_GROUPS, 1.0),
+}
+
+
 def build_space(
     recipe: SearchRecipe, root: Path, device: torch.device | str = "cpu", *, clipped: bool = False
 ) -> LossSpace:
     """The losses, every weight 1. clipped: whatever the recipe says, for a loss that only takes over what was found.
 
-    Raises: WeightsError where the feature network's weights are not in `features` below the data root.
+    Raises: WeightsError where the weights of the perceptual terms are not in `features` below the data root.
     """
-    features = feature_network(recipe, root, device)
-    if features is None:
-        terms = published_terms()
-    elif recipe.loss.features == "vgg19":
-        generator = torch.Generator().manual_seed(recipe.seed)
-        term = FeatureChoice(features, VGG19_GROUPS, logits=near_zero(VGG19_GROUPS, generator))
-        terms = published_terms(features=("features-vgg19", term))
-    else:
-        generator = torch.Generator().manual_seed(recipe.seed)
-        logits = near_zero(SQUEEZENET_GROUPS, generator)
-        term = FeatureChoice(features, SQUEEZENET_GROUPS, logits=logits, scale=SQUEEZENET_SCALE)
-        distance = perceptual_squeeze(root / "features").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        terms = published_terms(features=("features-squeeze", term), distance=distance)
-    return LossSpace(terms, constraint=Clipped() if clipped else recipe.loss.bound()).to(device)
-
-
-def feature_network(recipe: SearchRecipe, root: Path, device: torch.device | str = "cpu") -> FeatureNetwork | None:
-    """What the perceptual terms look through. Raises: WeightsError where its weights are not there."""
     if recipe.loss.features is None:
-        return None
-    source = VGG19 if recipe.loss.features == "vgg19" else SQUEEZENET
-    network: FeatureNetwork = load_features(source, root / "features").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+        terms = published_terms()
+    else:
+        seen = PERCEPTUAL[recipe.loss.features]
+        networks = feature_networks((seen.term, seen.distance), root, device)
+        network, distance = networks[seen.term], networks[seen.distance]
+        assert isinstance(network, FeatureNetwork)
+        assert isinstance(distance, DirectionDistance)
+        logits = near_zero(seen.groups, torch.Generator().manual_seed(recipe.seed))
+        term = FeatureChoice(network, seen.groups, logits=logits, scale=seen.scale)
+        terms = published_terms(features=(seen.term, term), distance=distance)
+    return LossSpace(terms, constraint=Clipped() if clipped else recipe.loss.bound()).to(device)
 
 
 def build_search(
@@ -189,7 +193,7 @@ def search(
     seen, held = halves(source, pictures=recipe.data.pictures)
     size, seed = recipe.data.batch, recipe.seed
     train = Batches(seen, size, seed=seed, share=share, device=place)
-    validation = Batches(held, size, seed=seed + 500_000, share=share, device=place)
+    validation = Batches(held, size, seed=seed + SECOND_STREAM, share=share, device=place)
 
     def batches(n: int) -> tuple[Sequence[Sample], ...]:
         return [train(n)], [validation(n)]
@@ -234,12 +238,12 @@ def search(
         }
     if main:
         shown = validation(0)
-        features = feature_network(recipe, root, place)
-        if features is not None:
+        for name, layers in loss.layers.items():
+            network = feature_networks((name,), root, place)[name]
+            assert isinstance(network, FeatureNetwork)
             with torch.no_grad():
                 restored = net.eval()(shown.observed)
-            layers = next((layers for layers in loss.layers.values()), ())
-            drawings.features(folder / "features.png", features, layers, shown, restored)
+            drawings.features(folder / "features.png", network, layers, shown, restored)
         hand_over(recipe, folder, plan, loss, genotype, result)
     return result
 
@@ -305,9 +309,14 @@ def hand_over(
 def train_judge(
     recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
 ) -> Path:
-    """The path of the judge that the recipe names, trained in `folder` unless it lies there."""
+    """The path of the judge that the recipe names, trained in `folder` unless it lies there.
+
+    Raises: ConfigError where another one lies there.
+    """
+    settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
     path = folder / "judge.safetensors"
-    if not path.exists():
-        settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
+    if path.exists():
+        keep_recipe(settings, folder, write=False)
+    else:
         judges.train(settings, root, folder, device=device, reports=reports)
     return path
