@@ -33,3 +33,18 @@ def test_every_command_that_the_readme_shows_is_a_verb() -> None:
     verbs = set(re.findall(r"^twofold (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
     assert verbs
     assert verbs <= set(VERBS)
+
+
+def test_every_recipe_that_a_page_shows_is_valid() -> None:
+    import yaml
+
+    from twofold.train import recipe as recipes
+    from twofold.train.search_recipe import JudgeRecipe, SearchRecipe
+
+    schemas = {"judge": JudgeRecipe, "search": SearchRecipe}
+    text = "\n".join(page.read_text() for page in PAGES)
+    trees = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    shown = [tree for tree in trees if tree.get("kind") in schemas]
+    assert {tree["kind"] for tree in shown} == set(schemas)
+    settings = [recipes.parse_as(schemas[tree["kind"]], tree, tree["name"]) for tree in shown]
+    assert len({str(found.data.train) for found in settings}) == 1, "a judge is refused on other pictures"

@@ -215,21 +215,7 @@ def search(
             found = space.derive()
     genotype = derive(net) if isinstance(net, HadamardNet) and plan[-1].what != "loss" else None
     loss = found or plan[-1].found or space.derive()
-    result = {
-        "recipe": recipe.name,
-        "task": recipe.task,
-        "kind": recipe.search.kind,
-        "seed": recipe.seed,
-        "stages": done,
-        "loss": dict(loss.weights),
-        "layers": {name: list(layers) for name, layers in loss.layers.items()},
-        "judge": None if admitted is None else admitted.model_dump(),
-        "cpu_seconds": total([stage["cpu_seconds"] for stage in done.values()]),
-        "device": str(place),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-    }
+    result = account(recipe, done, loss, admitted, place)
     if genotype is not None:
         result |= {
             "skip_ratio": round(genotype.skip_ratio, 4),
@@ -237,15 +223,34 @@ def search(
             "parameters": sum(p.numel() for p in network_of(recipe, genotype).parameters()),
         }
     if main:
-        shown = validation(0)
-        for name, layers in loss.layers.items():
-            network = feature_networks((name,), root, place)[name]
-            assert isinstance(network, FeatureNetwork)
-            with torch.no_grad():
-                restored = net.eval()(shown.observed)
-            drawings.features(folder / "features.png", network, layers, shown, restored)
+        draw_features(folder / "features.png", loss, net, validation(0), root)
         hand_over(recipe, folder, plan, loss, genotype, result)
     return result
+
+
+def account(
+    recipe: SearchRecipe,
+    stages_done: dict[str, Any],
+    loss: LossFile,
+    judge: judges.JudgeFacts | None,
+    place: torch.device,
+) -> dict[str, Any]:
+    """What search.json says of a search, whatever it searched."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "recipe": recipe.name,
+        "task": recipe.task,
+        "kind": recipe.search.kind,
+        "seed": recipe.seed,
+        "stages": stages_done,
+        "loss": dict(loss.weights),
+        "layers": {name: list(layers) for name, layers in loss.layers.items()},
+        "judge": None if judge is None else judge.model_dump(),
+        "cpu_seconds": total([stage["cpu_seconds"] for stage in stages_done.values()]),
+        "device": str(place),
+        "peak_memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
 
 
 def total(parts: Sequence[float | None]) -> float | None:
@@ -284,6 +289,15 @@ def network_of(recipe: SearchRecipe, genotype: Genotype) -> HadamardNet:
     if not isinstance(net, SupernetSpec):
         raise ConfigError("a search of a loss alone finds no network")
     return genotype.network(width=net.width, combine=COMBINATIONS[net.combine])
+
+
+@torch.no_grad()
+def draw_features(path: Path, loss: LossFile, net: nn.Module, shown: Sample, root: Path) -> None:
+    """What the feature layers that a loss chose see; nothing where it has none."""
+    for name, layers in loss.layers.items():
+        network = feature_networks((name,), root, shown.clean.device)[name]
+        assert isinstance(network, FeatureNetwork)
+        drawings.features(path, network, layers, shown, net.eval()(shown.observed))
 
 
 def hand_over(
