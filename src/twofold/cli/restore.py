@@ -86,9 +86,7 @@ def command(
     work = jobs(inputs, output, format=format, marker="restored")
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
-    check_places(work, [job.target for job in work] + list(maps.values()) + list(kernels.values()))
-    if sheet is not None:
-        check_places(work, [sheet])
+    check_places(work, [*(job.target for job in work), *maps.values(), *kernels.values(), *([sheet] if sheet else [])])
     if noise_level is not None and guidance is not None:
         raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
     given = _given(work, guidance if noise_level is None else str(noise_level))
