@@ -219,6 +219,7 @@ def test_three_bad_files_of_fifty_cost_only_themselves(
         (["a.png", "-o", "b.png", "--sheet", "b.png"], "written twice"),
         (["a.png", "-o", "b.png", "--guidance-out", "m.png", "--sheet", "m.png"], "written twice"),
         (["a.png", "-o", "b.png", "--sheet", "a.png"], "would replace an input"),
+        (["a.png", "-o", "b.png", "--sheet", "all.gif"], "cannot write all.gif; known suffixes"),
         (["a.png", "in/a.png", "-o", "out"], "written twice"),
         (["in", "-o", "out.png"], "a folder is needed"),
         (["a.png", "in", "-o", "out.png"], "a folder is needed"),
@@ -341,3 +342,14 @@ def test_a_sheet_shows_everything_at_one_glance(restore: Callable[..., int], pic
     (tmp_path / "in" / "a.png").write_bytes(b"")
     assert restore(tmp_path / "in", "--sheet", tmp_path / "rest.png") == 1  # the other one is shown all the same
     assert (tmp_path / "rest.png").exists()
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_report(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("a file")
+    sheet = tmp_path / "notes" / "sheet.png"
+    assert restore(picture("a.png"), "-o", tmp_path / "b.png", "--sheet", sheet, "--json") == 1
+    told = capsys.readouterr()
+    assert [facts["output"] for facts in json.loads(told.out)["done"]] == [str(tmp_path / "b.png")]
+    assert told.err.startswith(f"twofold: {tmp_path / 'notes'}: cannot be made")

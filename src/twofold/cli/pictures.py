@@ -105,6 +105,12 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     return {work[0]: place}
 
 
+def check_suffix(path: Path) -> None:
+    """Raises: ImageError where no format goes by the suffix of a file to be written."""
+    if path.suffix.lower() not in images.SUFFIXES:
+        raise ImageError(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}")
+
+
 def check_places(work: Sequence[Job], places: Sequence[Path]) -> None:
     """Raises: ImageError where an output would replace an input or another output."""
     sources, taken = {job.source.resolve() for job in work}, set()

@@ -10,7 +10,19 @@ import typer
 from torch import Tensor
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, Step, beside, cache_folder, check_places, each, jobs, save, tile_size
+from twofold.cli.pictures import (
+    FORMATS,
+    Job,
+    Step,
+    beside,
+    cache_folder,
+    check_places,
+    check_suffix,
+    each,
+    jobs,
+    save,
+    tile_size,
+)
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
 
@@ -84,6 +96,8 @@ def command(
     """
     size = tile_size(tile)
     work = jobs(inputs, output, format=format, marker="restored")
+    if sheet is not None:
+        check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     check_places(work, [*(job.target for job in work), *maps.values(), *kernels.values(), *([sheet] if sheet else [])])
@@ -143,10 +157,11 @@ def command(
         return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
 
     outcome = each(work, act, skip=skip_existing, what="restoring")
-    if sheet is not None and rows:
+    code = outcome.close(as_json=as_json, verb="restored")
+    if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
         between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if told else [])
         save(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
-    return outcome.close(as_json=as_json, verb="restored")
+    return code
 
 
 def _twin(folder: Path, job: Job) -> Path:
