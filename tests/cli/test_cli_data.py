@@ -84,6 +84,27 @@ def test_a_model_is_measured_on_pairs(
     assert f"{facts['summary']['psnr']:.2f}" in printed
 
 
+def test_a_part_of_the_pairs_is_whole_scenes(evaluate: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        picture(f"clean/{name}.png", 24, 24)
+        for number in (1, 2, 3):
+            picture(f"rain/{name}_{number}.png", 24, 24)
+    assert evaluate("--json", tmp_path / "facts.json", "--every", 3) == 0
+    measured = [row["name"] for row in json.loads((tmp_path / "facts.json").read_text())["images"]]
+    assert measured == ["a_1", "a_2", "a_3", "d_1", "d_2", "d_3"]
+
+
+def test_a_table_that_cannot_be_written_costs_no_report(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("rain/a.png", 24, 24), picture("clean/a.png", 24, 24)
+    (tmp_path / "notes").write_text("a file")
+    assert evaluate("--json", tmp_path / "notes" / "facts.json") == 1
+    told = capsys.readouterr()
+    assert "| a |" in told.out
+    assert "cannot write" in told.err
+
+
 def test_a_broken_pair_costs_only_itself(
     evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
