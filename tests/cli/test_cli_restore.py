@@ -108,6 +108,33 @@ def test_an_output_folder_inside_the_input_is_no_input_next_time(
     assert tree(tmp_path / "in") == ["a.png", "out/a.png"]
 
 
+def test_maps_and_a_sheet_inside_the_input_are_no_inputs_next_time(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    picture("in/a.png")
+    outs = ["-o", "out", "--guidance-out", "maps", "--sheet", "sheet.png"]
+    outs = [name if name.startswith("-") else str(tmp_path / "in" / name) for name in outs]
+    for more in ([], ["--skip-existing"], []):
+        assert restore(tmp_path / "in", *outs, *more) == 0
+    assert tree(tmp_path / "in") == ["a.png", "maps/a.png", "out/a.png", "sheet.png"]
+
+
+def test_maps_that_would_replace_the_inputs_are_refused(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("in/deep/a.png")
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--guidance-out", tmp_path / "in") == 1
+    assert "would replace an input" in capsys.readouterr().err
+    assert tree(tmp_path) == ["in/deep/a.png"]
+
+
+def test_the_root_of_a_disk_has_no_name_for_its_outputs(
+    restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert restore("/") == 1
+    assert capsys.readouterr().err == "twofold: / has no name to call a folder of outputs by; name one with -o\n"
+
+
 def test_a_file_without_a_suffix_is_restored_into_a_png(
     restore: Callable[..., int], picture: Maker, tmp_path: Path
 ) -> None:

@@ -33,12 +33,21 @@ class Job:
     name: Path
 
 
-def jobs(inputs: Sequence[Path], output: Path | None, *, format: str | None = None, marker: str) -> list[Job]:
+def jobs(
+    inputs: Sequence[Path],
+    output: Path | None,
+    *,
+    others: Sequence[Path | None] = (),
+    format: str | None = None,
+    marker: str,
+) -> list[Job]:
     """Pairs inputs with outputs.
 
     One picture goes to `output` if that has a suffix, else into the folder `output`, as several do. Without an output,
     `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept. Outputs of an earlier
     run that lie inside an input folder are no inputs.
+
+    others: where else the run writes: files, folders, or None for what is not asked for.
 
     Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
@@ -51,20 +60,24 @@ def jobs(inputs: Sequence[Path], output: Path | None, *, format: str | None = No
     else:
         if output is not None and (output.suffix.lower() in images.SUFFIXES or output.is_file()):
             raise ImageError(f"{output} names one file, but a folder is needed for a folder or several pictures")
-        found = [job for path in inputs for job in _jobs_of(path, output, suffix, marker)]
+        places = [place.resolve() for place in others if place is not None]
+        found = [job for path in inputs for job in _jobs_of(path, output, places, suffix, marker)]
     if not found:
         raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
     check_places(found, [job.target for job in found])
     return found
 
 
-def _jobs_of(path: Path, output: Path | None, suffix: str | None, marker: str) -> Iterator[Job]:
+def _jobs_of(path: Path, output: Path | None, others: Sequence[Path], suffix: str | None, marker: str) -> Iterator[Job]:
     if path.is_dir():
         root = path.resolve()
+        if output is None and not root.name:
+            raise TwofoldError(f"{path} has no name to call a folder of outputs by; name one with -o")
         folder = output or (root if path.name in ("", "..") else path).with_name(f"{root.name}-{marker}")
-        place = folder.resolve()
+        # At the folder itself or above it, a place leaves all in, so that replacing an input is noticed.
+        inside = [place for place in (folder.resolve(), *others) if root in place.parents]
         for source in images.find([path]):
-            if not (root in place.parents and place in source.resolve().parents):
+            if not any(source.resolve().is_relative_to(place) for place in inside):
                 name = source.relative_to(path)
                 yield Job(source, _ending(folder / name, suffix), name)
     else:

@@ -95,7 +95,7 @@ def command(
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
     """
     size = tile_size(tile)
-    work = jobs(inputs, output, format=format, marker="restored")
+    work = jobs(inputs, output, others=[guidance_out, kernel_out, sheet], format=format, marker="restored")
     if sheet is not None:
         check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
