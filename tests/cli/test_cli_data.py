@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_a_part_of_the_pairs_is_whole_scenes(evaluate: Callable[..., int], pictu
     assert evaluate("--json", tmp_path / "facts.json", "--every", 3) == 0
     measured = [row["name"] for row in json.loads((tmp_path / "facts.json").read_text())["images"]]
     assert measured == ["a_1", "a_2", "a_3", "d_1", "d_2", "d_3"]
+
+
+def test_a_name_that_is_not_unicode_is_escaped_in_a_table(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    for side in ("rain", "clean"):
+        os.rename(picture(f"{side}/a.png", 24, 24), os.fsencode(tmp_path / side) + b"/caf\xe9.png")
+    assert evaluate("--json", tmp_path / "facts.json", "--markdown", tmp_path / "table.md") == 0
+    (row,) = json.loads((tmp_path / "facts.json").read_text())["images"]
+    assert os.fsencode(row["name"]) == b"caf\xe9"
+    assert "caf\\udce9" in (tmp_path / "table.md").read_text()
 
 
 def test_a_table_that_cannot_be_written_costs_no_report(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +60,28 @@ def test_a_seed_and_a_name_give_the_same_file_alone_or_in_a_folder(picture: Make
     assert degrade(photo, "-o", tmp_path / "three.png", "--kind", "noise", "--seed", 4) == 0
     assert (tmp_path / "one" / "b.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert (tmp_path / "two.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+
+
+def test_maps_inside_the_input_are_no_inputs_when_a_run_goes_on(picture: Maker, tmp_path: Path) -> None:
+    picture("in/a.png")
+    folder = tmp_path / "in"
+    outs = ["-o", folder / "out", "--guidance-out", folder / "maps", "--clean-out", folder / "clean"]
+    for more in ([], ["--skip-existing"]):
+        assert degrade(folder, "--kind", "noise", *outs, *more) == 0
+    assert [path.name for path in images.find([folder])] == ["a.png"] * 4
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "cp1252", "ascii"])
+def test_a_name_that_is_not_unicode_and_a_terminal_that_has_no_arrow_stop_nothing(
+    coding: str, picture: Maker, tmp_path: Path
+) -> None:
+    os.rename(picture("in/a.png"), os.fsencode(tmp_path / "in") + b"/caf\xe9.png")
+    picture("in/b.png")
+    command = [sys.executable, "-m", "twofold", "degrade", tmp_path / "in", "-o", tmp_path / "out", "--kind", "noise"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": coding}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"2 degraded" in done.stdout
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"b.png", b"caf\xe9.png"]
 
 
 def test_a_blurred_picture_keeps_its_kernel_and_the_clean_middle(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -153,7 +154,7 @@ def command(
         degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    work = jobs(inputs, output, format=format, marker=kind)
+    work = jobs(inputs, output, others=[guidance_out, kernel_out, clean_out], format=format, marker=kind)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
@@ -164,7 +165,8 @@ def command(
         picture = images.read(job.source)
         # By the name, so that a picture's damage depends neither on the others nor on where a run was interrupted.
         # Hashed, because this generator looks at the lower 32 bits of a seed alone.
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {job.name.as_posix()}".encode()))
+        name = os.fsencode(job.name.as_posix())  # as the disk has it: not every name is UTF-8
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
         sample = degradation(picture.pixels, generator)
         assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
