@@ -380,3 +380,18 @@ def test_a_sheet_that_cannot_be_written_costs_no_report(
     told = capsys.readouterr()
     assert [facts["output"] for facts in json.loads(told.out)["done"]] == [str(tmp_path / "b.png")]
     assert told.err.startswith(f"twofold: {tmp_path / 'notes'}: cannot be made")
+
+
+def test_the_other_frames_of_an_animation_are_told_of(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.new("RGB", (12, 8), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    picture("still.png")
+    told = f"twofold: {tmp_path / 'moving.webp'}: only the first of 3 frames\n"
+    asked = [str(tmp_path / "moving.webp"), str(tmp_path / "still.png"), "--json", "-o", str(tmp_path / "out")]
+    for verb in (restore, lambda *more: run(["degrade", "--kind", "noise", *more])):
+        assert verb(*asked) == 0
+        report = capsys.readouterr()
+        assert [facts.get("frames") for facts in json.loads(report.out)["done"]] == [3, None]
+        assert report.err == told

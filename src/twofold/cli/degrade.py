@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, jobs, save
+from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, frames_of, jobs, save
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, ConfigError, Degradation
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def command(
             "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small picture may catch no drop of rain
             "width": width,
             "height": height,
+            **frames_of(picture),
             "seconds": round(time.perf_counter() - started, 3),
         }
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twofold.cli.pictures import bar, tile_size
+from twofold.cli.pictures import bar, tile_size, twin_of
 from twofold.contracts import ConfigError
 
 
@@ -39,7 +39,7 @@ def command(
     from torch import Tensor
 
     from twofold import api
-    from twofold.contracts import DataError, Restored
+    from twofold.contracts import Restored
     from twofold.data import pairs as layouts
     from twofold.degrade.blur import read_kernel
     from twofold.evaluate import Files, evaluate
@@ -58,10 +58,7 @@ def command(
 
     def kernel_of(pair: Files) -> Tensor:
         assert kernels is not None
-        found = sorted(kernels.glob(f"{pair.observed.stem}.*")) if kernels.is_dir() else [kernels]
-        if not found:
-            raise DataError(f"{kernels} has no kernel called {pair.observed.stem}")
-        return read_kernel(found[0])
+        return read_kernel(twin_of(kernels, Path(pair.observed.name)) if kernels.is_dir() else kernels)
 
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import sys
@@ -118,6 +119,28 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     return {work[0]: place}
 
 
+def twin_of(folder: Path, name: Path) -> Path:
+    """The file of `folder` that is called like the picture `name`, whatever its suffix: in the same sub-folder, or else
+    in the folder itself.
+
+    Raises: TwofoldError where there is none, or more than one.
+    """
+    for place in (folder / name.parent, folder):
+        # The pattern finds `photo.alt.png` for `photo.jpg` too; only a whole stem is a twin.
+        found = sorted(
+            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and file.is_file()
+        )
+        if len(found) > 1:
+            raise TwofoldError(f"{place} has several files called {name.stem}: {_listed(found)}; keep one")
+        if found:
+            return found[0]
+    raise TwofoldError(f"{folder} has no file called {name.stem}; put it there, or name one file for all pictures")
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
+
+
 def check_suffix(path: Path) -> None:
     """Raises: ImageError where no format goes by the suffix of a file to be written."""
     if path.suffix.lower() not in images.SUFFIXES:
@@ -174,6 +197,9 @@ class Outcome:
             if len(self.done) + len(self.skipped) > 1:
                 more = " (the first 20 are named)" if len(self.done) > 20 else ""
                 print(f"{len(self.done)} {verb}{more}" + (f", {len(self.skipped)} skipped" if self.skipped else ""))
+        for facts in self.done:
+            if "frames" in facts:
+                print(f"twofold: {facts['input']}: only the first of {facts['frames']} frames", file=sys.stderr)
         for message in self.failed.values():
             print(f"twofold: {message}", file=sys.stderr)
         if self.failed:
@@ -226,6 +252,11 @@ def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, ski
                 break
             show(number + 1)
     return outcome
+
+
+def frames_of(picture: images.Picture) -> dict[str, int]:
+    """What an outcome tells of a picture that has more frames than the first, which is the one that is read."""
+    return {"frames": picture.frames} if picture.frames > 1 else {}
 
 
 def cache_folder() -> Path:

@@ -19,9 +19,11 @@ from twofold.cli.pictures import (
     check_places,
     check_suffix,
     each,
+    frames_of,
     jobs,
     save,
     tile_size,
+    twin_of,
 )
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
@@ -119,19 +121,18 @@ def command(
     if not loaded.takes_kernel and (kernel is not None or kernel_out is not None):
         raise TwofoldError(f"{model} removes no blur; leave --kernel and --kernel-out out")
     search = KernelSearch(size=kernel_size)
-    told: dict[Job, api.Kernel] = {}
-    if kernel is not None:
-        place = Path(kernel)
-        told = dict.fromkeys(work, search) if kernel == "estimate" else dict.fromkeys(work, place)
-        if place.is_dir():
-            told = {job: _twin(place, job) for job in work}
+
+    def kernel_of(job: Job) -> api.Kernel | None:
+        if kernel is None or kernel == "estimate":
+            return search if kernel else None
+        return twin_of(Path(kernel), job.name) if Path(kernel).is_dir() else Path(kernel)
 
     rows: list[list[Tensor]] = []
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
-        blur, estimate = api.kernel_for(picture, told.get(job))
+        blur, estimate = api.kernel_for(picture, kernel_of(job))
         restored, drawn = loaded.restore(
             picture, kernel=blur, guidance=given.get(job), strength=strength, tile=size, progress=step
         )
@@ -154,22 +155,15 @@ def command(
             between += [] if blur is None else [blur / blur.max()]
             rows.append([small(pixels) for pixels in (picture.pixels, *between, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
-        return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
+        facts |= {"width": width, "height": height, **frames_of(picture)}
+        return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
     outcome = each(work, act, skip=skip_existing, what="restoring")
     code = outcome.close(as_json=as_json, verb="restored")
     if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
-        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if told else [])
+        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
         save(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
     return code
-
-
-def _twin(folder: Path, job: Job) -> Path:
-    """Raises: TwofoldError where the folder has no kernel of the picture's name."""
-    twins = sorted(folder.glob(f"{job.source.stem}.*"))
-    if not twins:
-        raise TwofoldError(f"{folder} has no kernel called {job.source.stem}; name one file for all pictures")
-    return twins[0]
 
 
 def _given(work: list[Job], guidance: str | None) -> dict[Job, Path | float]:
