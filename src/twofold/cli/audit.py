@@ -46,6 +46,9 @@ def command(
         with bar(len(taught) + len(asked), "reading") as show:
             findings = leaks(taught, asked, progress=lambda done, total: show(done))
     else:
+        for folder in (data, test):
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"{folder}: no such folder; name one that holds pairs")
         pairs = find_pairs(data, observed=observed, clean=clean)
         held = [] if test is None else find_pairs(test, observed=test_observed or observed, clean=test_clean or clean)
         with bar(len(pairs) + len(held), "reading") as show:
