@@ -93,6 +93,16 @@ def test_the_present_folder_can_be_restored(
     assert tree(tmp_path) == ["in-restored/a.png", "in/a.png"]
 
 
+def test_a_picture_that_is_named_twice_is_restored_once(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = picture("in/a.png")
+    for inputs, output in (([photo, photo], "b.png"), ([tmp_path / "in", photo, tmp_path / "in"], "out")):
+        assert restore(*inputs, "-o", tmp_path / output, "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)["done"]) == 1
+    assert tree(tmp_path) == ["b.png", "in/a.png", "out/a.png"]
+
+
 def test_files_and_folders_mix(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
     picture("in/a.png")
     assert restore(tmp_path / "in", picture("b.jpg"), "-o", tmp_path / "out") == 0
@@ -247,7 +257,7 @@ def test_three_bad_files_of_fifty_cost_only_themselves(
         (["a.png", "-o", "b.png", "--guidance-out", "m.png", "--sheet", "m.png"], "written twice"),
         (["a.png", "-o", "b.png", "--sheet", "a.png"], "would replace an input"),
         (["a.png", "-o", "b.png", "--sheet", "all.gif"], "cannot write all.gif; known suffixes"),
-        (["a.png", "in/a.png", "-o", "out"], "written twice"),
+        (["a.png", "in/a.png", "-o", "out"], "written twice, for a.png and for in/a.png; rename one of them"),
         (["in", "-o", "out.png"], "a folder is needed"),
         (["a.png", "in", "-o", "out.png"], "a folder is needed"),
         (["in", "-o", "notes"], "a folder is needed"),

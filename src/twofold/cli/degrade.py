@@ -158,7 +158,7 @@ def command(
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
-    check_places(work, [job.target for job in work] + [*maps.values(), *kernels.values(), *cleans.values()])
+    check_places(work, maps, kernels, cleans)
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()

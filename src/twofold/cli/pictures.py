@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ def jobs(
     if format is not None and format not in FORMATS:
         raise TwofoldError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     suffix = FORMATS[format] if format else None
+    inputs = list(dict.fromkeys(inputs))
     if output is not None and len(inputs) == 1 and output.suffix and not (output.is_dir() or inputs[0].is_dir()):
         _check_name(output, suffix)
         found = [Job(source, output, Path(source.name)) for source in images.find(inputs)]
@@ -65,7 +66,8 @@ def jobs(
         found = [job for path in inputs for job in _jobs_of(path, output, places, suffix, marker)]
     if not found:
         raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
-    check_places(found, [job.target for job in found])
+    found = list({(job.source.resolve(), job.target.resolve()): job for job in found}.values())  # each picture once
+    check_places(found)
     return found
 
 
@@ -147,16 +149,27 @@ def check_suffix(path: Path) -> None:
         raise ImageError(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}")
 
 
-def check_places(work: Sequence[Job], places: Sequence[Path]) -> None:
-    """Raises: ImageError where an output would replace an input or another output."""
-    sources, taken = {job.source.resolve() for job in work}, set()
-    for path in places:
+def check_places(work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None) -> None:
+    """Raises: ImageError where an output would replace an input or another output.
+
+    outputs: what is kept of each picture beside its result. sheet: one file of all pictures.
+    """
+    places: list[tuple[Path, Job | None]] = [(job.target, job) for job in work]
+    places += [(path, job) for kept in outputs for job, path in kept.items()]
+    places += [] if sheet is None else [(sheet, None)]
+    sources = {job.source.resolve() for job in work}
+    taken: dict[Path, Job | None] = {}
+    for path, job in places:
         place = path.resolve()
         if place in sources:
             raise ImageError(f"{path} would replace an input; name another output")
         if place in taken:
-            raise ImageError(f"{path} would be written twice; name different folders for the two")
-        taken.add(place)
+            first = taken[place]
+            mend = "; name different places for the two"
+            if first and job and first != job:
+                mend = f", for {first.source} and for {job.source}; rename one of them"
+            raise ImageError(f"{path} would be written twice{mend}")
+        taken[place] = job
 
 
 def tile_size(text: str) -> int | Literal["auto"]:

@@ -102,7 +102,7 @@ def command(
         check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
-    check_places(work, [*(job.target for job in work), *maps.values(), *kernels.values(), *([sheet] if sheet else [])])
+    check_places(work, maps, kernels, sheet=sheet)
     if noise_level is not None and guidance is not None:
         raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
     given = _given(work, guidance if noise_level is None else str(noise_level))
