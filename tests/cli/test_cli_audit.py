@@ -68,5 +68,3 @@ def test_single_photographs_are_compared_by_scene(
     asked = ["audit", str(tmp_path / "train"), "--photographs"]
     assert run([*asked, "--test", str(tmp_path / "test")]) == 1
     assert "same scene" in capsys.readouterr().out
-    assert run(asked) == 1
-    assert "name the second with --test" in capsys.readouterr().err

@@ -148,10 +148,3 @@ def test_pictures_without_a_partner_are_named(
     assert evaluate() == 1
     error = capsys.readouterr().err
     assert "5 of 6 pictures of rain have no partner in clean: photo0.png, photo1.png, photo3.png …" in error
-
-
-def test_an_unknown_protocol_offers_the_nearest(
-    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate("--protocol", "y-matlap") == 1
-    assert "did you mean 'y-matlab'" in capsys.readouterr().err

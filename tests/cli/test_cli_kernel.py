@@ -208,7 +208,6 @@ def test_kernels_that_were_kept_serve_the_next_run(deblurring: Path, picture: Ma
         (["--kernel", "nowhere.png"], "nowhere.png"),
         (["--kernel", "estimate", "--kernel-size", "30"], "odd"),
         (["--kernel", "estimate", "--noise-level", "7"], "looks like grey levels"),
-        (["--kernel", "estimate", "--noise-level", "0.1", "--guidance", "0.1"], "leave one of them out"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import bar
 
 
@@ -39,9 +40,13 @@ def command(
     from twofold.data.pairs import find_pairs
     from twofold.images import find
 
+    if test is None and (test_observed or test_clean):
+        raise Misuse("--test-observed and --test-clean are sub-folders of --test; name that folder too")
     if photographs:
         if test is None:
-            raise ConfigError("--photographs compares two folders; name the second with --test")
+            raise Misuse("--photographs compares two folders; name the second with --test")
+        if observed or clean or test_observed or test_clean:
+            raise Misuse("--photographs takes whole folders, not pairs; leave the options of sub-folders out")
         taught, asked = find([data]), find([test])
         with bar(len(taught) + len(asked), "reading") as show:
             findings = leaks(taught, asked, progress=lambda done, total: show(done))

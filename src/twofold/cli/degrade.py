@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from twofold import images
+from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, frames_of, jobs, save
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, ConfigError, Degradation
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,11 +150,13 @@ def command(
     given = {"level": level, "layout": layout, "kernel": kernel}
     for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
         if name not in chosen.options:
-            raise ConfigError(f"--kind {kind} has no {name}; leave the option out")
+            raise Misuse(f"--kind {kind} has no {name}; leave the option out")
     try:
         degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
+    except ImageError:  # of a kernel's file
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise Misuse(str(error)) from error
     work = jobs(inputs, output, others=[guidance_out, kernel_out, clean_out], format=format, marker=kind)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
@@ -208,7 +211,7 @@ def _named(what: str, name: str, known: dict[str, T]) -> T:
     from twofold.zoo import nearest
 
     if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}; {nearest(name, list(known))}")
+        raise Misuse(f"unknown {what} {name!r}; {nearest(name, list(known))}")
     return known[name]
 
 
@@ -218,4 +221,4 @@ def _span(text: str) -> tuple[float, float]:
     try:
         return float(low), float(high or low)
     except ValueError:
-        raise ConfigError(f"--level takes a number or a range such as 0.02:0.1, got {text!r}") from None
+        raise Misuse(f"--level takes a number or a range such as 0.02:0.1, got {text!r}") from None

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import bar, tile_size, twin_of
 from twofold.contracts import ConfigError
 
@@ -48,7 +49,7 @@ def command(
     from twofold.zoo import nearest
 
     if protocol not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
+        raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
     size = tile_size(tile)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twofold import images
+from twofold.cli.misuse import Misuse
 from twofold.contracts import ImageError, TwofoldError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
@@ -53,7 +54,7 @@ def jobs(
     Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
     if format is not None and format not in FORMATS:
-        raise TwofoldError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise Misuse(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     suffix = FORMATS[format] if format else None
     inputs = list(dict.fromkeys(inputs))
     if output is not None and len(inputs) == 1 and output.suffix and not (output.is_dir() or inputs[0].is_dir()):
@@ -61,7 +62,7 @@ def jobs(
         found = [Job(source, output, Path(source.name)) for source in images.find(inputs)]
     else:
         if output is not None and (output.suffix.lower() in images.SUFFIXES or output.is_file()):
-            raise ImageError(f"{output} names one file, but a folder is needed for a folder or several pictures")
+            raise Misuse(f"{output} names one file, but a folder is needed for a folder or several pictures")
         places = [place.resolve() for place in others if place is not None]
         found = [job for path in inputs for job in _jobs_of(path, output, places, suffix, marker)]
     if not found:
@@ -95,13 +96,10 @@ def _ending(path: Path, suffix: str | None) -> Path:
 
 
 def _check_name(output: Path, suffix: str | None) -> None:
-    if output.suffix.lower() not in images.SUFFIXES:
-        raise ImageError(
-            f"cannot write {output}; known suffixes: {' '.join(images.SUFFIXES)}; or make the folder first"
-        )
+    check_suffix(output, folder=True)
     same = {".jpeg": ".jpg", ".tif": ".tiff"}
     if suffix and same.get(output.suffix.lower(), output.suffix.lower()) != suffix:
-        raise ImageError(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
+        raise Misuse(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
 
 
 def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool = False) -> dict[Job, Path]:
@@ -112,12 +110,16 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     """
     if place is None:
         return {}
+    if place.is_file() and place.suffix.lower() not in images.SUFFIXES:
+        raise Misuse(f"{option} {place} is a file, but no picture; name another place")
+    if len(work) == 1 and place.suffix and not place.is_dir():  # as for the result of one picture
+        check_suffix(place, folder=True)
     if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
         return {job: (place / job.name).with_suffix(".png") for job in work}
     if len(work) > 1:
-        raise TwofoldError(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
+        raise Misuse(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
     if deep and place.suffix.lower() not in (".png", ".tif", ".tiff"):
-        raise TwofoldError(f"{option} {place}: a map needs 16 bits; name a .png or .tiff file")
+        raise Misuse(f"{option} {place}: a map needs 16 bits; name a .png or .tiff file")
     return {work[0]: place}
 
 
@@ -143,10 +145,14 @@ def _listed(files: Sequence[Path]) -> str:
     return ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
 
 
-def check_suffix(path: Path) -> None:
-    """Raises: ImageError where no format goes by the suffix of a file to be written."""
+def check_suffix(path: Path, *, folder: bool = False) -> None:
+    """Raises: Misuse where no format goes by the suffix of a file to be written.
+
+    folder: it could also be one, if it were there.
+    """
     if path.suffix.lower() not in images.SUFFIXES:
-        raise ImageError(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}")
+        more = "; or make the folder first" if folder else ""
+        raise Misuse(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}{more}")
 
 
 def check_places(work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None) -> None:
@@ -177,7 +183,7 @@ def tile_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not (text.isdecimal() and int(text) > 0):
-        raise TwofoldError(f"--tile takes auto or a number of pixels, got {text!r}")
+        raise Misuse(f"--tile takes auto or a number of pixels, got {text!r}")
     return int(text)
 
 

@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from twofold import images
+from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import (
     FORMATS,
     Job,
@@ -50,8 +51,9 @@ def command(
         typer.Option(help="Of the blur: a picture, .npy or text file, a folder of them by name, or estimate."),
     ] = None,
     kernel_size: Annotated[
-        int, typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur.")
-    ] = 31,
+        int | None,
+        typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur. Without it 31."),
+    ] = None,
     kernel_out: Annotated[
         Path | None, typer.Option(help="Keep the kernel that was used: a file for one picture, a folder for several.")
     ] = None,
@@ -97,14 +99,16 @@ def command(
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
     """
     size = tile_size(tile)
+    if noise_level is not None and guidance is not None:
+        raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
+    if kernel_size is not None and kernel != "estimate":
+        raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
     work = jobs(inputs, output, others=[guidance_out, kernel_out, sheet], format=format, marker="restored")
     if sheet is not None:
         check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     check_places(work, maps, kernels, sheet=sheet)
-    if noise_level is not None and guidance is not None:
-        raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
     given = _given(work, guidance if noise_level is None else str(noise_level))
     from twofold import api
     from twofold.restorers.blind import KernelSearch
@@ -120,7 +124,7 @@ def command(
         raise TwofoldError(f"{model} needs --kernel FILE, or --kernel estimate")
     if not loaded.takes_kernel and (kernel is not None or kernel_out is not None):
         raise TwofoldError(f"{model} removes no blur; leave --kernel and --kernel-out out")
-    search = KernelSearch(size=kernel_size)
+    search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
 
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":
