@@ -22,6 +22,7 @@ from twofold.train import recipe as recipes
 from twofold.train.damage import Blurred, KernelFiles
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
+ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 
 def sources(recipe: recipes.Recipe) -> list[str]:
@@ -30,7 +31,8 @@ def sources(recipe: recipes.Recipe) -> list[str]:
     def part(every: int, keep: str) -> str:
         if not every:
             return ""
-        return f" (every {every}th scene alone)" if keep == "picked" else f" (without every {every}th scene)"
+        scene = f"every {ORDINALS.get(every, f'{every}-th')} scene"
+        return f" ({scene} alone)" if keep == "picked" else f" (without {scene})"
 
     found: list[str] = []
     for source in [*recipe.data.train, *(recipe.data.guidance or [])]:

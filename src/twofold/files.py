@@ -40,6 +40,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by `replacing`."""
+    """Writes UTF-8 text by `replacing`; what UTF-8 has not, such as a file name of old, is escaped as in JSON."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -59,6 +59,18 @@ def test_every_verb_is_listed_and_its_help_teaches_by_an_example(
         (["restore"], "INPUT"),
         (["restore", "a.png"], "--model"),
         (["evaluate", "--data", ".", "--model", "m", "--every", "0"], "--every"),
+        (["evaluate", "--data", ".", "--model", "m", "--protocol", "y-matlap"], "did you mean 'y-matlab'"),
+        (["restore", "a.png", "-m", "m", "--tile", "x"], "--tile takes auto or a number"),
+        (["restore", "a.png", "-m", "m", "--format", "gif"], "unknown format 'gif'"),
+        (["restore", "a.png", "-m", "m", "-o", "b.gif"], "cannot write b.gif; known suffixes"),
+        (["restore", "a.png", "-m", "m", "--kernel-size", "7"], "--kernel-size is for --kernel estimate"),
+        (["restore", "a.png", "-m", "m", "--noise-level", "0.1", "--guidance", "0.1"], "leave one of them out"),
+        (["degrade", "a.png", "-k", "rian"], "did you mean 'rain'"),
+        (["degrade", "a.png", "-k", "rain", "--level", "0.1"], "rain has no level"),
+        (["degrade", "a.png", "-k", "noise", "--level", "15"], "15 grey levels are 0.0588"),
+        (["audit", "a", "--test-clean", "gt"], "name that folder too"),
+        (["audit", "a", "--photographs"], "name the second with --test"),
+        (["audit", "a", "--photographs", "--test", "b", "--clean", "gt"], "leave the options of sub-folders out"),
     ],
 )
 def test_misuse_is_explained_and_exits_with_two(

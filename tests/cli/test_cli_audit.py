@@ -43,9 +43,19 @@ def test_a_broken_file_and_a_shared_scene_are_named_with_exit_code_1(
     assert run(["audit", str(pairs), "--test", str(held), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [finding["kind"] for finding in found] == ["unreadable", "same scene"]
+    assert found[0]["detail"].startswith("the file is empty")
     assert {Path(file).name for file in found[1]["files"]} == {"xxx.png", "other.png"}
     assert run(["audit", str(pairs), "--test", str(held)]) == 1
-    assert capsys.readouterr().out.endswith("2 findings\n")
+    printed = capsys.readouterr().out
+    assert printed.endswith("2 findings\n")
+    assert printed.splitlines()[0].count("x.png") == 1
+
+
+def test_a_folder_that_is_not_there_is_named(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nowhere"
+    for arguments in ([missing], [pairs, "--test", missing]):
+        assert run(["audit", *map(str, arguments)]) == 1
+        assert capsys.readouterr().err == f"twofold: {missing}: no such folder; name one that holds pairs\n"
 
 
 def test_single_photographs_are_compared_by_scene(
@@ -58,5 +68,3 @@ def test_single_photographs_are_compared_by_scene(
     asked = ["audit", str(tmp_path / "train"), "--photographs"]
     assert run([*asked, "--test", str(tmp_path / "test")]) == 1
     assert "same scene" in capsys.readouterr().out
-    assert run(asked) == 1
-    assert "name the second with --test" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,38 @@ def test_a_model_is_measured_on_pairs(
     assert f"{facts['summary']['psnr']:.2f}" in printed
 
 
+def test_a_part_of_the_pairs_is_whole_scenes(evaluate: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        picture(f"clean/{name}.png", 24, 24)
+        for number in (1, 2, 3):
+            picture(f"rain/{name}_{number}.png", 24, 24)
+    assert evaluate("--json", tmp_path / "facts.json", "--every", 3) == 0
+    measured = [row["name"] for row in json.loads((tmp_path / "facts.json").read_text())["images"]]
+    assert measured == ["a_1", "a_2", "a_3", "d_1", "d_2", "d_3"]
+
+
+def test_a_name_that_is_not_unicode_is_escaped_in_a_table(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    for side in ("rain", "clean"):
+        os.rename(picture(f"{side}/a.png", 24, 24), os.fsencode(tmp_path / side) + b"/caf\xe9.png")
+    assert evaluate("--json", tmp_path / "facts.json", "--markdown", tmp_path / "table.md") == 0
+    (row,) = json.loads((tmp_path / "facts.json").read_text())["images"]
+    assert os.fsencode(row["name"]) == b"caf\xe9"
+    assert "caf\\udce9" in (tmp_path / "table.md").read_text()
+
+
+def test_a_table_that_cannot_be_written_costs_no_report(
+    evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("rain/a.png", 24, 24), picture("clean/a.png", 24, 24)
+    (tmp_path / "notes").write_text("a file")
+    assert evaluate("--json", tmp_path / "notes" / "facts.json") == 1
+    told = capsys.readouterr()
+    assert "| a |" in told.out
+    assert "cannot write" in told.err
+
+
 def test_a_broken_pair_costs_only_itself(
     evaluate: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,10 +148,3 @@ def test_pictures_without_a_partner_are_named(
     assert evaluate() == 1
     error = capsys.readouterr().err
     assert "5 of 6 pictures of rain have no partner in clean: photo0.png, photo1.png, photo3.png …" in error
-
-
-def test_an_unknown_protocol_offers_the_nearest(
-    evaluate: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate("--protocol", "y-matlap") == 1
-    assert "did you mean 'y-matlab'" in capsys.readouterr().err

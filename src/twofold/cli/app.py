@@ -63,6 +63,7 @@ def run(arguments: Sequence[str]) -> int:
 def _run_verb(verb: str, arguments: list[str]) -> int:
     import typer
 
+    from twofold.cli.misuse import Misuse
     from twofold.contracts import TwofoldError
 
     try:
@@ -83,7 +84,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         return int(end.code or 0)
     except TwofoldError as error:
         print(f"twofold: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Misuse) else 1
     except KeyboardInterrupt:  # while modules were loaded: nothing had begun
         return 130
     return 0

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import bar
 
 
@@ -39,13 +40,20 @@ def command(
     from twofold.data.pairs import find_pairs
     from twofold.images import find
 
+    if test is None and (test_observed or test_clean):
+        raise Misuse("--test-observed and --test-clean are sub-folders of --test; name that folder too")
     if photographs:
         if test is None:
-            raise ConfigError("--photographs compares two folders; name the second with --test")
+            raise Misuse("--photographs compares two folders; name the second with --test")
+        if observed or clean or test_observed or test_clean:
+            raise Misuse("--photographs takes whole folders, not pairs; leave the options of sub-folders out")
         taught, asked = find([data]), find([test])
         with bar(len(taught) + len(asked), "reading") as show:
             findings = leaks(taught, asked, progress=lambda done, total: show(done))
     else:
+        for folder in (data, test):
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"{folder}: no such folder; name one that holds pairs")
         pairs = find_pairs(data, observed=observed, clean=clean)
         held = [] if test is None else find_pairs(test, observed=test_observed or observed, clean=test_clean or clean)
         with bar(len(pairs) + len(held), "reading") as show:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, jobs, save
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, ConfigError, Degradation
+from twofold.cli.misuse import Misuse
+from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, frames_of, jobs, save
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,23 +150,26 @@ def command(
     given = {"level": level, "layout": layout, "kernel": kernel}
     for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
         if name not in chosen.options:
-            raise ConfigError(f"--kind {kind} has no {name}; leave the option out")
+            raise Misuse(f"--kind {kind} has no {name}; leave the option out")
     try:
         degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
+    except ImageError:  # of a kernel's file
+        raise
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-    work = jobs(inputs, output, format=format, marker=kind)
+        raise Misuse(str(error)) from error
+    work = jobs(inputs, output, others=[guidance_out, kernel_out, clean_out], format=format, marker=kind)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
-    check_places(work, [job.target for job in work] + [*maps.values(), *kernels.values(), *cleans.values()])
+    check_places(work, maps, kernels, cleans)
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
         # By the name, so that a picture's damage depends neither on the others nor on where a run was interrupted.
         # Hashed, because this generator looks at the lower 32 bits of a seed alone.
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {job.name.as_posix()}".encode()))
+        name = os.fsencode(job.name.as_posix())  # as the disk has it: not every name is UTF-8
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
         sample = degradation(picture.pixels, generator)
         assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
@@ -192,6 +197,7 @@ def command(
             "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small picture may catch no drop of rain
             "width": width,
             "height": height,
+            **frames_of(picture),
             "seconds": round(time.perf_counter() - started, 3),
         }
 
@@ -205,7 +211,7 @@ def _named(what: str, name: str, known: dict[str, T]) -> T:
     from twofold.zoo import nearest
 
     if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}; {nearest(name, list(known))}")
+        raise Misuse(f"unknown {what} {name!r}; {nearest(name, list(known))}")
     return known[name]
 
 
@@ -215,4 +221,4 @@ def _span(text: str) -> tuple[float, float]:
     try:
         return float(low), float(high or low)
     except ValueError:
-        raise ConfigError(f"--level takes a number or a range such as 0.02:0.1, got {text!r}") from None
+        raise Misuse(f"--level takes a number or a range such as 0.02:0.1, got {text!r}") from None

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from twofold.cli.pictures import bar, tile_size
+from twofold.cli.misuse import Misuse
+from twofold.cli.pictures import bar, tile_size, twin_of
 from twofold.contracts import ConfigError
 
 
@@ -20,7 +21,7 @@ def command(
         str | None, typer.Option(help="Sub-folder of spoilt pictures; common layouts are recognised without.")
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Take only each n-th pair by name, the first included.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Take only each n-th scene by name, the first included.")] = 1,
     kernels: Annotated[
         Path | None, typer.Option(help="Of the blur: one file for all pictures, or a folder of them by name.")
     ] = None,
@@ -39,8 +40,8 @@ def command(
     from torch import Tensor
 
     from twofold import api
-    from twofold.contracts import DataError, Restored
-    from twofold.data.pairs import find_pairs
+    from twofold.contracts import Restored
+    from twofold.data import pairs as layouts
     from twofold.degrade.blur import read_kernel
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
@@ -48,19 +49,17 @@ def command(
     from twofold.zoo import nearest
 
     if protocol not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
+        raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
     size = tile_size(tile)
-    pairs = find_pairs(data, observed=observed, clean=clean)[::every]
+    found = layouts.find_pairs(data, observed=observed, clean=clean)
+    pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
     loaded = api.load(model, device=device, fast=False)  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise ConfigError(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
 
     def kernel_of(pair: Files) -> Tensor:
         assert kernels is not None
-        found = sorted(kernels.glob(f"{pair.observed.stem}.*")) if kernels.is_dir() else [kernels]
-        if not found:
-            raise DataError(f"{kernels} has no kernel called {pair.observed.stem}")
-        return read_kernel(found[0])
+        return read_kernel(twin_of(kernels, Path(pair.observed.name)) if kernels.is_dir() else kernels)
 
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
@@ -72,10 +71,11 @@ def command(
             known=None if kernels is None else kernel_of,
             progress=lambda done, total: show(done),
         )
-    for path, text in ((json, result.to_json()), (markdown, result.to_markdown())):
-        if path is not None:
-            write_text(path, text)
     print(result.to_markdown(), end="")
     for failure in result.failures:
         print(f"twofold: {failure.name}: {failure.error}", file=sys.stderr)
+    # After the report, which a file that cannot be written must not cost.
+    for path, text in ((json, result.to_json()), (markdown, result.to_markdown())):
+        if path is not None:
+            write_text(path, text)
     return 1 if result.failures else 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twofold import images
+from twofold.cli.misuse import Misuse
 from twofold.contracts import ImageError, TwofoldError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
@@ -33,38 +35,53 @@ class Job:
     name: Path
 
 
-def jobs(inputs: Sequence[Path], output: Path | None, *, format: str | None = None, marker: str) -> list[Job]:
+def jobs(
+    inputs: Sequence[Path],
+    output: Path | None,
+    *,
+    others: Sequence[Path | None] = (),
+    format: str | None = None,
+    marker: str,
+) -> list[Job]:
     """Pairs inputs with outputs.
 
     One picture goes to `output` if that has a suffix, else into the folder `output`, as several do. Without an output,
     `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept. Outputs of an earlier
     run that lie inside an input folder are no inputs.
 
+    others: where else the run writes: files, folders, or None for what is not asked for.
+
     Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
     if format is not None and format not in FORMATS:
-        raise TwofoldError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise Misuse(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     suffix = FORMATS[format] if format else None
+    inputs = list(dict.fromkeys(inputs))
     if output is not None and len(inputs) == 1 and output.suffix and not (output.is_dir() or inputs[0].is_dir()):
         _check_name(output, suffix)
         found = [Job(source, output, Path(source.name)) for source in images.find(inputs)]
     else:
         if output is not None and (output.suffix.lower() in images.SUFFIXES or output.is_file()):
-            raise ImageError(f"{output} names one file, but a folder is needed for a folder or several pictures")
-        found = [job for path in inputs for job in _jobs_of(path, output, suffix, marker)]
+            raise Misuse(f"{output} names one file, but a folder is needed for a folder or several pictures")
+        places = [place.resolve() for place in others if place is not None]
+        found = [job for path in inputs for job in _jobs_of(path, output, places, suffix, marker)]
     if not found:
         raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
-    check_places(found, [job.target for job in found])
+    found = list({(job.source.resolve(), job.target.resolve()): job for job in found}.values())  # each picture once
+    check_places(found)
     return found
 
 
-def _jobs_of(path: Path, output: Path | None, suffix: str | None, marker: str) -> Iterator[Job]:
+def _jobs_of(path: Path, output: Path | None, others: Sequence[Path], suffix: str | None, marker: str) -> Iterator[Job]:
     if path.is_dir():
         root = path.resolve()
+        if output is None and not root.name:
+            raise TwofoldError(f"{path} has no name to call a folder of outputs by; name one with -o")
         folder = output or (root if path.name in ("", "..") else path).with_name(f"{root.name}-{marker}")
-        place = folder.resolve()
+        # At the folder itself or above it, a place leaves all in, so that replacing an input is noticed.
+        inside = [place for place in (folder.resolve(), *others) if root in place.parents]
         for source in images.find([path]):
-            if not (root in place.parents and place in source.resolve().parents):
+            if not any(source.resolve().is_relative_to(place) for place in inside):
                 name = source.relative_to(path)
                 yield Job(source, _ending(folder / name, suffix), name)
     else:
@@ -79,13 +96,10 @@ def _ending(path: Path, suffix: str | None) -> Path:
 
 
 def _check_name(output: Path, suffix: str | None) -> None:
-    if output.suffix.lower() not in images.SUFFIXES:
-        raise ImageError(
-            f"cannot write {output}; known suffixes: {' '.join(images.SUFFIXES)}; or make the folder first"
-        )
+    check_suffix(output, folder=True)
     same = {".jpeg": ".jpg", ".tif": ".tiff"}
     if suffix and same.get(output.suffix.lower(), output.suffix.lower()) != suffix:
-        raise ImageError(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
+        raise Misuse(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
 
 
 def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool = False) -> dict[Job, Path]:
@@ -96,25 +110,72 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     """
     if place is None:
         return {}
+    if place.is_file() and place.suffix.lower() not in images.SUFFIXES:
+        raise Misuse(f"{option} {place} is a file, but no picture; name another place")
+    if len(work) == 1 and place.suffix and not place.is_dir():  # as for the result of one picture
+        check_suffix(place, folder=True)
     if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
         return {job: (place / job.name).with_suffix(".png") for job in work}
     if len(work) > 1:
-        raise TwofoldError(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
+        raise Misuse(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
     if deep and place.suffix.lower() not in (".png", ".tif", ".tiff"):
-        raise TwofoldError(f"{option} {place}: a map needs 16 bits; name a .png or .tiff file")
+        raise Misuse(f"{option} {place}: a map needs 16 bits; name a .png or .tiff file")
     return {work[0]: place}
 
 
-def check_places(work: Sequence[Job], places: Sequence[Path]) -> None:
-    """Raises: ImageError where an output would replace an input or another output."""
-    sources, taken = {job.source.resolve() for job in work}, set()
-    for path in places:
+def twin_of(folder: Path, name: Path) -> Path:
+    """The file of `folder` that is called like the picture `name`, whatever its suffix: in the same sub-folder, or else
+    in the folder itself.
+
+    Raises: TwofoldError where there is none, or more than one.
+    """
+    for place in (folder / name.parent, folder):
+        # The pattern finds `photo.alt.png` for `photo.jpg` too; only a whole stem is a twin.
+        found = sorted(
+            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and file.is_file()
+        )
+        if len(found) > 1:
+            raise TwofoldError(f"{place} has several files called {name.stem}: {_listed(found)}; keep one")
+        if found:
+            return found[0]
+    raise TwofoldError(f"{folder} has no file called {name.stem}; put it there, or name one file for all pictures")
+
+
+def _listed(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
+
+
+def check_suffix(path: Path, *, folder: bool = False) -> None:
+    """Raises: Misuse where no format goes by the suffix of a file to be written.
+
+    folder: it could also be one, if it were there.
+    """
+    if path.suffix.lower() not in images.SUFFIXES:
+        more = "; or make the folder first" if folder else ""
+        raise Misuse(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}{more}")
+
+
+def check_places(work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None) -> None:
+    """Raises: ImageError where an output would replace an input or another output.
+
+    outputs: what is kept of each picture beside its result. sheet: one file of all pictures.
+    """
+    places: list[tuple[Path, Job | None]] = [(job.target, job) for job in work]
+    places += [(path, job) for kept in outputs for job, path in kept.items()]
+    places += [] if sheet is None else [(sheet, None)]
+    sources = {job.source.resolve() for job in work}
+    taken: dict[Path, Job | None] = {}
+    for path, job in places:
         place = path.resolve()
         if place in sources:
             raise ImageError(f"{path} would replace an input; name another output")
         if place in taken:
-            raise ImageError(f"{path} would be written twice; name different folders for the two")
-        taken.add(place)
+            first = taken[place]
+            mend = "; name different places for the two"
+            if first and job and first != job:
+                mend = f", for {first.source} and for {job.source}; rename one of them"
+            raise ImageError(f"{path} would be written twice{mend}")
+        taken[place] = job
 
 
 def tile_size(text: str) -> int | Literal["auto"]:
@@ -122,7 +183,7 @@ def tile_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not (text.isdecimal() and int(text) > 0):
-        raise TwofoldError(f"--tile takes auto or a number of pixels, got {text!r}")
+        raise Misuse(f"--tile takes auto or a number of pixels, got {text!r}")
     return int(text)
 
 
@@ -155,6 +216,9 @@ class Outcome:
             if len(self.done) + len(self.skipped) > 1:
                 more = " (the first 20 are named)" if len(self.done) > 20 else ""
                 print(f"{len(self.done)} {verb}{more}" + (f", {len(self.skipped)} skipped" if self.skipped else ""))
+        for facts in self.done:
+            if "frames" in facts:
+                print(f"twofold: {facts['input']}: only the first of {facts['frames']} frames", file=sys.stderr)
         for message in self.failed.values():
             print(f"twofold: {message}", file=sys.stderr)
         if self.failed:
@@ -207,6 +271,11 @@ def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, ski
                 break
             show(number + 1)
     return outcome
+
+
+def frames_of(picture: images.Picture) -> dict[str, int]:
+    """What an outcome tells of a picture that has more frames than the first, which is the one that is read."""
+    return {"frames": picture.frames} if picture.frames > 1 else {}
 
 
 def cache_folder() -> Path:

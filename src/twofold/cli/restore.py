@@ -10,7 +10,22 @@ import typer
 from torch import Tensor
 
 from twofold import images
-from twofold.cli.pictures import FORMATS, Job, Step, beside, cache_folder, check_places, each, jobs, save, tile_size
+from twofold.cli.misuse import Misuse
+from twofold.cli.pictures import (
+    FORMATS,
+    Job,
+    Step,
+    beside,
+    cache_folder,
+    check_places,
+    check_suffix,
+    each,
+    frames_of,
+    jobs,
+    save,
+    tile_size,
+    twin_of,
+)
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
 
@@ -36,8 +51,9 @@ def command(
         typer.Option(help="Of the blur: a picture, .npy or text file, a folder of them by name, or estimate."),
     ] = None,
     kernel_size: Annotated[
-        int, typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur.")
-    ] = 31,
+        int | None,
+        typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur. Without it 31."),
+    ] = None,
     kernel_out: Annotated[
         Path | None, typer.Option(help="Keep the kernel that was used: a file for one picture, a folder for several.")
     ] = None,
@@ -83,14 +99,16 @@ def command(
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
     """
     size = tile_size(tile)
-    work = jobs(inputs, output, format=format, marker="restored")
+    if noise_level is not None and guidance is not None:
+        raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
+    if kernel_size is not None and kernel != "estimate":
+        raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
+    work = jobs(inputs, output, others=[guidance_out, kernel_out, sheet], format=format, marker="restored")
+    if sheet is not None:
+        check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
-    check_places(work, [job.target for job in work] + list(maps.values()) + list(kernels.values()))
-    if sheet is not None:
-        check_places(work, [sheet])
-    if noise_level is not None and guidance is not None:
-        raise TwofoldError("--noise-level is a --guidance of one number; leave one of them out")
+    check_places(work, maps, kernels, sheet=sheet)
     given = _given(work, guidance if noise_level is None else str(noise_level))
     from twofold import api
     from twofold.restorers.blind import KernelSearch
@@ -106,20 +124,19 @@ def command(
         raise TwofoldError(f"{model} needs --kernel FILE, or --kernel estimate")
     if not loaded.takes_kernel and (kernel is not None or kernel_out is not None):
         raise TwofoldError(f"{model} removes no blur; leave --kernel and --kernel-out out")
-    search = KernelSearch(size=kernel_size)
-    told: dict[Job, api.Kernel] = {}
-    if kernel is not None:
-        place = Path(kernel)
-        told = dict.fromkeys(work, search) if kernel == "estimate" else dict.fromkeys(work, place)
-        if place.is_dir():
-            told = {job: _twin(place, job) for job in work}
+    search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+
+    def kernel_of(job: Job) -> api.Kernel | None:
+        if kernel is None or kernel == "estimate":
+            return search if kernel else None
+        return twin_of(Path(kernel), job.name) if Path(kernel).is_dir() else Path(kernel)
 
     rows: list[list[Tensor]] = []
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
-        blur, estimate = api.kernel_for(picture, told.get(job))
+        blur, estimate = api.kernel_for(picture, kernel_of(job))
         restored, drawn = loaded.restore(
             picture, kernel=blur, guidance=given.get(job), strength=strength, tile=size, progress=step
         )
@@ -142,21 +159,15 @@ def command(
             between += [] if blur is None else [blur / blur.max()]
             rows.append([small(pixels) for pixels in (picture.pixels, *between, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
-        return {**facts, "width": width, "height": height, "seconds": round(time.perf_counter() - started, 3)}
+        facts |= {"width": width, "height": height, **frames_of(picture)}
+        return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
     outcome = each(work, act, skip=skip_existing, what="restoring")
-    if sheet is not None and rows:
-        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if told else [])
+    code = outcome.close(as_json=as_json, verb="restored")
+    if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
+        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
         save(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
-    return outcome.close(as_json=as_json, verb="restored")
-
-
-def _twin(folder: Path, job: Job) -> Path:
-    """Raises: TwofoldError where the folder has no kernel of the picture's name."""
-    twins = sorted(folder.glob(f"{job.source.stem}.*"))
-    if not twins:
-        raise TwofoldError(f"{folder} has no kernel called {job.source.stem}; name one file for all pictures")
-    return twins[0]
+    return code
 
 
 def _given(work: list[Job], guidance: str | None) -> dict[Job, Path | float]:

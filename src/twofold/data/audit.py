@@ -65,7 +65,7 @@ def leaks(train: Sequence[Path], test: Sequence[Path], *, progress: Progress | N
         try:
             prints[path] = fingerprint(images.read(path).pixels)
         except TwofoldError as error:
-            found.append(Finding("unreadable", (path,), str(error)))
+            found.append(_unreadable(path, error))
         step()
     return found + _same([p for p in train if p in prints], [p for p in test if p in prints], prints)
 
@@ -110,7 +110,7 @@ def _faults(pair: Pair, prints: dict[Path, Tensor]) -> list[Finding]:
         try:
             read.append(images.read(path).pixels)
         except TwofoldError as error:
-            return [Finding("unreadable", (path,), str(error))]
+            return [_unreadable(path, error)]
         if path not in prints:
             prints[path] = fingerprint(read[-1])
     observed, clean = read
@@ -124,6 +124,10 @@ def _faults(pair: Pair, prints: dict[Path, Tensor]) -> list[Finding]:
             Finding("shifted", (pair.observed, pair.clean), f"{down} pixels down and {right} to the right of the clean")
         ]
     return []
+
+
+def _unreadable(path: Path, error: TwofoldError) -> Finding:
+    return Finding("unreadable", (path,), str(error).removeprefix(f"{path}: "))
 
 
 def _strangers(pairs: Sequence[Pair], prints: dict[Path, Tensor]) -> list[Finding]:
