@@ -118,15 +118,17 @@ def test_an_output_folder_inside_the_input_is_no_input_next_time(
     assert tree(tmp_path / "in") == ["a.png", "out/a.png"]
 
 
-def test_maps_and_a_sheet_inside_the_input_are_no_inputs_next_time(
-    restore: Callable[..., int], picture: Maker, tmp_path: Path
+def test_maps_inside_the_input_are_no_inputs_next_time_and_a_sheet_replaces_no_photograph(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture("in/a.png")
-    outs = ["-o", "out", "--guidance-out", "maps", "--sheet", "sheet.png"]
+    outs = ["-o", "out", "--guidance-out", "maps"]
     outs = [name if name.startswith("-") else str(tmp_path / "in" / name) for name in outs]
     for more in ([], ["--skip-existing"], []):
         assert restore(tmp_path / "in", *outs, *more) == 0
-    assert tree(tmp_path / "in") == ["a.png", "maps/a.png", "out/a.png", "sheet.png"]
+    assert tree(tmp_path / "in") == ["a.png", "maps/a.png", "out/a.png"]
+    assert restore(tmp_path / "in", *outs, "--sheet", tmp_path / "in" / "a.png") == 1
+    assert "would replace an input" in capsys.readouterr().err
 
 
 def test_maps_that_would_replace_the_inputs_are_refused(

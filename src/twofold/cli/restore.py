@@ -103,7 +103,7 @@ def command(
         raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
     if kernel_size is not None and kernel != "estimate":
         raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
-    work = jobs(inputs, output, others=[guidance_out, kernel_out, sheet], format=format, marker="restored")
+    work = jobs(inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored")
     if sheet is not None:
         check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
