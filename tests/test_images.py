@@ -136,6 +136,36 @@ def test_planar_sixteen_bit_tiff_is_read_exactly(tmp_path: Path) -> None:
     assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_white_is_zero_is_no_negative(tmp_path: Path, dtype: type) -> None:
+    samples = noise(1, dtype=dtype)[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - samples, photometric="miniswhite")
+    assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
+    with Image.open(tmp_path / "a.tif") as image:
+        assert to_kind_of(from_any(image), samples).tolist() == samples.tolist()
+
+
+def test_where_white_is_zero_alpha_is_still_alpha(tmp_path: Path) -> None:
+    samples = noise(2, dtype=np.uint16)
+    negative = np.stack((65535 - samples[..., 0], samples[..., 1]), -1)
+    options = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", negative, **options)
+    assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
+
+
+@pytest.mark.parametrize(
+    ("photometric", "channels", "extra"),
+    [("separated", 4, None), ("cielab", 3, None), ("rgb", 4, "assocalpha"), ("minisblack", 2, "assocalpha")],
+)
+def test_sixteen_bit_samples_that_would_need_converting_are_refused(
+    tmp_path: Path, photometric: str, channels: int, extra: str | None
+) -> None:
+    planes = np.moveaxis(noise(channels, dtype=np.uint16), -1, 0)
+    options = {"photometric": photometric, "extrasamples": extra and [extra], "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", planes, **options)
+    assert "convert it to RGB first" in refused(tmp_path / "a.tif")
+
+
 def test_interlaced_sixteen_bit_png_with_a_transparent_colour_is_read_exactly(tmp_path: Path) -> None:
     # One pixel is the same interlaced or not, so the seven passes can be written by hand: only the first holds it.
     pixel = np.array([300, 70, 65000], ">u2")

@@ -30,6 +30,8 @@ LARGEST = 250_000_000
 
 # What EXIF has in its first directory; all else that a TIFF file keeps there describes how its pixels lie in the file.
 _DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_PREMULTIPLIED = 1
 # By plugin rather than by Image.open, whose size check warns, cannot be set per call, and which lets other formats in.
 _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -181,6 +183,14 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
         samples = np.moveaxis(samples, 0, -1)
     if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] > 4:
         raise ImageError(f"expected unsigned samples of at most four channels, got {samples.dtype} {samples.shape}")
+    if page.photometric not in (_WHITE_IS_ZERO, 1, 2):
+        name = getattr(page.photometric, "name", page.photometric)
+        raise ImageError(f"holds 16-bit {name} samples, which are neither grey nor RGB; convert it to RGB first")
+    if _PREMULTIPLIED in page.extrasamples:
+        raise ImageError("holds 16-bit colours already multiplied by their alpha; convert it to RGB first")
+    if page.photometric == _WHITE_IS_ZERO:
+        colours = 1 if samples.shape[2] < 3 else 3
+        samples = np.concatenate((65535 - samples[..., :colours], samples[..., colours:]), 2)
     return samples
 
 
@@ -193,7 +203,10 @@ def from_pil(image: Image.Image) -> Picture:
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:
             raise ImageError(f"samples from {wide.min()} to {wide.max()} do not fit into 16 bits; convert it first")
-        return _with_metadata(picture_of(_with_transparent_colour(wide.astype(np.uint16)[..., None], image)), image)
+        samples = wide.astype(np.uint16)[..., None]
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            samples = 65535 - samples  # Pillow inverts only 8-bit samples
+        return _with_metadata(picture_of(_with_transparent_colour(samples, image)), image)
     if image.mode == "F":
         raise ImageError("holds 32-bit floating-point samples, whose range is unknown; convert it to 16 bits first")
     if image.mode == "CMYK":
