@@ -361,6 +361,14 @@ def test_a_header_bomb_is_refused_before_decoding(tmp_path: Path, side: int, rea
     assert reason in message
 
 
+def test_a_header_bomb_in_webp_is_refused_with_its_limit(tmp_path: Path) -> None:
+    side = 20_000 - 1
+    canvas = b"VP8X" + struct.pack("<II", 10, 0) + 2 * side.to_bytes(3, "little")
+    content = b"WEBP" + canvas + images.encoded(from_any(noise(3)), ".webp")[12:]
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert "limit" in refused(tmp_path / "a.webp")
+
+
 def test_the_size_limit_can_be_lowered(tmp_path: Path) -> None:
     smooth().save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"limit is 0\.001"):

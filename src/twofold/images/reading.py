@@ -73,7 +73,8 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
     """The picture in a JPEG, PNG, WebP, TIFF or BMP file, whatever its suffix says.
 
     largest: pixels; a file whose header promises more is refused before anything is decoded, and so is one that
-    promises more than any compression could hold in a file of its size.
+    promises more than any compression could hold in a file of its size. For WebP, Pillow's own limit of 179 megapixels
+    also holds.
 
     EXIF orientation is applied. A palette becomes RGB; CMYK becomes sRGB, by its ICC profile where it has one.
     Raises: ImageError for anything that cannot be read.
@@ -97,6 +98,9 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
         raise ImageError(f"{path}: is a folder, expected a picture file") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
+    except Image.DecompressionBombError as error:  # WebP: Pillow's own check, whose limit belongs to the whole process
+        limit = str(error).partition(",")[0].lower()
+        raise ImageError(f"{path}: {limit}; make it smaller or save it as PNG or TIFF") from error
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be decoded, the file is damaged or unusual ({reason})") from error
