@@ -16,7 +16,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import TINY, untrained
-from twofold import api, images, tiling, zoo
+from twofold import api, images, runtime, tiling, zoo
 from twofold.contracts import ImageError, TwofoldError, WeightsError
 
 
@@ -101,6 +101,26 @@ def test_strength_scales_the_map_that_is_used_and_returned(model: api.Model) -> 
     assert torch.allclose(half.image, directly(model, observed, drawn / 2), atol=1e-5)
     assert torch.allclose(model(observed, guidance=drawn, strength=0.5).image, half.image, atol=1e-6)
     assert (model(observed, strength=1.5).image - half.image).abs().max() > 1e-4
+
+
+def test_a_new_strength_is_neither_measured_nor_kept(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*_: object, **__: object) -> runtime.Recipe:
+        asked.append(1)
+        return runtime.Recipe(channels_last=True, bfloat16=True, fused=True)
+
+    monkeypatch.setattr(runtime, "choose", choose)
+    model, exact = twofold.load(guided_model), twofold.load(guided_model, fast=False)
+    for strength in (1.0, 0.9, 0.8):
+        restored, expected = (each(colours(12, 18), strength=strength) for each in (model, exact))
+        assert (restored.image - expected.image).square().mean().sqrt() < 0.01
+        assert torch.allclose(restored.guidance, expected.guidance, atol=0.01)
+    assert len(asked) == 1
+    assert len(model._ways) == 1
+    model(colours(), guidance=0.5, strength=0.7)
+    model(colours(), guidance=0.5, strength=0.6)
+    assert len(asked) == 2
 
 
 def test_a_guide_that_looks_at_every_stage_is_steered_too(tmp_path: Path) -> None:

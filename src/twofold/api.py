@@ -37,7 +37,7 @@ class Model:
     device: torch.device
     fast: bool = True
     cache: Path | None = None
-    _ways: dict[tuple[bool, bool, float], _Way] = field(default_factory=dict, init=False, repr=False)
+    _ways: dict[tuple[bool, bool], _Way] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def kind(self) -> GuidanceKind | None:
@@ -105,8 +105,9 @@ class Model:
         colours = stack.shape[1]
         if guidance is not None:
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        way = self._way(kernel is not None, guidance is not None, strength)
-        told = [] if kernel is None else [kernel.to(self.device)]
+        way = self._way(kernel is not None, guidance is not None)
+        told = [torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)]
+        told += [] if kernel is None else [kernel.to(self.device)]
 
         def on_tile(part: Tensor) -> Tensor:
             part = part.to(self.device)
@@ -126,20 +127,19 @@ class Model:
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
-    def _way(self, kernel: bool, given: bool, strength: float) -> _Way:
+    def _way(self, kernel: bool, given: bool) -> _Way:
         """How a tile is computed, told a kernel or a map or not: found by measuring, on first use."""
-        if (kernel, given, strength) not in self._ways:
-            family = _Deblurring if kernel else _SideBySide
-            network = family(self.restorer, self.kind, strength).eval()
-            shapes = [(self.channels, 128, 128), *[(1, 128, 128)] * given]
-            example = [torch.rand(1, *shape, device=self.device) for shape in shapes]
-            if kernel:
-                example.insert(1, torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device))
+        if (kernel, given) not in self._ways:
+            network = (_Deblurring if kernel else _SideBySide)(self.restorer, self.kind).eval()
+            example = [torch.rand(1, self.channels, 128, 128, device=self.device)]
+            example += [torch.ones(1, 1, 1, 1, device=self.device)]
+            example += [torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device)] * kernel
+            example += [torch.rand(1, 1, 128, 128, device=self.device)] * given
             inputs = tuple(example)
             recipe = runtime.choose(network, inputs, cache=self.cache) if self.fast else runtime.plain()
             run = runtime.run(network, recipe, inputs=len(inputs))
-            self._ways[kernel, given, strength] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
-        return self._ways[kernel, given, strength]
+            self._ways[kernel, given] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
+        return self._ways[kernel, given]
 
     def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
         """The map `(1, 1, H, W)` for `observed`, checked against what its kind allows."""
@@ -172,25 +172,26 @@ class _Way(NamedTuple):
 
 
 class _SideBySide(nn.Module):
-    """What is done to one tile, as a network: observed `(B, 3, H, W)`, and a map if one is given → picture and map."""
+    """What is done to one tile, as a network: observed `(B, 3, H, W)`, and a map if one is given → picture and map.
 
-    def __init__(self, restorer: nn.Module, kind: GuidanceKind | None, strength: float) -> None:
+    strength: `(1, 1, 1, 1)`, an input like the others, so that one measurement and one copy of the network serve all.
+    """
+
+    def __init__(self, restorer: nn.Module, kind: GuidanceKind | None) -> None:
         super().__init__()
-        self.restorer, self.kind, self.strength = restorer, kind, strength
+        self.restorer, self.kind = restorer, kind
 
-    def forward(self, observed: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.both(observed, None, given)
+    def forward(self, observed: Tensor, strength: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.both(observed, strength, None, given)
 
-    def both(self, observed: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
+    def both(self, observed: Tensor, strength: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
         if self.kind is None:
             image: Tensor = self.restorer(observed, known=known).image
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
             guidance = self.drawn(observed)
-        if self.strength != 1:
-            guidance = self._scaled(guidance, self.kind)
-        restored = self.restorer(observed, guidance=guidance, known=known)
+        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), known=known)
         return torch.cat([restored.image, restored.guidance], 1)
 
     def drawn(self, observed: Tensor) -> Tensor:
@@ -198,22 +199,26 @@ class _SideBySide(nn.Module):
         drawn: Tensor = guide(observed)
         return drawn
 
-    def _scaled(self, guidance: Any, kind: GuidanceKind) -> Any:
-        if is_drawn(guidance):
-            return lambda observed, current: kind.scaled(guidance(observed, current), self.strength)
-        return kind.scaled(guidance, self.strength)
-
 
 class _Deblurring(_SideBySide):
     """The same, told the kernel."""
 
-    def forward(self, observed: Tensor, known: Tensor, given: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.both(observed, known, given)
+    def forward(  # type: ignore[override]
+        self, observed: Tensor, strength: Tensor, known: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        return self.both(observed, strength, known, given)
 
     def drawn(self, observed: Tensor) -> Tensor:
         """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""
         guide: Any = self.restorer.guide
         return tiling.tiled(guide, observed, halo=guide.halo, tile=1024)
+
+
+def _scaled(guidance: Any, strength: Tensor, kind: GuidanceKind) -> Any:
+    if is_drawn(guidance):
+        return lambda observed, current: _scaled(guidance(observed, current), strength, kind)
+    # Back to the dtype of the map: times a tensor, unlike times a number, a bfloat16 map would become float32.
+    return kind.scaled(guidance, strength).to(guidance.dtype)
 
 
 def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
