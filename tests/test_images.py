@@ -388,6 +388,11 @@ def test_floating_point_files_are_refused(tmp_path: Path) -> None:
         (torch.zeros(1, 2, 4, 4), "channels"),
         (torch.zeros(2, 3, 4, 4), "one picture"),
         (np.full((4, 4), np.inf), "NaN or infinite"),
+        (np.stack((np.ones((4, 4)), np.full((4, 4), np.nan)), -1), "alpha of the array: holds NaN"),
+        (np.full((4, 4, 3), 200.0), r"array: values from 200 to 200 .* look like grey levels; divide by 255$"),
+        (np.full((4, 4, 3), 40000.0), "divide by 65535"),
+        (torch.full((3, 4, 4), 200.0), "image: .* divide by 255"),
+        (torch.full((3, 4, 4), -200.0), "image: .* divide by 255"),
         (np.zeros((4, 4), np.int64), "int64"),
         (np.zeros((4, 4, 5), np.uint8), "array"),
         (np.zeros((0, 4, 3), np.uint8), "array"),
@@ -400,6 +405,12 @@ def test_floating_point_files_are_refused(tmp_path: Path) -> None:
 def test_arrays_tensors_and_images_that_are_no_pictures_are_refused(source: object, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         from_any(source)  # type: ignore[arg-type]
+
+
+def test_slight_over_and_undershoot_is_taken_as_it_is() -> None:
+    samples = np.array([[-0.2, 1.5]], np.float32)
+    assert to_kind_of(from_any(samples), samples).tolist() == samples.tolist()
+    assert from_any(torch.from_numpy(samples)[None]).pixels.flatten().tolist() == samples.flatten().tolist()
 
 
 @pytest.mark.parametrize(
