@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
@@ -20,7 +24,7 @@ from twofold.restorers.blind import KernelEstimate, KernelSearch
 
 Tile: TypeAlias = int | Literal["auto"] | None
 Guidance: TypeAlias = "Source | float"
-Kernel: TypeAlias = "str | Path | Tensor | KernelSearch"
+Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -97,8 +101,10 @@ class Model:
                 if self.takes_kernel
                 else f"{self.name} removes no blur, so it takes no kernel"
             )
-        if tile is not None and tile != "auto" and (not isinstance(tile, int) or tile < 1):
-            raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
+        if tile is not None and tile != "auto":
+            if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
+                raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
+            tile = int(tile)  # also of numpy's integers
         observed = picture.pixels.float()
         grey = observed.shape[1] == 1
         stack = observed.expand(-1, self.channels, -1, -1) if grey else observed
@@ -146,13 +152,13 @@ class Model:
         kind = self.kind
         if kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
-        if isinstance(guidance, int | float):
+        if isinstance(guidance, Real) and not isinstance(guidance, bool):
             if kind is NOISE_LEVEL:
                 check_noise_level(float(guidance))
             values = torch.full_like(observed[:, :1], float(guidance))
         else:
-            values = images.from_any(guidance).pixels.to(observed).mean(1, keepdim=True)
             measured = isinstance(guidance, Tensor) or getattr(getattr(guidance, "dtype", None), "kind", "") == "f"
+            values = images.from_any(guidance, any_range=measured).pixels.to(observed).mean(1, keepdim=True)
             values = values if measured else values * kind.white
         if values.shape[-2:] != observed.shape[-2:]:
             (height, width), (high, wide) = values.shape[-2:], observed.shape[-2:]
@@ -222,7 +228,7 @@ def _scaled(guidance: Any, strength: Tensor, kind: GuidanceKind) -> Any:
 
 
 def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
-    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, or "estimate" or a search.
+    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, an array, "estimate" or a search.
 
     Raises: ImageError for what is no kernel, or one that is larger than the picture.
     """
@@ -234,7 +240,12 @@ def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, 
         estimate = kernel(picture.pixels.float())
         return estimate.kernel, estimate
     size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
-    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(kernel), size)
+    if isinstance(kernel, np.ndarray) and kernel.dtype.kind in "buif":
+        kernel = torch.from_numpy(kernel.astype(np.float32))
+    if not isinstance(kernel, (str, os.PathLike, Tensor)):
+        got = f"an array of {kernel.dtype}" if isinstance(kernel, np.ndarray) else type(kernel).__name__
+        raise ImageError(f"kernel: expected a file, a tensor or array (h, w) of numbers, or 'estimate', got {got}")
+    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(Path(kernel)), size)
     if len(checked) != 1:
         raise ImageError(f"kernel: one picture has one kernel, got {len(checked)}")
     return checked.float(), None
@@ -288,17 +299,22 @@ def restore(
     """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in
     [0, 1].
 
-    kernel: of the blur, for a model that removes one: a file, a tensor `(h, w)`, or "estimate" (or a `KernelSearch`),
-    which finds it in the picture and returns it as the report. guidance: used instead of the estimated map. A number
-    holds for every pixel; a tensor or floating-point array has the picture's size and the unit of `load(name).kind`;
-    in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales the map;
-    `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at once;
-    the result is the same. progress: told (tiles done, tiles in all).
+    kernel: of the blur, for a model that removes one: a file, a tensor or array `(h, w)`, or "estimate" (or a
+    `KernelSearch`), which finds it in the picture and returns it as the report. guidance: used instead of the estimated
+    map. A number holds for every pixel; a tensor or floating-point array has the picture's size and the unit of
+    `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
+    the map; `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at
+    once; the result is the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
+    all).
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.
 
     Raises: ImageError, WeightsError, TwofoldError; all are TwofoldErrors.
     """
+    if isinstance(model, Model) and device != "auto" and _device(device) != _device(model.device):
+        raise TwofoldError(
+            f"{model.name} was loaded on {model.device}, so device={str(device)!r} comes too late; load it there"
+        )
     loaded = model if isinstance(model, Model) else load(model, device=device)
     return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)
