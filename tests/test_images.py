@@ -332,6 +332,20 @@ def test_what_is_not_a_picture_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "not a JPEG, PNG" in refused(tmp_path / "film.webp")
 
 
+def test_a_path_that_may_not_be_looked_at_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", denied)
+        with pytest.raises(ImageError, match=r"a\.png: cannot be looked at \(Permission denied\)"):
+            find([tmp_path / "a.png"])
+    with pytest.raises(ImageError, match="too long"):
+        find([tmp_path / ("a" * 300 + ".png")])
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7])
 def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -> None:

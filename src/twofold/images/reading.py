@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 import threading
 import warnings
@@ -49,24 +50,29 @@ _warnings_lock = threading.Lock()
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
     """The files among `paths` as they are, and the pictures (by suffix) of the folders among them, sorted.
 
-    Hidden files and folders are skipped. Raises: ImageError for a path that is not there.
+    Hidden files and folders are skipped. Raises: ImageError for a path that is not there, or cannot be looked at.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise ImageError(f"{path}: no such file or folder")
-            found.append(path)
-            continue
-        inside = path.rglob("*") if recursive else path.glob("*")
-        found += sorted(
-            file
-            for file in inside
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
+        try:
+            folder = stat.S_ISDIR(path.stat().st_mode)
+            found += _pictures(path, recursive=recursive) if folder else [path]
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
+            raise ImageError(f"{path}: no such file or folder") from None
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            reason = error.strerror or error
+            raise ImageError(f"{path}: cannot be looked at ({reason}); check the path and who may read it") from error
     return found
+
+
+def _pictures(folder: Path, *, recursive: bool) -> list[Path]:
+    return sorted(
+        file
+        for file in (folder.rglob("*") if recursive else folder.glob("*"))
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
 
 
 def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
