@@ -473,7 +473,7 @@ def test_an_output_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_pat
     with pytest.raises(TwofoldError, match=r"there is no folder .*missing"):
         write(tmp_path / "missing" / "a.png", picture)
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(TwofoldError, match=r"cannot write .*a\.png: Is a directory"):
+    with pytest.raises(TwofoldError, match=r"cannot write .*a\.png: Is a directory; choose another place"):
         write(tmp_path / "a.png", picture)
     with pytest.raises(ImageError, match=r"use one of \.jpg"):
         write(tmp_path / "a.gif", picture)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
-from twofold.files import replacing
+from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide
@@ -314,7 +314,7 @@ def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False)
         try:
             save_file(tensors, temporary, metadata={"twofold_model": spec.model_dump_json()})
         except SafetensorError as error:
-            raise TwofoldError(f"cannot write {path}: {error}") from error
+            raise TwofoldError(f"cannot write {path}: {error}; {WHAT_TO_DO}") from error
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
