@@ -16,7 +16,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import TINY, untrained
-from twofold import api, images, tiling, zoo
+from twofold import api, images, runtime, tiling, zoo
 from twofold.contracts import ImageError, TwofoldError, WeightsError
 
 
@@ -103,6 +103,26 @@ def test_strength_scales_the_map_that_is_used_and_returned(model: api.Model) -> 
     assert (model(observed, strength=1.5).image - half.image).abs().max() > 1e-4
 
 
+def test_a_new_strength_is_neither_measured_nor_kept(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*_: object, **__: object) -> runtime.Recipe:
+        asked.append(1)
+        return runtime.Recipe(channels_last=True, bfloat16=True, fused=True)
+
+    monkeypatch.setattr(runtime, "choose", choose)
+    model, exact = twofold.load(guided_model), twofold.load(guided_model, fast=False)
+    for strength in (1.0, 0.9, 0.8):
+        restored, expected = (each(colours(12, 18), strength=strength) for each in (model, exact))
+        assert (restored.image - expected.image).square().mean().sqrt() < 0.01
+        assert torch.allclose(restored.guidance, expected.guidance, atol=0.01)
+    assert len(asked) == 1
+    assert len(model._ways) == 1
+    model(colours(), guidance=0.5, strength=0.7)
+    model(colours(), guidance=0.5, strength=0.6)
+    assert len(asked) == 2
+
+
 def test_a_guide_that_looks_at_every_stage_is_steered_too(tmp_path: Path) -> None:
     spec = zoo.GuidedSpec(
         guidance="rain_region", guide=zoo.GuideSpec(width=4, stage=True), net=zoo.PReNetSpec(recurrences=2, width=4)
@@ -118,6 +138,7 @@ def test_one_number_stands_for_a_map(model: api.Model) -> None:
     expected = model(colours(), guidance=torch.full((1, 1, 12, 17), 0.25))
     restored = model(colours(), guidance=0.25)
     assert torch.equal(restored.image, expected.image)
+    assert torch.equal(model(colours(), guidance=np.float32(0.25)).image, expected.image)
     assert torch.equal(model(colours(), guidance=np.full((12, 17), 0.25, np.float32)).image, expected.image)
 
 
@@ -143,6 +164,7 @@ def test_white_in_a_picture_of_a_map_is_what_the_kind_says(tmp_path: Path) -> No
         (np.zeros((12, 17, 5), np.float32), "1 to 4"),
         (float("nan"), "from 0 to 1"),
         (2.0, "from 0 to 1"),
+        (True, "got bool"),
     ],
 )
 def test_a_map_of_the_wrong_size_or_range_is_refused(model: api.Model, guidance: Any, reason: str) -> None:
@@ -156,6 +178,8 @@ def test_an_infinite_depth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="at least 0"):
         model(colours(), guidance=float("inf"))
     assert model(colours(), guidance=100.0).guidance is not None
+    assert model(colours(), guidance=np.full((12, 17), 100.0)).guidance is not None
+    assert model(colours(), guidance=torch.full((1, 12, 17), 100.0)).guidance is not None
 
 
 @pytest.mark.parametrize(
@@ -170,6 +194,7 @@ def test_an_infinite_depth_is_refused(tmp_path: Path) -> None:
         (torch.zeros(2, 3, 4, 4), "batch of 2"),
         ("nowhere.png", "no such file"),
         (b"bytes", "got bytes"),
+        (np.full((4, 4, 3), 200.0), "grey levels; divide by 255"),
     ],
 )
 def test_what_is_no_picture_is_refused(model: api.Model, image: Any, reason: str) -> None:
@@ -183,10 +208,48 @@ def test_a_strength_out_of_range_is_refused(model: api.Model, strength: float) -
         model(colours(), strength=strength)
 
 
-@pytest.mark.parametrize("tile", [0, -8, 2.5, "512"])
+@pytest.mark.parametrize("tile", [0, -8, 2.5, "512", True])
 def test_a_tile_that_is_no_side_is_refused(model: api.Model, tile: Any) -> None:
     with pytest.raises(TwofoldError, match="side in pixels"):
         model(colours(), tile=tile)
+
+
+def test_a_tile_may_be_an_integer_of_numpy(model: api.Model) -> None:
+    expected = model(colours(37, 53), tile=16).image
+    assert torch.equal(model(colours(37, 53), tile=np.int64(16)).image, expected)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def deblurring(tmp_path_factory: pytest.TempPathFactory) -> api.Model:
+    net = zoo.DeconvolutionSpec(stages=1, layers=2, width=4)
+    spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
+    return twofold.load(untrained(spec, tmp_path_factory.mktemp("models") / "deblur.safetensors"), fast=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.uint16, bool])
+def test_a_kernel_may_be_an_array_of_any_numbers(deblurring: api.Model, dtype: type) -> None:
+    kernel = np.triu(np.ones((5, 3)))
+    expected = deblurring(colours(), kernel=torch.from_numpy(kernel)).image
+    assert torch.allclose(deblurring(colours(), kernel=kernel.astype(dtype)).image, expected, atol=1e-6)
+    assert torch.allclose(deblurring(colours(), kernel=kernel[::-1].astype(dtype)[::-1]).image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (np.ones((5, 5), complex), "got an array of complex128"),
+        (np.array(["a"]), "got an array of <U1"),
+        (np.ones(5), r"expected \(h, w\)"),
+        (np.full((5, 5), np.nan), "NaN"),
+        ([[1.0]], "got list"),
+        (5, "got int"),
+        (Image.new("L", (3, 3)), "got Image"),
+    ],
+)
+def test_what_is_no_kernel_is_refused_in_one_line(deblurring: api.Model, kernel: Any, reason: str) -> None:
+    with pytest.raises(ImageError, match=f"kernel: .*{reason}") as caught:
+        deblurring(colours(), kernel=kernel)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_without_a_map_returns_none_and_takes_none(plain_model: Path) -> None:
@@ -237,6 +300,12 @@ def test_a_device_that_is_not_there_is_refused(guided_model: Path, device: str) 
     with pytest.raises(TwofoldError, match=rf"device '{device}' cannot be used here") as caught:
         twofold.load(guided_model, device=device)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loaded_model_stays_where_it_is(model: api.Model) -> None:
+    assert twofold.restore(colours(), model, device="cpu").guidance is not None
+    with pytest.raises(TwofoldError, match="loaded on cpu, so device='meta' comes too late; load it there"):
+        twofold.restore(colours(), model, device="meta")
 
 
 def test_a_model_may_be_named_at_once(guided_model: Path, model: api.Model) -> None:

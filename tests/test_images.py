@@ -136,6 +136,36 @@ def test_planar_sixteen_bit_tiff_is_read_exactly(tmp_path: Path) -> None:
     assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_white_is_zero_is_no_negative(tmp_path: Path, dtype: type) -> None:
+    samples = noise(1, dtype=dtype)[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - samples, photometric="miniswhite")
+    assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
+    with Image.open(tmp_path / "a.tif") as image:
+        assert to_kind_of(from_any(image), samples).tolist() == samples.tolist()
+
+
+def test_where_white_is_zero_alpha_is_still_alpha(tmp_path: Path) -> None:
+    samples = noise(2, dtype=np.uint16)
+    negative = np.stack((65535 - samples[..., 0], samples[..., 1]), -1)
+    options = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "a.tif", negative, **options)
+    assert to_kind_of(read(tmp_path / "a.tif"), samples).tolist() == samples.tolist()
+
+
+@pytest.mark.parametrize(
+    ("photometric", "channels", "extra"),
+    [("separated", 4, None), ("cielab", 3, None), ("rgb", 4, "assocalpha"), ("minisblack", 2, "assocalpha")],
+)
+def test_sixteen_bit_samples_that_would_need_converting_are_refused(
+    tmp_path: Path, photometric: str, channels: int, extra: str | None
+) -> None:
+    planes = np.moveaxis(noise(channels, dtype=np.uint16), -1, 0)
+    options = {"photometric": photometric, "extrasamples": extra and [extra], "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "a.tif", planes, **options)
+    assert "convert it to RGB first" in refused(tmp_path / "a.tif")
+
+
 def test_interlaced_sixteen_bit_png_with_a_transparent_colour_is_read_exactly(tmp_path: Path) -> None:
     # One pixel is the same interlaced or not, so the seven passes can be written by hand: only the first holds it.
     pixel = np.array([300, 70, 65000], ">u2")
@@ -302,6 +332,20 @@ def test_what_is_not_a_picture_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "not a JPEG, PNG" in refused(tmp_path / "film.webp")
 
 
+def test_a_path_that_may_not_be_looked_at_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", denied)
+        with pytest.raises(ImageError, match=r"a\.png: cannot be looked at \(Permission denied\)"):
+            find([tmp_path / "a.png"])
+    with pytest.raises(ImageError, match="too long"):
+        find([tmp_path / ("a" * 300 + ".png")])
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7])
 def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -> None:
@@ -331,6 +375,14 @@ def test_a_header_bomb_is_refused_before_decoding(tmp_path: Path, side: int, rea
     assert reason in message
 
 
+def test_a_header_bomb_in_webp_is_refused_with_its_limit(tmp_path: Path) -> None:
+    side = 20_000 - 1
+    canvas = b"VP8X" + struct.pack("<II", 10, 0) + 2 * side.to_bytes(3, "little")
+    content = b"WEBP" + canvas + images.encoded(from_any(noise(3)), ".webp")[12:]
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert "limit" in refused(tmp_path / "a.webp")
+
+
 def test_the_size_limit_can_be_lowered(tmp_path: Path) -> None:
     smooth().save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"limit is 0\.001"):
@@ -350,6 +402,11 @@ def test_floating_point_files_are_refused(tmp_path: Path) -> None:
         (torch.zeros(1, 2, 4, 4), "channels"),
         (torch.zeros(2, 3, 4, 4), "one picture"),
         (np.full((4, 4), np.inf), "NaN or infinite"),
+        (np.stack((np.ones((4, 4)), np.full((4, 4), np.nan)), -1), "alpha of the array: holds NaN"),
+        (np.full((4, 4, 3), 200.0), r"array: values from 200 to 200 .* look like grey levels; divide by 255$"),
+        (np.full((4, 4, 3), 40000.0), "divide by 65535"),
+        (torch.full((3, 4, 4), 200.0), "image: .* divide by 255"),
+        (torch.full((3, 4, 4), -200.0), "image: .* divide by 255"),
         (np.zeros((4, 4), np.int64), "int64"),
         (np.zeros((4, 4, 5), np.uint8), "array"),
         (np.zeros((0, 4, 3), np.uint8), "array"),
@@ -362,6 +419,12 @@ def test_floating_point_files_are_refused(tmp_path: Path) -> None:
 def test_arrays_tensors_and_images_that_are_no_pictures_are_refused(source: object, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         from_any(source)  # type: ignore[arg-type]
+
+
+def test_slight_over_and_undershoot_is_taken_as_it_is() -> None:
+    samples = np.array([[-0.2, 1.5]], np.float32)
+    assert to_kind_of(from_any(samples), samples).tolist() == samples.tolist()
+    assert from_any(torch.from_numpy(samples)[None]).pixels.flatten().tolist() == samples.flatten().tolist()
 
 
 @pytest.mark.parametrize(
@@ -410,7 +473,7 @@ def test_an_output_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_pat
     with pytest.raises(TwofoldError, match=r"there is no folder .*missing"):
         write(tmp_path / "missing" / "a.png", picture)
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(TwofoldError, match=r"cannot write .*a\.png: Is a directory"):
+    with pytest.raises(TwofoldError, match=r"cannot write .*a\.png: Is a directory; choose another place"):
         write(tmp_path / "a.png", picture)
     with pytest.raises(ImageError, match=r"use one of \.jpg"):
         write(tmp_path / "a.gif", picture)

@@ -65,6 +65,38 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         zoo.load(tmp_path / "nowhere.safetensors")
 
 
+def test_a_folder_is_no_model_and_the_file_in_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(WeightsError, match=r"runs is a folder; name .* e\.g\. .*runs/model\.safetensors$"):
+        zoo.load(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"name of the model is empty; .* known: "):
+        zoo.load(name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model"])
+@pytest.mark.parametrize("where", ["open", "stat"])
+def test_weights_that_may_not_be_read_are_one_line(
+    guided_model: Path, tmp_path: Path, name: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(guided_model.read_bytes())
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    shipped = zoo.cards()
+    monkeypatch.setattr(zoo, "cards", lambda: shipped)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, where, denied)
+        with pytest.raises(WeightsError, match=r"model.* cannot be read \(Permission denied\)") as caught:
+            zoo.load(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_file_is_refused(guided_model: Path, tmp_path: Path, kept: float) -> None:
     content = guided_model.read_bytes()
@@ -90,6 +122,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, widths: list[int])
         ({"kind": "oracle"}, "does not know"),
         ({"kind": "plain", "net": {"kind": "unet", "depth": 3}}, "does not know"),
         ({"kind": "plain", "net": {"kind": "unet", "widths": [8, 8], "blocks": [1]}}, "do not fit"),
+        ({"kind": "plain", "net": {"kind": "unet", "widths": [], "blocks": []}}, "do not fit"),
     ],
 )
 def test_a_header_that_builds_nothing_is_refused(tmp_path: Path, header: object, reason: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
@@ -20,7 +24,7 @@ from twofold.restorers.blind import KernelEstimate, KernelSearch
 
 Tile: TypeAlias = int | Literal["auto"] | None
 Guidance: TypeAlias = "Source | float"
-Kernel: TypeAlias = "str | Path | Tensor | KernelSearch"
+Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -37,7 +41,7 @@ class Model:
     device: torch.device
     fast: bool = True
     cache: Path | None = None
-    _ways: dict[tuple[bool, bool, float], _Way] = field(default_factory=dict, init=False, repr=False)
+    _ways: dict[tuple[bool, bool], _Way] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def kind(self) -> GuidanceKind | None:
@@ -97,16 +101,19 @@ class Model:
                 if self.takes_kernel
                 else f"{self.name} removes no blur, so it takes no kernel"
             )
-        if tile is not None and tile != "auto" and (not isinstance(tile, int) or tile < 1):
-            raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
+        if tile is not None and tile != "auto":
+            if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
+                raise TwofoldError(f"tile: expected a side in pixels, 'auto' or None, got {tile!r}")
+            tile = int(tile)  # also of numpy's integers
         observed = picture.pixels.float()
         grey = observed.shape[1] == 1
         stack = observed.expand(-1, self.channels, -1, -1) if grey else observed
         colours = stack.shape[1]
         if guidance is not None:
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        way = self._way(kernel is not None, guidance is not None, strength)
-        told = [] if kernel is None else [kernel.to(self.device)]
+        way = self._way(kernel is not None, guidance is not None)
+        told = [torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)]
+        told += [] if kernel is None else [kernel.to(self.device)]
 
         def on_tile(part: Tensor) -> Tensor:
             part = part.to(self.device)
@@ -126,33 +133,32 @@ class Model:
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
-    def _way(self, kernel: bool, given: bool, strength: float) -> _Way:
+    def _way(self, kernel: bool, given: bool) -> _Way:
         """How a tile is computed, told a kernel or a map or not: found by measuring, on first use."""
-        if (kernel, given, strength) not in self._ways:
-            family = _Deblurring if kernel else _SideBySide
-            network = family(self.restorer, self.kind, strength).eval()
-            shapes = [(self.channels, 128, 128), *[(1, 128, 128)] * given]
-            example = [torch.rand(1, *shape, device=self.device) for shape in shapes]
-            if kernel:
-                example.insert(1, torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device))
+        if (kernel, given) not in self._ways:
+            network = (_Deblurring if kernel else _SideBySide)(self.restorer, self.kind).eval()
+            example = [torch.rand(1, self.channels, 128, 128, device=self.device)]
+            example += [torch.ones(1, 1, 1, 1, device=self.device)]
+            example += [torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device)] * kernel
+            example += [torch.rand(1, 1, 128, 128, device=self.device)] * given
             inputs = tuple(example)
             recipe = runtime.choose(network, inputs, cache=self.cache) if self.fast else runtime.plain()
             run = runtime.run(network, recipe, inputs=len(inputs))
-            self._ways[kernel, given, strength] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
-        return self._ways[kernel, given, strength]
+            self._ways[kernel, given] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
+        return self._ways[kernel, given]
 
     def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
         """The map `(1, 1, H, W)` for `observed`, checked against what its kind allows."""
         kind = self.kind
         if kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
-        if isinstance(guidance, int | float):
+        if isinstance(guidance, Real) and not isinstance(guidance, bool):
             if kind is NOISE_LEVEL:
                 check_noise_level(float(guidance))
             values = torch.full_like(observed[:, :1], float(guidance))
         else:
-            values = images.from_any(guidance).pixels.to(observed).mean(1, keepdim=True)
             measured = isinstance(guidance, Tensor) or getattr(getattr(guidance, "dtype", None), "kind", "") == "f"
+            values = images.from_any(guidance, any_range=measured).pixels.to(observed).mean(1, keepdim=True)
             values = values if measured else values * kind.white
         if values.shape[-2:] != observed.shape[-2:]:
             (height, width), (high, wide) = values.shape[-2:], observed.shape[-2:]
@@ -172,25 +178,26 @@ class _Way(NamedTuple):
 
 
 class _SideBySide(nn.Module):
-    """What is done to one tile, as a network: observed `(B, 3, H, W)`, and a map if one is given → picture and map."""
+    """What is done to one tile, as a network: observed `(B, 3, H, W)`, and a map if one is given → picture and map.
 
-    def __init__(self, restorer: nn.Module, kind: GuidanceKind | None, strength: float) -> None:
+    strength: `(1, 1, 1, 1)`, an input like the others, so that one measurement and one copy of the network serve all.
+    """
+
+    def __init__(self, restorer: nn.Module, kind: GuidanceKind | None) -> None:
         super().__init__()
-        self.restorer, self.kind, self.strength = restorer, kind, strength
+        self.restorer, self.kind = restorer, kind
 
-    def forward(self, observed: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.both(observed, None, given)
+    def forward(self, observed: Tensor, strength: Tensor, given: Tensor | None = None) -> Tensor:
+        return self.both(observed, strength, None, given)
 
-    def both(self, observed: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
+    def both(self, observed: Tensor, strength: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
         if self.kind is None:
             image: Tensor = self.restorer(observed, known=known).image
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
             guidance = self.drawn(observed)
-        if self.strength != 1:
-            guidance = self._scaled(guidance, self.kind)
-        restored = self.restorer(observed, guidance=guidance, known=known)
+        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), known=known)
         return torch.cat([restored.image, restored.guidance], 1)
 
     def drawn(self, observed: Tensor) -> Tensor:
@@ -198,17 +205,14 @@ class _SideBySide(nn.Module):
         drawn: Tensor = guide(observed)
         return drawn
 
-    def _scaled(self, guidance: Any, kind: GuidanceKind) -> Any:
-        if is_drawn(guidance):
-            return lambda observed, current: kind.scaled(guidance(observed, current), self.strength)
-        return kind.scaled(guidance, self.strength)
-
 
 class _Deblurring(_SideBySide):
     """The same, told the kernel."""
 
-    def forward(self, observed: Tensor, known: Tensor, given: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.both(observed, known, given)
+    def forward(  # type: ignore[override]
+        self, observed: Tensor, strength: Tensor, known: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        return self.both(observed, strength, known, given)
 
     def drawn(self, observed: Tensor) -> Tensor:
         """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""
@@ -216,8 +220,15 @@ class _Deblurring(_SideBySide):
         return tiling.tiled(guide, observed, halo=guide.halo, tile=1024)
 
 
+def _scaled(guidance: Any, strength: Tensor, kind: GuidanceKind) -> Any:
+    if is_drawn(guidance):
+        return lambda observed, current: _scaled(guidance(observed, current), strength, kind)
+    # Back to the dtype of the map: times a tensor, unlike times a number, a bfloat16 map would become float32.
+    return kind.scaled(guidance, strength).to(guidance.dtype)
+
+
 def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
-    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, or "estimate" or a search.
+    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, an array, "estimate" or a search.
 
     Raises: ImageError for what is no kernel, or one that is larger than the picture.
     """
@@ -229,7 +240,12 @@ def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, 
         estimate = kernel(picture.pixels.float())
         return estimate.kernel, estimate
     size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
-    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(kernel), size)
+    if isinstance(kernel, np.ndarray) and kernel.dtype.kind in "buif":
+        kernel = torch.from_numpy(kernel.astype(np.float32))
+    if not isinstance(kernel, (str, os.PathLike, Tensor)):
+        got = f"an array of {kernel.dtype}" if isinstance(kernel, np.ndarray) else type(kernel).__name__
+        raise ImageError(f"kernel: expected a file, a tensor or array (h, w) of numbers, or 'estimate', got {got}")
+    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(Path(kernel)), size)
     if len(checked) != 1:
         raise ImageError(f"kernel: one picture has one kernel, got {len(checked)}")
     return checked.float(), None
@@ -283,17 +299,22 @@ def restore(
     """Restores a picture: a path, a PIL image, an array `(H, W[, C])`, or a tensor `(C, H, W)` or `(1, C, H, W)` in
     [0, 1].
 
-    kernel: of the blur, for a model that removes one: a file, a tensor `(h, w)`, or "estimate" (or a `KernelSearch`),
-    which finds it in the picture and returns it as the report. guidance: used instead of the estimated map. A number
-    holds for every pixel; a tensor or floating-point array has the picture's size and the unit of `load(name).kind`;
-    in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales the map;
-    `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at once;
-    the result is the same. progress: told (tiles done, tiles in all).
+    kernel: of the blur, for a model that removes one: a file, a tensor or array `(h, w)`, or "estimate" (or a
+    `KernelSearch`), which finds it in the picture and returns it as the report. guidance: used instead of the estimated
+    map. A number holds for every pixel; a tensor or floating-point array has the picture's size and the unit of
+    `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
+    the map; `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at
+    once; the result is the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
+    all).
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.
 
     Raises: ImageError, WeightsError, TwofoldError; all are TwofoldErrors.
     """
+    if isinstance(model, Model) and device != "auto" and _device(device) != _device(model.device):
+        raise TwofoldError(
+            f"{model.name} was loaded on {model.device}, so device={str(device)!r} comes too late; load it there"
+        )
     loaded = model if isinstance(model, Model) else load(model, device=device)
     return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)

@@ -48,7 +48,7 @@ class GuidanceKind:
     meaning: str
     strength: str
 
-    def scaled(self, guidance: Tensor, strength: float) -> Tensor:
+    def scaled(self, guidance: Tensor, strength: float | Tensor) -> Tensor:
         """`guidance (B, G, H, W)` times `strength`, kept inside the range of the kind.
 
         >>> RAIN_REGION.scaled(torch.tensor([[[[0.4, 0.8]]]]), 1.5)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from twofold.contracts import TwofoldError
 
+WHAT_TO_DO = "choose another place or make room"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -33,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a loss of power may leave the new name without the content
         os.replace(temporary, path)
     except OSError as error:
-        raise TwofoldError(f"cannot write {path}: {error.strerror or error}") from error
+        raise TwofoldError(f"cannot write {path}: {error.strerror or error}; {WHAT_TO_DO}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from functools import partial
 from importlib import resources
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
-from twofold.files import replacing
+from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide
@@ -313,16 +314,27 @@ def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False)
         try:
             save_file(tensors, temporary, metadata={"twofold_model": spec.model_dump_json()})
         except SafetensorError as error:
-            raise TwofoldError(f"cannot write {path}: {error}") from error
+            raise TwofoldError(f"cannot write {path}: {error}; {WHAT_TO_DO}") from error
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
-    if not path.is_file():
-        raise WeightsError(f"no weights at {path}; `twofold models` lists the shipped ones")
-    with path.open("rb") as file:
-        head = file.read(2)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise WeightsError(
+                f"{path} is a folder; name the .safetensors file in it, e.g. {path / 'model.safetensors'}"
+            )
+        if not stat.S_ISREG(mode):
+            raise FileNotFoundError
+        with path.open("rb") as file:
+            head = file.read(2)
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"no weights at {path}; `twofold models` lists the shipped ones") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise WeightsError(f"{path} cannot be read ({reason}); check the path and who may read it") from error
     if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise WeightsError(f"{path} is a pickle: such files can run code and are never loaded; convert to safetensors")
     try:
@@ -348,24 +360,36 @@ def load(name_or_path: str | Path, *, device: torch.device | str | None = None) 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
     """
     path, shipped = Path(name_or_path), cards()
+    if not str(name_or_path).strip():
+        raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")
     card = shipped.get(str(name_or_path))
     if card is not None:
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
                 raise WeightsError(f"the weights of {card.name!r} are not those of its card; install twofold again")
             spec, state = read(file)
-    elif path.suffix or path.exists():
+    elif path.suffix or _may_be_there(path):
         spec, state = read(path)
     else:
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:
         restorer = spec.build()
         restorer.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{name_or_path}: the weights do not fit the model its header names ({first})") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+        last = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise WeightsError(f"{name_or_path}: the weights do not fit the model its header names ({last})") from error
     flush_denormals_(restorer)  # no output bit changes, and some processors would be 30 times slower
     return restorer.eval().to(device)
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
+        return False
+    except OSError:  # in a folder that may not be entered: reading says so
+        return True
+    return True
 
 
 def describe(card: Card) -> dict[str, Any]:

@@ -16,12 +16,18 @@ from twofold.images.reading import from_pil, read
 
 Source: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 
+_FAR = 4.0
+"""Noise and ringing leave [0, 1] by less than this; grey levels, unless the picture is all black, by more."""
 
-def from_any(source: Source) -> Picture:
+
+def from_any(source: Source, *, any_range: bool = False) -> Picture:
     """A `Picture` of a path, a PIL image, an array, or a tensor.
 
     Arrays: `(H, W)` or `(H, W, 1 to 4)` (the second or fourth is alpha), uint8, uint16, or floating-point in [0, 1].
-    Tensors: floating-point `(C, H, W)` or `(1, C, H, W)`, C 1 or 3, in [0, 1]; they are used as they are.
+    Tensors: floating-point `(C, H, W)` or `(1, C, H, W)`, C 1 or 3, in [0, 1]; they are used as they are, and may
+    leave [0, 1] a little. any_range: or far, as maps of distances do.
+
+    Raises: ImageError for what is none of these.
 
     >>> from_any(np.full((2, 3, 3), 255, np.uint8)).pixels.shape
     torch.Size([1, 3, 2, 3])
@@ -37,7 +43,7 @@ def from_any(source: Source) -> Picture:
         pixels = check_images(source[None] if source.ndim == 3 else source, name="image")
         if pixels.shape[0] != 1:
             raise ImageError(f"image: expected one picture, got a batch of {pixels.shape[0]}")
-        return Picture(pixels)
+        return Picture(pixels if any_range else _check_range(pixels, name="image"))
     if not isinstance(source, np.ndarray):
         raise ImageError(f"expected a path, PIL image, numpy array or tensor, got {type(source).__name__}")
     samples = source[..., None] if source.ndim == 2 else source
@@ -49,7 +55,22 @@ def from_any(source: Source) -> Picture:
         raise ImageError(f"array: expected uint8, uint16 or floating-point samples, got {samples.dtype}")
     picture = picture_of(samples.astype(np.float32, copy=False))
     check_images(picture.pixels, name="array")
+    if picture.alpha is not None:
+        check_images(picture.alpha, name="alpha of the array")
+    if not any_range:
+        _check_range(picture.pixels, name="array")
     return picture
+
+
+def _check_range(pixels: Tensor, *, name: str) -> Tensor:
+    least, most = pixels.min().item(), pixels.max().item()
+    if least < -_FAR or most > _FAR:
+        white = 255 if max(-least, most) <= 255 else 65535
+        raise ImageError(
+            f"{name}: values from {least:.3g} to {most:.3g} are far outside [0, 1], so they look like grey levels; "
+            f"divide by {white}"
+        )
+    return pixels
 
 
 def to_kind_of(picture: Picture, original: Source) -> Image.Image | NDArray[Any] | Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 import threading
 import warnings
@@ -30,6 +31,8 @@ LARGEST = 250_000_000
 
 # What EXIF has in its first directory; all else that a TIFF file keeps there describes how its pixels lie in the file.
 _DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_PREMULTIPLIED = 1
 # By plugin rather than by Image.open, whose size check warns, cannot be set per call, and which lets other formats in.
 _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -47,31 +50,37 @@ _warnings_lock = threading.Lock()
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
     """The files among `paths` as they are, and the pictures (by suffix) of the folders among them, sorted.
 
-    Hidden files and folders are skipped. Raises: ImageError for a path that is not there.
+    Hidden files and folders are skipped. Raises: ImageError for a path that is not there, or cannot be looked at.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise ImageError(f"{path}: no such file or folder")
-            found.append(path)
-            continue
-        inside = path.rglob("*") if recursive else path.glob("*")
-        found += sorted(
-            file
-            for file in inside
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
+        try:
+            folder = stat.S_ISDIR(path.stat().st_mode)
+            found += _pictures(path, recursive=recursive) if folder else [path]
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte in the name
+            raise ImageError(f"{path}: no such file or folder") from None
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            reason = error.strerror or error
+            raise ImageError(f"{path}: cannot be looked at ({reason}); check the path and who may read it") from error
     return found
+
+
+def _pictures(folder: Path, *, recursive: bool) -> list[Path]:
+    return sorted(
+        file
+        for file in (folder.rglob("*") if recursive else folder.glob("*"))
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
 
 
 def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
     """The picture in a JPEG, PNG, WebP, TIFF or BMP file, whatever its suffix says.
 
     largest: pixels; a file whose header promises more is refused before anything is decoded, and so is one that
-    promises more than any compression could hold in a file of its size.
+    promises more than any compression could hold in a file of its size. For WebP, Pillow's own limit of 179 megapixels
+    also holds.
 
     EXIF orientation is applied. A palette becomes RGB; CMYK becomes sRGB, by its ICC profile where it has one.
     Raises: ImageError for anything that cannot be read.
@@ -95,6 +104,9 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
         raise ImageError(f"{path}: is a folder, expected a picture file") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
+    except Image.DecompressionBombError as error:  # WebP: Pillow's own check, whose limit belongs to the whole process
+        limit = str(error).partition(",")[0].lower()
+        raise ImageError(f"{path}: {limit}; make it smaller or save it as PNG or TIFF") from error
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be decoded, the file is damaged or unusual ({reason})") from error
@@ -181,6 +193,14 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
         samples = np.moveaxis(samples, 0, -1)
     if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] > 4:
         raise ImageError(f"expected unsigned samples of at most four channels, got {samples.dtype} {samples.shape}")
+    if page.photometric not in (_WHITE_IS_ZERO, 1, 2):
+        name = getattr(page.photometric, "name", page.photometric)
+        raise ImageError(f"holds 16-bit {name} samples, which are neither grey nor RGB; convert it to RGB first")
+    if _PREMULTIPLIED in page.extrasamples:
+        raise ImageError("holds 16-bit colours already multiplied by their alpha; convert it to RGB first")
+    if page.photometric == _WHITE_IS_ZERO:
+        colours = 1 if samples.shape[2] < 3 else 3
+        samples = np.concatenate((65535 - samples[..., :colours], samples[..., colours:]), 2)
     return samples
 
 
@@ -193,7 +213,10 @@ def from_pil(image: Image.Image) -> Picture:
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 65535:
             raise ImageError(f"samples from {wide.min()} to {wide.max()} do not fit into 16 bits; convert it first")
-        return _with_metadata(picture_of(_with_transparent_colour(wide.astype(np.uint16)[..., None], image)), image)
+        samples = wide.astype(np.uint16)[..., None]
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            samples = 65535 - samples  # Pillow inverts only 8-bit samples
+        return _with_metadata(picture_of(_with_transparent_colour(samples, image)), image)
     if image.mode == "F":
         raise ImageError("holds 32-bit floating-point samples, whose range is unknown; convert it to 16 bits first")
     if image.mode == "CMYK":
