@@ -383,6 +383,26 @@ def test_a_sheet_shows_everything_at_one_glance(restore: Callable[..., int], pic
     assert (tmp_path / "rest.png").exists()
 
 
+def test_a_picture_that_may_not_be_read_stops_no_run(
+    restore: Callable[..., int],
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture("in/a.png"), picture("in/b.png")
+
+    def guarded(path: Any, *arguments: Any) -> Any:
+        if str(path).endswith("a.png"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open(path, *arguments)
+
+    monkeypatch.setattr("twofold.images.reading.open", guarded, raising=False)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "a.png: may not be read; change its permissions" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["b.png"]
+
+
 def test_a_sheet_that_cannot_be_written_costs_no_report(
     restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,8 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
         raise error if str(error).startswith(str(path)) else ImageError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
+    except PermissionError:
+        raise ImageError(f"{path}: may not be read; change its permissions") from None
     except IsADirectoryError:
         raise ImageError(f"{path}: is a folder, expected a picture file") from None
     except MemoryError:
