@@ -14,7 +14,7 @@ from pathlib import Path
 
 from twofold import api, zoo
 from twofold.contracts import Restored
-from twofold.evaluate import Case, evaluate
+from twofold.evaluate import evaluate
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
@@ -50,17 +50,12 @@ def sources(recipe: recipes.Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _name(case: Case) -> str:
-    return case[0] if isinstance(case, tuple) else case.name
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
     parser.add_argument("--best", action="store_true", help="of the epoch that validated best, and say so")
-    parser.add_argument("--without", nargs="*", default=[], help="measure once more without these pictures")
     options = parser.parse_args()
     recipe = recipes.read(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
@@ -76,11 +71,7 @@ def main() -> None:
 
     model = api.load(weights, device="cpu")
     numbers = {}
-    sets = material.validation(recipe, options.data)
-    if options.without:
-        less = f"without {', '.join(options.without)}"
-        sets |= {f"{n}, {less}": [c for c in cases if _name(c) not in options.without] for n, cases in sets.items()}
-    for name, cases in sets.items():
+    for name, cases in material.validation(recipe, options.data).items():
         summary = evaluate(
             lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
         ).summary()
