@@ -152,7 +152,9 @@ class Model:
         kind = self.kind
         if kind is None:
             raise TwofoldError(f"{self.name} takes no guidance map")
-        if isinstance(guidance, Real) and not isinstance(guidance, bool):
+        if isinstance(guidance, bool):
+            raise ImageError("a guidance map is a number, a picture, an array or a tensor; got bool")
+        if isinstance(guidance, float | Real):
             if kind is NOISE_LEVEL:
                 check_noise_level(float(guidance))
             values = torch.full_like(observed[:, :1], float(guidance))
