@@ -93,25 +93,26 @@ TITLES = ("observed", "guidance", "restored", "clean")
 
 
 def sheet(results: Sequence[Shown]) -> Tensor:
-    """Observed, guidance, restored, clean: a row a scene."""
-    rows = [[r.sample.observed, _visible(r), r.restored, r.sample.clean] for r in results]
-    return contact_sheet(TITLES, rows)
+    """Observed, guidance, restored, clean: a row a scene; the place of a map that there is none of stays white."""
+    blank = torch.ones(1, 1, 1, 1)
+    return contact_sheet(TITLES, [[blank if p is None else p for p in _pictures(r)] for r in results])
 
 
-def _visible(result: Shown) -> Tensor:
-    if result.guidance is None:
-        return torch.zeros_like(result.sample.observed[:, :1])
-    return result.guidance / result.guidance.max().clamp(min=1e-6)
+def _pictures(result: Shown) -> list[Tensor | None]:
+    """What `TITLES` names; None where the model has no guidance map."""
+    guidance = result.guidance
+    seen = None if guidance is None else guidance / guidance.max().clamp(min=1e-6)
+    return [result.sample.observed, seen, result.restored, result.sample.clean]
 
 
 def page(results: Sequence[Shown], table: str) -> str:
     """One HTML page that needs nothing beside it."""
     figures = []
     for r in results:
-        pictures = zip(TITLES, [r.sample.observed, _visible(r), r.restored, r.sample.clean], strict=True)
         cells = "".join(
             f'<figure><img src="data:image/jpeg;base64,{_jpeg(p)}" alt="{t}"><figcaption>{t}</figcaption></figure>'
-            for t, p in pictures
+            for t, p in zip(TITLES, _pictures(r), strict=True)
+            if p is not None
         )
         figures.append(
             f"<h2>{html.escape(r.scene.name)}: {r.before:.2f} → {r.after:.2f} dB</h2><div class=row>{cells}</div>"
