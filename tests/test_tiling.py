@@ -57,6 +57,11 @@ def test_padding_is_a_reflection_where_torch_can_do_one(size: int, multiple: int
     assert torch.equal(padded(images, multiple), F.pad(images, (0, extra, 0, extra), mode="reflect"))
 
 
+def test_a_border_is_a_reflection_on_every_side() -> None:
+    images = torch.rand(1, 3, 9, 11)
+    assert torch.equal(padded(images, 8, border=3), F.pad(images, (3, 10, 3, 4), mode="reflect"))
+
+
 @given(
     height=sizes,
     width=sizes,

@@ -31,20 +31,22 @@ class Budget:
     per_pixel: int = 2000
 
 
-def padded(images: Tensor, multiple: int) -> Tensor:
-    """`images (..., H, W)`, mirrored at the right and the bottom until both sides are multiples of `multiple`.
+def padded(images: Tensor, multiple: int, border: int = 0) -> Tensor:
+    """`images (..., H, W)`, mirrored by `border` pixels on every side, and on at the right and the bottom until both
+    sides are multiples of `multiple`.
 
     Any size from 1 × 1 will do: the mirror image is mirrored again where the padding is wider than the picture.
-    Undo: `[..., :H, :W]`.
+    Undo: `[..., border : border + H, border : border + W]`.
 
     >>> padded(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 8)[0, 0, 0]
     tensor([1., 2., 3., 2., 1., 2., 3., 2.])
     """
     for axis in (-2, -1):
         length = images.shape[axis]
-        if length % multiple:
+        wanted = _up(length + 2 * border, multiple)
+        if wanted != length:
             period = max(2 * (length - 1), 1)
-            there = torch.arange(_up(length, multiple), device=images.device) % period
+            there = torch.arange(-border, wanted - border, device=images.device) % period
             images = images.index_select(axis, torch.minimum(there, (period - there) % max(period, 2)))
     return images
 

@@ -120,17 +120,20 @@ class GenotypeSpec(Settings):
 
 
 class HadamardSpec(Settings):
-    """A searched network. A recipe may name the file of its genotype."""
+    """A searched network. A recipe may name the file of its genotype. border: pixels of its mirror image around a
+    picture in use; the published program has none.
+    """
 
     kind: Literal["hadamard"] = "hadamard"
     genotype: GenotypeSpec
     width: int = 32
     combine: Combination = "divide"
+    border: Annotated[int, Field(ge=0)] = 16
 
     def build(self, channels: int, guidance: int) -> nn.Module:
         groups = {group: tuple(names) for group, names in self.genotype.groups.items()}
         genotype = Genotype(groups, self.genotype.ops_per_branch)
-        return genotype.network(width=self.width, combine=COMBINATIONS[self.combine])
+        return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
 
 
 NetSpec = Annotated[

@@ -20,6 +20,7 @@ from twofold.nets.hadamard import (
 )
 from twofold.search.genotype import uniform
 from twofold.search.operations import CONVERT_CANDIDATES, Convolution
+from twofold.tiling import padded
 
 
 def count(net: nn.Module) -> int:
@@ -62,6 +63,22 @@ def test_any_size_goes_in_and_comes_out(size):
     restored = net(torch.rand(2, 3, *size))
     assert restored.shape == (2, 3, *size)
     assert torch.isfinite(restored).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 300), (260, 261)])
+@torch.no_grad()
+def test_a_border_is_the_mirror_image_in_use_and_nothing_in_training(size, monkeypatch):
+    torch.manual_seed(0)
+    net = HadamardNet(three_c, width=8, units=1, border=16)
+    plain = HadamardNet(three_c, width=8, units=1)
+    plain.load_state_dict(net.state_dict())
+    image = torch.rand(1, 3, *size)
+    height, width = size
+    assert torch.equal(net(image), plain(image))
+    expected = plain(padded(image, 4, border=16))[:, :, 16 : 16 + height, 16 : 16 + width]
+    assert torch.equal(net.eval()(image), expected)
+    monkeypatch.setattr(hadamard, "PIECE", 8)
+    torch.testing.assert_close(net(image), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_guidance_map_is_refused():

@@ -170,7 +170,10 @@ class HadamardNet(nn.Module):
     of it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3).
     combine: how a unit joins its branches; None leaves the divisor branch out (8 operations in the other one then
     keep the parameter count). checkpointed: training keeps only the inputs of units and blocks and computes the rest
-    twice; the same gradients from a third of the memory, at a third more time.
+    twice; the same gradients from a third of the memory, at a third more time. border: pixels of its mirror image that
+    a picture is given on every side in use (`eval()`), and that are cut off again. What lies outside counts as 0, which
+    reaches far in through so many layers; training crops are so small that it reaches everywhere and is learned, but
+    along the rim of a large picture it shows.
 
     Instance norm makes every output pixel depend on all of the picture, hence `halo = None`. But only the units have
     one, at a sixteenth of the pixels: without gradients, what comes before and after them is computed in pieces of a
@@ -189,9 +192,11 @@ class HadamardNet(nn.Module):
         ops_per_branch: int = 4,
         combine: Combine | None = COMBINATIONS["divide"],
         checkpointed: bool = False,
+        border: int = 0,
     ) -> None:
         super().__init__()
         half = width // 2
+        self.border = border
         self.ops_per_branch = ops_per_branch
         self.checkpointed = checkpointed
 
@@ -224,12 +229,14 @@ class HadamardNet(nn.Module):
         if guidance is not None:
             raise ImageError("the Hadamard network takes no guidance map, got one; call it with the picture alone")
         height, width = observed.shape[2:]
-        whole = padded(observed, self.multiple)
-        pieces = not torch.is_grad_enabled() and whole.shape[2] * whole.shape[3] > (4 * PIECE) ** 2
-        if pieces:
-            return self._in_pieces(whole)[:, :, :height, :width]
-        half, quarter = self.encode(whole)
-        return self.decode(half, self._chain(self.units, quarter) + quarter)[:, :, :height, :width]
+        border = 0 if self.training else self.border
+        whole = padded(observed, self.multiple, border)
+        if not torch.is_grad_enabled() and whole.shape[2] * whole.shape[3] > (4 * PIECE) ** 2:
+            restored = self._in_pieces(whole)
+        else:
+            half, quarter = self.encode(whole)
+            restored = self.decode(half, self._chain(self.units, quarter) + quarter)
+        return restored[:, :, border : border + height, border : border + width]
 
     def encode(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Features at half and at quarter size."""

@@ -65,9 +65,14 @@ class Genotype:
         return names.count("SC") / max(len(names), 1)
 
     def network(
-        self, *, width: int = 32, combine: Combine | None = COMBINATIONS["divide"], checkpointed: bool = False
+        self,
+        *,
+        width: int = 32,
+        combine: Combine | None = COMBINATIONS["divide"],
+        checkpointed: bool = False,
+        border: int = 0,
     ) -> HadamardNet:
-        """The found network, its parameters drawn anew.
+        """The found network, its parameters drawn anew; the options are those of `HadamardNet`.
 
         >>> sum(p.numel() for p in uniform("3-C", "3-C").network().parameters())
         621408
@@ -82,6 +87,7 @@ class Genotype:
             ops_per_branch=self.ops_per_branch,
             combine=combine,
             checkpointed=checkpointed,
+            border=border,
         )
 
     def _cell(self) -> Cell:
