@@ -2,10 +2,10 @@
 
     python benchmarks/controls.py --data ../shared/data --runs runs/controls --json benchmarks/results/controls.json
 
-`all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere.
-Everything else is the recipe's, seed and batches too. A control counts with the epoch that validated best; intervals
-(95 %) are over the pictures, so that they say nothing of other seeds. A run takes 10 to 40 minutes on one core and goes
-on where it was interrupted.
+`all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere,
+`U-Net` its loss with the U-Net of `derain`. Everything else is the recipe's, seed and batches too. A control counts
+with the epoch that validated best; intervals (95 %) are over the pictures, so that they say nothing of other seeds. A
+run takes 10 to 40 minutes on one core and goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import twofold
+from twofold import zoo
 from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate, interval
 from twofold.files import write_text
@@ -29,7 +30,7 @@ from twofold.train.found import FoundLoss
 from twofold.train.run import train
 
 RECIPES = ("lowlight", "underwater", "dehaze-hnu")
-VARIANTS = ("all ones", "3-C")
+VARIANTS = ("all ones", "3-C", "U-Net")
 
 
 def variant(name: str, change: str) -> recipes.Recipe:
@@ -38,6 +39,8 @@ def variant(name: str, change: str) -> recipes.Recipe:
     if change == "all ones":
         weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
         tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
+    elif change == "U-Net":
+        tree["model"]["net"] = zoo.UNetSpec().model_dump()
     else:
         groups = {group: list(names) for group, names in uniform(change, change).groups.items()}
         tree["model"]["net"]["genotype"] = {"groups": groups, "ops_per_branch": 4}
