@@ -1,7 +1,7 @@
 """What can be had without weights: deblurring at four noise levels, blind deblurring, haze. The rows a trained model
 has to beat.
 
-    python benchmarks/classical.py --data ../shared/data --json benchmarks/results/classical.json
+    python benchmarks/classical.py --data DATA --json benchmarks/results/classical.json
 
 PSNR of clamped pictures, mean over pictures. Deblurring: Set12 with the twelve validation kernels, one each, true
 kernel and estimated noise. Blind: 336×336 cut-outs of Kodak24 with simulated camera shake of 10 to 22 pixels; the

@@ -1,6 +1,6 @@
 """The searched models that are shipped, each trained again in full with one thing of the search taken back.
 
-    python benchmarks/controls.py --data ../shared/data --runs runs/controls --json benchmarks/results/controls.json
+    python benchmarks/controls.py --data DATA --runs runs/controls --json benchmarks/results/controls.json
 
 `all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere,
 `U-Net` its loss with the U-Net of `derain`. Everything else is the recipe's, seed and batches too. A control counts

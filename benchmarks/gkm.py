@@ -1,6 +1,6 @@
 """The recipes of Bilevel Meta Optimization, trained as `twofold train` does it: scores, time, how they converged.
 
-    python benchmarks/gkm.py --data ../shared/data --json benchmarks/results/gkm.json
+    python benchmarks/gkm.py --data DATA --json benchmarks/results/gkm.json
 
 The plot of each run is copied beside the JSON. Time is processor time of one thread, validation included.
 """

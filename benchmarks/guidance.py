@@ -3,7 +3,7 @@
 Equal budget: every way takes the same number of ω-updates from the same start on the same crops in the same order. The
 θ-updates differ, and are listed. Pairs of Rain100, light and heavy; every fifth scene is kept for validation.
 
-    python benchmarks/guidance.py --data ../shared/data --json benchmarks/results/guidance.json
+    python benchmarks/guidance.py --data DATA --json benchmarks/results/guidance.json
 
 A file that is there already is gone on with, if its settings are the same. Takes half an hour on one core.
 """

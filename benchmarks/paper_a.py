@@ -1,7 +1,7 @@
 """The experiments of paper A (Gao et al. 2022) as one command: deconvolution with and without guidance, three ways of
 training it, wrong and uneven noise levels, and haze with and without depth.
 
-    python benchmarks/paper_a.py --data ../shared/data --json benchmarks/results/paper_a.json
+    python benchmarks/paper_a.py --data DATA --json benchmarks/results/paper_a.json
     python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --device cuda \
         --pictures deblur/Levin/clean --kernels deblur/Levin/kernels
 

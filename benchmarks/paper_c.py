@@ -1,6 +1,6 @@
 """Bilevel Meta Optimization on its three applications, beside what it is measured against; and the claims that follow.
 
-    python benchmarks/paper_c.py --data ../shared/data --json benchmarks/results/paper_c.json
+    python benchmarks/paper_c.py --data DATA --json benchmarks/results/paper_c.json
 
 Parts: counter (the smallest problem on which aggregation matters), sparse (convergence on synthetic codes), patches
 (photographs with salt and pepper), deconvolution, leader (how strong it may be), rain, rain_shallow. `--only` with none
@@ -793,10 +793,11 @@ def claims_table(facts: dict[str, Any]) -> str:
             + ", ".join(f"{n} {v:+.2f} dB" for n, v in steady.items()),
         ),
         (
-            "an unconstrained net does not",
+            "an unconstrained net need not",
             bool(loses),
             "share of the residual left, factor at rest: "
-            + "; ".join(f"{n} {left:.1e}, {factor:.3f}" for n, (left, factor) in loose.items()),
+            + "; ".join(f"{n} {left:.1e}, {factor:.3f}" for n, (left, factor) in loose.items())
+            + f". Fails: {'; '.join(loses) or 'none'}",
         ),
         (
             "where fixed points are many, mu > 0 reaches a lower upper loss than mu = 0",

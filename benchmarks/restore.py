@@ -1,6 +1,6 @@
 """How fast rain is removed, and in how much memory: PReNet by the shipped recipe against the official implementation.
 
-    python benchmarks/restore.py --official FOLDER --data ../shared/data --json benchmarks/results/restore.json
+    python benchmarks/restore.py --official FOLDER --data DATA --json benchmarks/results/restore.json
 
 FOLDER holds a checkout of github.com/csdwren/PReNet, whose code and weights are under its own terms and stay there.
 Without it, the same arithmetic in the official layout (four convolutions for the gates, plain layout, float32) and

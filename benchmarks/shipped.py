@@ -1,7 +1,7 @@
 """The shipped models against what can be had without weights: deblurring at four noise levels, with a wrong noise
 level assumed, and with an estimated kernel; haze by the scenes that no training saw.
 
-    python benchmarks/shipped.py --data ../shared/data --json benchmarks/results/shipped.json [--part deblur haze]
+    python benchmarks/shipped.py --data DATA --json benchmarks/results/shipped.json [--part deblur haze]
 
 PSNR of clamped pictures, means over pictures; `gain` is the model's lead over the best classical method, with the 95 %
 interval of the difference over pictures. Pictures, kernels and noise are those of benchmarks/classical.py.

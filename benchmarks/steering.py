@@ -1,6 +1,6 @@
 """What a strength does: how much of the rain the shipped model takes away when its map is scaled.
 
-    python benchmarks/steering.py --data ../shared/data --json benchmarks/results/steering.json
+    python benchmarks/steering.py --data DATA --json benchmarks/results/steering.json
 
 Share removed: the part of the true rain (observed − clean) that lies in what the model took (observed − restored), as a
 projection; 0 is an untouched picture, 1 all of it. Held-out scenes of Rain100, every fifth by name.
