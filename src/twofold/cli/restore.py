@@ -60,7 +60,9 @@ def command(
     noise_level: Annotated[
         float | None, typer.Option(help="Of the noise, a standard deviation where white is 1; 0.02 is 5 grey levels.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")] = 1.0,
+    strength: Annotated[
+        float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")
+    ] = 1.0,
     sheet: Annotated[
         Path | None, typer.Option(help="Also one picture of everything: before, map or kernel, and after, row by row.")
     ] = None,
