@@ -8,6 +8,7 @@ A table stands between `<!-- table NAME -->` and `<!-- end -->`; the function of
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -405,6 +406,7 @@ def searches() -> str:
     judges = [result(f"judge-{task}") for task in TASKS]
     names = list(dict.fromkeys(name for facts in found.values() for name in facts["loss"]))
     stages = [facts["stages"].values() for facts in found.values()]
+    seconds = [facts["cpu_seconds"] for facts in found.values()]  # None: one of the stages collapsed
     body = [
         ["judge, right on held-out crops", *(f"{judge['accuracy']:.1%}" for judge in judges)],
         ["judge, counterfeits caught", *(f"{judge['caught']:.1%}" for judge in judges)],
@@ -416,7 +418,7 @@ def searches() -> str:
         ["places given to SC", *(f"{facts['skip_ratio']:.0%}" for facts in found.values())],
         ["parameters of the network", *(f"{facts['parameters']:,}" for facts in found.values())],
         ["turns", *(" + ".join(str(stage["turns"]) for stage in both) for both in stages)],
-        ["CPU seconds of one core", *(f"{facts['cpu_seconds']:.0f}" for facts in found.values())],
+        ["CPU seconds of one core", *("" if s is None else f"{s:.0f}" for s in seconds)],
         ["a tenth of the turns on crops of 128×128, CPU seconds", "", f"{result('search-128')['cpu_seconds']:.0f}", ""],
     ]
     return rows(["", *found], body)
@@ -506,7 +508,9 @@ def paper_b_black_box() -> str:
 def controls() -> str:
     """The shipped searched models, and their recipes trained in full with one thing of the search taken back."""
     found = result("controls")
-    changes = list(dict.fromkeys(change for facts in found.values() for change in facts if change != "found"))
+    changes = list(
+        dict.fromkeys(change for facts in found.values() for change in facts if change not in ("found", "sha256"))
+    )
     body = []
     for name, facts in found.items():
         for part, ours in facts["found"].items():
@@ -568,17 +572,22 @@ def renewed(text: str) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where a page is not up to date"
+    )
+    check = parser.parse_args().check
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = path.read_text()
         new = renewed(text)
         if new != text:
             stale.append(path.relative_to(ROOT))
-            if "--check" not in sys.argv:
+            if not check:
                 path.write_text(new)
     for path in stale:
-        print(f"{path}: {'not what its files say; run make docs' if '--check' in sys.argv else 'written'}")
-    return 1 if stale and "--check" in sys.argv else 0
+        print(f"{path}: {'not what its files say; run make docs' if check else 'written'}")
+    return 1 if stale and check else 0
 
 
 if __name__ == "__main__":

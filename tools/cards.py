@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from twofold import api, zoo
@@ -66,7 +67,7 @@ def main() -> None:
         notes += f" The epoch that did best on the pictures named here, after {turns:,} of {recipe.turns:,} turns."
     restorer = spec.build()
     restorer.load_state_dict(state)
-    weights = WEIGHTS / f"{recipe.name}.safetensors"
+    weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
     digest = zoo.save(weights, restorer, spec, half=True)
 
     model = api.load(weights, device="cpu")
@@ -95,6 +96,7 @@ def main() -> None:
         numbers=numbers,
         notes=notes,
     )
+    shutil.copy(weights, WEIGHTS)
     write_text(WEIGHTS / f"{recipe.name}.json", card.model_dump_json(indent=2) + "\n")
 
 

@@ -24,7 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        start = path.name[:40]  # of a name as long as may be, all would leave no room
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{start}.")
         os.close(handle)
         temporary = Path(name)
         yield temporary

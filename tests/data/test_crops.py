@@ -1,6 +1,8 @@
 """Crops and batches: exact windows, nothing but the step's number counts, ranks and threads change nothing."""
 
+import os
 import threading
+import time
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.contracts import DataError, Sample
+from twofold.data import crops
 from twofold.data.batches import Batches, Share
 from twofold.data.crops import CropCache, as_floats, free_memory, plan, read_all, read_pairs
 from twofold.data.pairs import Pair
@@ -211,6 +214,21 @@ def test_pictures_beyond_the_memory_lie_in_a_file_and_are_cropped_the_same(pictu
     assert free_memory() > 0
     choice = plan(seeded())
     assert torch.equal(CropCache(read_all(paths, memory=0)).crop(16, choice), CropCache(inside).crop(16, choice))
+
+
+def test_pictures_are_not_decoded_far_ahead_of_a_slow_disk(picture, monkeypatch):
+    path, read, kept = picture("a.png"), [], []
+    monkeypatch.setattr(crops, "read_bytes", lambda path, channels: read.append(path) or torch.zeros(3, 4, 4).byte())
+
+    def slowly(pictures, room):
+        for found in pictures:
+            kept.append(found)
+            time.sleep(0.002)
+            assert len(read) - len(kept) <= 2 * (os.cpu_count() or 1) + 1
+        return kept
+
+    monkeypatch.setattr(crops, "_kept", slowly)
+    assert len(read_all([path.with_name(f"{i}.png") for i in range(60)])) == 60
 
 
 def test_a_full_disk_under_the_pictures_is_told(picture, monkeypatch):

@@ -196,6 +196,9 @@ def test_a_judge_of_another_recipe_is_not_taken_for_that_of_the_search(root: Pat
     named = settings(judge=str(tmp_path / "judge.yaml"))
     path = train_judge(named, root, tmp_path / "judge", device="cpu")
     assert train_judge(named, root, tmp_path / "judge", device="cpu") == path
+    before = path.read_bytes()
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 6}))  # trained longer, as an error advises
+    assert train_judge(named, root, tmp_path / "judge", device="cpu").read_bytes() != before
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2, "seed": 5}))
     with pytest.raises(ConfigError, match="holds a run of another recipe"):
         train_judge(named, root, tmp_path / "judge", device="cpu")

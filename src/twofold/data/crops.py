@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def read_all(paths: Sequence[Path], *, channels: int = 3, memory: int | None = N
     with ThreadPoolExecutor() as pool:
 
         def sound() -> Iterator[Tensor]:
-            for found in pool.map(read, distinct):
+            for found in _in_order(pool, read, distinct):
                 if isinstance(found, str):
                     wrong.append(found)
                 elif not wrong:
@@ -59,6 +61,22 @@ def read_all(paths: Sequence[Path], *, channels: int = 3, memory: int | None = N
         raise DataError(f"{len(wrong)} of {len(distinct)} pictures cannot be read: {'; '.join(wrong[:3])}{more}")
     by_path = dict(zip(distinct, pictures, strict=True))
     return [by_path[path] for path in paths]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, read: Callable[[Path], Tensor | str], paths: Sequence[Path]
+) -> Iterator[Tensor | str]:
+    """What `read` makes of each path. Only a few are read ahead: `pool.map` would hold them all, if they are not
+    taken as fast as they come.
+    """
+    ahead = 2 * (os.cpu_count() or 1)
+    waiting: deque[Future[Tensor | str]] = deque()
+    for path in paths:
+        waiting.append(pool.submit(read, path))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _kept(pictures: Iterable[Tensor], room: int) -> list[Tensor]:

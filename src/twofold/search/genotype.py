@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from twofold.contracts import ConfigError
-from twofold.files import write_text
+from twofold.files import replacing, write_text
 from twofold.nets.hadamard import COMBINATIONS, Cell, Combine, HadamardNet, Place
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
 from twofold.search.supernet import mixtures_of
@@ -207,8 +207,8 @@ def picture(genotype: Genotype, path: Path) -> None:
     heads = ["R_u: numerator", "R_v: divisor"]
     for n, head in enumerate(heads):
         axes.text(n * genotype.ops_per_branch, -0.35, head, fontsize=9, style="italic")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or "png", facecolor="white")
 
 
 def _box(column: int, row: int, shade: str) -> Any:

@@ -183,6 +183,10 @@ def train(
     if main:
         digest = save(folder / "judge.safetensors", judge, facts)
         write_text(folder / "result.json", json.dumps({**facts.model_dump(), "sha256": digest}, indent=2) + "\n")
+    if share.ranks > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()  # the other ranks read what the first one wrote
     return facts.model_dump()
 
 

@@ -266,7 +266,7 @@ def carried_out(
     run: Run,
     reports: Sequence[Report],
 ) -> dict[str, Any]:
-    """Runs a stage to its end, or until it collapses; its facts."""
+    """Runs a stage to its end, or until it collapses; its facts. A stage finished before tells no hypergradient."""
     ended: Collapsed | None = None
     spent = None
     try:
@@ -323,14 +323,10 @@ def hand_over(
 def train_judge(
     recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
 ) -> Path:
-    """The path of the judge that the recipe names, trained in `folder` unless it lies there.
+    """The path of the judge that the recipe names, trained in `folder`; what lies there is gone on with.
 
     Raises: ConfigError where another one lies there.
     """
     settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
-    path = folder / "judge.safetensors"
-    if path.exists():
-        keep_recipe(settings, folder, write=False)
-    else:
-        judges.train(settings, root, folder, device=device, reports=reports)
-    return path
+    judges.train(settings, root, folder, device=device, reports=reports)
+    return folder / "judge.safetensors"
