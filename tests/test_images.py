@@ -305,6 +305,40 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path: Path) -> None:
     assert picture.pixels[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_document_of_several_pages_gives_its_first_and_says_so(tmp_path: Path, channels: int, big: bool) -> None:
+    pages = np.stack([noise(channels, dtype=np.uint16)] * 3)
+    options = {"photometric": "rgb"} if channels > 2 else {"photometric": "minisblack"}
+    options |= {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=big) as file:
+        for page in pages:
+            file.write(page.squeeze(), planarconfig="contig" if channels > 1 else None, metadata=None, **options)
+    picture = read(tmp_path / "a.tif")
+    assert picture.frames == 3
+    assert to_kind_of(picture, pages[0]).tolist() == pages[0].tolist()
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_damaged_directory_is_read_without_a_word(
+    tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray(images.encoded(from_any(noise(channels, dtype=np.uint16)), ".tif"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    entries = content[directory + 2 : directory + 2 + 12 * count]
+    lost = struct.pack("<HHII", 305, 2, 100, 2**31)  # the name of the software, beyond the end of the file
+    at = next(i for i in range(0, len(entries), 12) if struct.unpack_from("<H", entries, i)[0] > 305)
+    entries[at:at] = lost
+    tail = b"\xff\xff\xff\x7f"  # a second page there as well
+    block = struct.pack("<H", count + 1) + bytes(entries) + tail
+    struct.pack_into("<I", content, 4, len(content))
+    (tmp_path / "a.tif").write_bytes(bytes(content) + block)
+    picture = read(tmp_path / "a.tif")
+    assert torch.equal(picture.pixels, from_any(noise(channels, dtype=np.uint16)).pixels)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_one_pixel_and_one_row_go_in_and_out(tmp_path: Path, suffix: str, shape: tuple[int, int]) -> None:

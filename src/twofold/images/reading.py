@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import sys
@@ -44,7 +45,7 @@ _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     (b"BM", BmpImageFile),
 )
-_warnings_lock = threading.Lock()
+_quiet_lock = threading.Lock()
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
@@ -117,17 +118,15 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
 def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
     def opened() -> ImageFile.ImageFile:
         file.seek(0)
-        with _without_warnings():
+        with _quietly():
             return opener(file)
 
     file.seek(0)
-    if opener is TiffImageFile and (page := _unknown_to_pillow(file)) is not None:
-        _check_size(page.imagewidth, page.imagelength, size, largest)
-        file.seek(0)
-        exif = Image.Exif()
-        exif.load_from_fp(file)
-        profile = page.tags.valueof(ICC_TAG, default=b"")
-        return upright(picture_of(_tifffile_samples(page)), exif.get(ORIENTATION, 1), _tiff_exif(exif), profile)
+    if opener is TiffImageFile:
+        with _quietly():
+            picture = _unknown_to_pillow(file, size, largest)
+        if picture is not None:
+            return picture
     image = opened()
     _check_size(*image.size, size, largest)
     deep = _deep_modes(image)
@@ -137,6 +136,7 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
     for mode in deep:
         half = opened()
         half.tile = [tile._replace(args=_renamed(tile.args, mode)) for tile in half.tile]
+        _load(half)
         halves.append(np.asarray(half))
     if len(halves) == 1:  # 16-bit grey and alpha, read as four bytes a pixel
         samples = halves[0].view(">u2").astype(np.uint16)
@@ -146,11 +146,21 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keeps Pillow's warnings about damaged camera notes to itself; locked, because filters belong to all threads."""
-    with _warnings_lock, warnings.catch_warnings():
+def _quietly() -> Iterator[None]:
+    """Keeps what Pillow and tifffile say of damaged files to itself; locked, because all threads share their voices."""
+    logger = logging.getLogger("tifffile")
+    with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
+
+
+def _load(image: Image.Image) -> None:
+    with _quietly() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
+        image.load()
 
 
 def _check_size(width: int, height: int, size: int, largest: int) -> None:
@@ -182,11 +192,20 @@ def _renamed(args: Any, mode: str) -> Any:
     return (mode, *args[1:]) if isinstance(args, tuple) else mode
 
 
-def _unknown_to_pillow(file: IO[bytes]) -> Any | None:
-    """The first page of a 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane."""
-    page: Any = tifffile.TiffFile(file).pages[0]
+def _unknown_to_pillow(file: IO[bytes], size: int, largest: int) -> Picture | None:
+    """A 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane; None for all others."""
+    document = tifffile.TiffFile(file)
+    page: Any = document.pages[0]
     unusual = page.samplesperpixel == 2 or (page.samplesperpixel > 2 and page.planarconfig == 2)
-    return page if page.bitspersample == 16 and unusual else None
+    if page.bitspersample != 16 or not unusual:
+        return None
+    _check_size(page.imagewidth, page.imagelength, size, largest)
+    picture = picture_of(_tifffile_samples(page))
+    exif = Image.Exif()
+    exif.bigtiff, exif.endian = document.is_bigtiff, document.byteorder
+    exif.load_from_fp(file, page.offset)
+    profile = page.tags.valueof(ICC_TAG, default=b"")
+    return upright(picture, exif.get(ORIENTATION, 1), _tiff_exif(exif), profile, len(document.pages))
 
 
 def _tifffile_samples(page: Any) -> NDArray[Any]:
@@ -207,8 +226,7 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    with _without_warnings() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
-        image.load()
+    _load(image)
     profile = image.info.get("icc_profile") or b""
     transparent = "transparency" in image.info
     if image.mode.startswith("I"):
@@ -258,12 +276,12 @@ def _with_transparent_colour(samples: NDArray[np.uint16], image: Image.Image) ->
 
 def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | None = None) -> Picture:
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
-    with _without_warnings():
-        exif = image.getexif()
-    kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
     if profile is None:
         profile = image.info.get("icc_profile") or b""
-    return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
+    with _quietly():
+        exif = image.getexif()
+        kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
+        return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
 
 
 def _tiff_exif(exif: Image.Exif) -> bytes:
