@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import stat
 import sys
-import threading
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,13 +22,21 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from twofold.contracts import ImageError
-from twofold.images.picture import DECODING_ERRORS, ICC_TAG, ORIENTATION, SUFFIXES, Picture, picture_of, upright
+from twofold.images.picture import (
+    DECODING_ERRORS,
+    ICC_TAG,
+    ORIENTATION,
+    SUFFIXES,
+    Picture,
+    descriptive,
+    picture_of,
+    quietly,
+    upright,
+)
 
 LARGEST = 250_000_000
 """Pixels of the largest picture that is read by default."""
 
-# What EXIF has in its first directory; all else that a TIFF file keeps there describes how its pixels lie in the file.
-_DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _PREMULTIPLIED = 1
 # By plugin rather than by Image.open, whose size check warns, cannot be set per call, and which lets other formats in.
@@ -45,7 +50,6 @@ _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     (b"BM", BmpImageFile),
 )
-_quiet_lock = threading.Lock()
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
@@ -118,12 +122,12 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
 def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
     def opened() -> ImageFile.ImageFile:
         file.seek(0)
-        with _quietly():
+        with quietly():
             return opener(file)
 
     file.seek(0)
     if opener is TiffImageFile:
-        with _quietly():
+        with quietly():
             picture = _unknown_to_pillow(file, size, largest)
         if picture is not None:
             return picture
@@ -145,21 +149,8 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
     return _with_metadata(picture_of(_with_transparent_colour(samples, half)), half)
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps what Pillow and tifffile say of damaged files to itself; locked, because all threads share their voices."""
-    logger = logging.getLogger("tifffile")
-    with _quiet_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before, logger.disabled = logger.disabled, True
-        try:
-            yield
-        finally:
-            logger.disabled = before
-
-
 def _load(image: Image.Image) -> None:
-    with _quietly() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
+    with quietly() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
         image.load()
 
 
@@ -278,14 +269,14 @@ def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | Non
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
     if profile is None:
         profile = image.info.get("icc_profile") or b""
-    with _quietly():
+    with quietly():
+        with contextlib.suppress(*DECODING_ERRORS):  # a damaged block, which Pillow then takes for an empty one
+            image.getexif()
         exif = image.getexif()
         kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
         return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
 
 
 def _tiff_exif(exif: Image.Exif) -> bytes:
-    kept = Image.Exif()
-    for tag in sorted(_DESCRIPTIVE_TAGS & set(exif)):
-        kept[tag] = exif.get_ifd(tag) if tag in (34665, 34853) else exif[tag]
+    kept = descriptive(exif)
     return kept.tobytes() if len(kept) else b""
