@@ -238,6 +238,73 @@ def test_a_damaged_exif_block_costs_only_the_notes(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jpg").exif == b""
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_an_exif_block_without_a_header_costs_neither_the_picture_nor_the_run(tmp_path: Path, suffix: str) -> None:
+    smooth().save(tmp_path / f"a{suffix}", exif=b"Exif\0\0M\1\0*" + camera_notes()[10:])
+    picture = read(tmp_path / f"a{suffix}")
+    for target in (".jpg", ".png", ".webp", ".tif"):
+        write(tmp_path / f"b{target}", picture)
+        assert read(tmp_path / f"b{target}").pixels.shape == picture.pixels.shape
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=8))
+def test_whatever_happened_to_an_exif_block_a_tiff_is_written(changes: list[tuple[int, int]]) -> None:
+    block = bytearray(camera_notes()[6:])
+    for at, value in changes:
+        block[at % len(block)] = value
+    samples = noise(3)
+    content = images.encoded(replace(from_any(samples), exif=bytes(block)), ".tif")
+    assert np.array_equal(tifffile.imread(io.BytesIO(content)), samples)
+
+
+@pytest.mark.parametrize("tag", [254, 259, 262, 266, 273, 317, 320, 322, 324, 330, 338, 339, 347, 513, 34675])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_exif_says_about_the_pixels_of_another_file_is_not_written(channels: int, tag: int) -> None:
+    samples = noise(channels)
+    notes = struct.pack("<HHHII", 1, tag, 3, 1, 3)
+    content = images.encoded(replace(from_any(samples), exif=b"II*\0\x08\0\0\0" + notes + bytes(4)), ".tif")
+    assert np.array_equal(tifffile.imread(io.BytesIO(content)).reshape(samples.shape), samples)
+    with Image.open(io.BytesIO(content)) as image:
+        assert np.array_equal(np.asarray(image).reshape(samples.shape), samples)
+
+
+@pytest.mark.parametrize("target", [".png", ".tif"])
+def test_titles_and_the_directory_inside_a_directory_reach_the_output(tmp_path: Path, target: str) -> None:
+    exif = Image.Exif()
+    exif[40091] = "Title".encode("utf-16-le")
+    exif.get_ifd(34665)[40965] = {1: "R98"}
+    smooth().save(tmp_path / "a.jpg", exif=exif)
+    write(tmp_path / "a.tif", read(tmp_path / "a.jpg"))
+    write(tmp_path / f"b{target}", read(tmp_path / "a.tif"))
+    back = Image.Exif()
+    back.load(read(tmp_path / f"b{target}").exif)
+    assert back[40091] == "Title".encode("utf-16-le")
+    assert back.get_ifd(40965) == {1: "R98"}
+
+
+@pytest.mark.parametrize("tag", [271, 272, 282, 283, 296, 306, 34665, 34853])
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_tag_of_the_wrong_kind_costs_at_most_itself(tmp_path: Path, channels: int, kind: int, tag: int) -> None:
+    exif = Image.Exif()
+    exif.update({271: "maker", 272: "model", 306: "2020:02:03 04:05:06", 282: 72.0, 283: 72.0, 296: 2, 315: "artist"})
+    exif.get_ifd(34665)[36867] = exif.get_ifd(34853)[29] = "2020:02:03 04:05:06"
+    whole = replace(from_any(noise(channels, dtype=np.uint16)), exif=exif.tobytes()[6:])
+    content = bytearray(images.encoded(whole, ".tif"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    entries = range(directory + 2, directory + 2 + 12 * count, 12)
+    (entry,) = (at for at in entries if struct.unpack_from("<H", content, at) == (tag,))
+    struct.pack_into("<HI", content, entry + 2, kind, 1)
+    (tmp_path / "a.tif").write_bytes(content)
+    picture = read(tmp_path / "a.tif")
+    assert torch.equal(picture.pixels, whole.pixels)
+    back = Image.Exif()
+    back.load(picture.exif)
+    assert back[315] == "artist"
+
+
 @pytest.mark.parametrize("transparent", [False, True])
 def test_a_palette_becomes_rgb_with_its_transparency(tmp_path: Path, transparent: bool) -> None:
     picture = smooth().quantize(16)
@@ -303,6 +370,40 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path: Path) -> None:
     picture = read(tmp_path / "a.webp")
     assert picture.frames == 2
     assert picture.pixels[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_document_of_several_pages_gives_its_first_and_says_so(tmp_path: Path, channels: int, big: bool) -> None:
+    pages = np.stack([noise(channels, dtype=np.uint16)] * 3)
+    options = {"photometric": "rgb"} if channels > 2 else {"photometric": "minisblack"}
+    options |= {"extrasamples": ["unassalpha"]} if channels in (2, 4) else {}
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=big) as file:
+        for page in pages:
+            file.write(page.squeeze(), planarconfig="contig" if channels > 1 else None, metadata=None, **options)
+    picture = read(tmp_path / "a.tif")
+    assert picture.frames == 3
+    assert to_kind_of(picture, pages[0]).tolist() == pages[0].tolist()
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_damaged_directory_is_read_without_a_word(
+    tmp_path: Path, channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray(images.encoded(from_any(noise(channels, dtype=np.uint16)), ".tif"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    entries = content[directory + 2 : directory + 2 + 12 * count]
+    lost = struct.pack("<HHII", 305, 2, 100, 2**31)  # the name of the software, beyond the end of the file
+    at = next(i for i in range(0, len(entries), 12) if struct.unpack_from("<H", entries, i)[0] > 305)
+    entries[at:at] = lost
+    tail = b"\xff\xff\xff\x7f"  # a second page there as well
+    block = struct.pack("<H", count + 1) + bytes(entries) + tail
+    struct.pack_into("<I", content, 4, len(content))
+    (tmp_path / "a.tif").write_bytes(bytes(content) + block)
+    picture = read(tmp_path / "a.tif")
+    assert torch.equal(picture.pixels, from_any(noise(channels, dtype=np.uint16)).pixels)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from twofold.contracts import ImageError, check_images
@@ -19,6 +25,11 @@ ORIENTATION = 0x0112
 ICC_TAG = 34675
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
 """What Pillow raises for files that are damaged, or that a format cannot hold."""
+
+# What says something about a picture; all else in the first directory of a TIFF file says how its pixels lie there.
+_DESCRIPTIVE_TAGS = {*range(269, 273), 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)}
+_DESCRIPTIVE_DIRECTORIES = {ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
+_quiet_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +95,38 @@ def upright(picture: Picture, orientation: object, exif: bytes, profile: bytes, 
 
     alpha = None if picture.alpha is None else turned(picture.alpha)
     return Picture(turned(picture.pixels), alpha, picture.bits, _neutral_exif(exif), profile, frames)
+
+
+def descriptive(exif: Image.Exif) -> Image.Exif:
+    """A copy of what `exif` says about the picture, without what is too damaged to be written again."""
+    kept = Image.Exif()
+    for tag in sorted((_DESCRIPTIVE_TAGS | _DESCRIPTIVE_DIRECTORIES) & set(exif)):
+        alone = Image.Exif()
+        with contextlib.suppress(*DECODING_ERRORS, ArithmeticError, AttributeError):
+            alone[tag] = _directory(exif, tag) if tag in _DESCRIPTIVE_DIRECTORIES else exif[tag]
+            alone.tobytes()
+            kept[tag] = alone[tag]
+    return kept
+
+
+def _directory(exif: Image.Exif, tag: int) -> dict[int, Any]:
+    entries = dict(exif.get_ifd(tag))
+    if ExifTags.IFD.Interop in entries:  # until here the place of one more directory in the old block
+        entries[ExifTags.IFD.Interop] = exif.get_ifd(ExifTags.IFD.Interop)
+    return entries
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps what Pillow and tifffile say of damaged files to itself; locked, because all threads share their voices."""
+    logger = logging.getLogger("tifffile")
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def _neutral_exif(exif: bytes) -> bytes:

@@ -7,9 +7,7 @@ import io
 import os
 import stat
 import sys
-import threading
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,13 +22,21 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from twofold.contracts import ImageError
-from twofold.images.picture import DECODING_ERRORS, ICC_TAG, ORIENTATION, SUFFIXES, Picture, picture_of, upright
+from twofold.images.picture import (
+    DECODING_ERRORS,
+    ICC_TAG,
+    ORIENTATION,
+    SUFFIXES,
+    Picture,
+    descriptive,
+    picture_of,
+    quietly,
+    upright,
+)
 
 LARGEST = 250_000_000
 """Pixels of the largest picture that is read by default."""
 
-# What EXIF has in its first directory; all else that a TIFF file keeps there describes how its pixels lie in the file.
-_DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853}
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _PREMULTIPLIED = 1
 # By plugin rather than by Image.open, whose size check warns, cannot be set per call, and which lets other formats in.
@@ -44,7 +50,6 @@ _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     (b"BM", BmpImageFile),
 )
-_warnings_lock = threading.Lock()
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
@@ -117,17 +122,15 @@ def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
 def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
     def opened() -> ImageFile.ImageFile:
         file.seek(0)
-        with _without_warnings():
+        with quietly():
             return opener(file)
 
     file.seek(0)
-    if opener is TiffImageFile and (page := _unknown_to_pillow(file)) is not None:
-        _check_size(page.imagewidth, page.imagelength, size, largest)
-        file.seek(0)
-        exif = Image.Exif()
-        exif.load_from_fp(file)
-        profile = page.tags.valueof(ICC_TAG, default=b"")
-        return upright(picture_of(_tifffile_samples(page)), exif.get(ORIENTATION, 1), _tiff_exif(exif), profile)
+    if opener is TiffImageFile:
+        with quietly():
+            picture = _unknown_to_pillow(file, size, largest)
+        if picture is not None:
+            return picture
     image = opened()
     _check_size(*image.size, size, largest)
     deep = _deep_modes(image)
@@ -137,6 +140,7 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
     for mode in deep:
         half = opened()
         half.tile = [tile._replace(args=_renamed(tile.args, mode)) for tile in half.tile]
+        _load(half)
         halves.append(np.asarray(half))
     if len(halves) == 1:  # 16-bit grey and alpha, read as four bytes a pixel
         samples = halves[0].view(">u2").astype(np.uint16)
@@ -145,12 +149,9 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
     return _with_metadata(picture_of(_with_transparent_colour(samples, half)), half)
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keeps Pillow's warnings about damaged camera notes to itself; locked, because filters belong to all threads."""
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _load(image: Image.Image) -> None:
+    with quietly() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
+        image.load()
 
 
 def _check_size(width: int, height: int, size: int, largest: int) -> None:
@@ -182,11 +183,20 @@ def _renamed(args: Any, mode: str) -> Any:
     return (mode, *args[1:]) if isinstance(args, tuple) else mode
 
 
-def _unknown_to_pillow(file: IO[bytes]) -> Any | None:
-    """The first page of a 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane."""
-    page: Any = tifffile.TiffFile(file).pages[0]
+def _unknown_to_pillow(file: IO[bytes], size: int, largest: int) -> Picture | None:
+    """A 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane; None for all others."""
+    document = tifffile.TiffFile(file)
+    page: Any = document.pages[0]
     unusual = page.samplesperpixel == 2 or (page.samplesperpixel > 2 and page.planarconfig == 2)
-    return page if page.bitspersample == 16 and unusual else None
+    if page.bitspersample != 16 or not unusual:
+        return None
+    _check_size(page.imagewidth, page.imagelength, size, largest)
+    picture = picture_of(_tifffile_samples(page))
+    exif = Image.Exif()
+    exif.bigtiff, exif.endian = document.is_bigtiff, document.byteorder
+    exif.load_from_fp(file, page.offset)
+    profile = page.tags.valueof(ICC_TAG, default=b"")
+    return upright(picture, exif.get(ORIENTATION, 1), _tiff_exif(exif), profile, len(document.pages))
 
 
 def _tifffile_samples(page: Any) -> NDArray[Any]:
@@ -207,8 +217,7 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 
 def from_pil(image: Image.Image) -> Picture:
-    with _without_warnings() if isinstance(image, TiffImageFile) else contextlib.nullcontext():
-        image.load()
+    _load(image)
     profile = image.info.get("icc_profile") or b""
     transparent = "transparency" in image.info
     if image.mode.startswith("I"):
@@ -258,16 +267,16 @@ def _with_transparent_colour(samples: NDArray[np.uint16], image: Image.Image) ->
 
 def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | None = None) -> Picture:
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
-    with _without_warnings():
-        exif = image.getexif()
-    kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
     if profile is None:
         profile = image.info.get("icc_profile") or b""
-    return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
+    with quietly():
+        with contextlib.suppress(*DECODING_ERRORS):  # a damaged block, which Pillow then takes for an empty one
+            image.getexif()
+        exif = image.getexif()
+        kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
+        return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
 
 
 def _tiff_exif(exif: Image.Exif) -> bytes:
-    kept = Image.Exif()
-    for tag in sorted(_DESCRIPTIVE_TAGS & set(exif)):
-        kept[tag] = exif.get_ifd(tag) if tag in (34665, 34853) else exif[tag]
+    kept = descriptive(exif)
     return kept.tobytes() if len(kept) else b""

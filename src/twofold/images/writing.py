@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -15,7 +16,7 @@ from PIL import Image
 
 from twofold.contracts import ImageError, TwofoldError
 from twofold.files import replacing
-from twofold.images.picture import DECODING_ERRORS, ICC_TAG, SUFFIXES, Picture, quantised
+from twofold.images.picture import DECODING_ERRORS, ICC_TAG, SUFFIXES, Picture, descriptive, quantised, quietly
 
 
 def write(path: str | os.PathLike[str], picture: Picture) -> None:
@@ -93,15 +94,18 @@ def _png16(samples: NDArray[np.uint16], exif: bytes, profile: bytes) -> bytes:
 def _tiff(samples: NDArray[Any], exif: bytes, profile: bytes) -> bytes:
     """A TIFF file of `(H, W, S)` samples in one deflated strip.
 
-    An EXIF block is a TIFF file without pixels: the pixels' tags join its directory, the strip is put behind it.
+    An EXIF block is a TIFF file without pixels: what its directory says about the picture is joined by the
+    pixels' tags, and the strip is put behind.
     """
     height, width, channels = samples.shape
     differences = samples.copy()
     differences[:, 1:] -= samples[:, :-1]
     strip = zlib.compress(differences.astype(samples.dtype.newbyteorder("<")).tobytes())
-    directory = Image.Exif()
-    if exif:
-        directory.load(exif)
+    block = Image.Exif()
+    with quietly():
+        with contextlib.suppress(*DECODING_ERRORS):  # a damaged block is none
+            block.load(exif)
+        directory = descriptive(block)
     directory.endian = "<"
     tags: dict[int, Any] = {
         256: width,
