@@ -354,6 +354,18 @@ def test_a_profile_of_the_wrong_kind_converts_as_if_there_were_none(tmp_path: Pa
     assert read(tmp_path / "a.jpg").pixels[0, 0].mean() > 0.98
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize(("kind", "value"), [("H", 7), ("d", 1.5), ("s", "profile")])
+def test_a_profile_that_is_no_block_of_bytes_is_none(tmp_path: Path, channels: int, kind: str, value: object) -> None:
+    samples = noise(channels, dtype=np.uint16 if channels == 2 else np.uint8)
+    photometric = {2: "minisblack", 3: "rgb", 4: "separated"}[channels]
+    extra = {"extrasamples": ["unassalpha"] if channels == 2 else None, "extratags": [(34675, kind, 1, value, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", samples, photometric=photometric, planarconfig="contig", **extra)
+    picture = read(tmp_path / "a.tif")
+    assert picture.profile == b""
+    write(tmp_path / "b.png", picture)
+
+
 def test_a_colour_profile_is_not_put_into_a_grey_file(tmp_path: Path) -> None:
     write(tmp_path / "a.png", Picture(torch.rand(1, 1, 4, 4), profile=srgb()))
     assert read(tmp_path / "a.png").profile == b""

@@ -195,7 +195,7 @@ def _unknown_to_pillow(file: IO[bytes], size: int, largest: int) -> Picture | No
     exif = Image.Exif()
     exif.bigtiff, exif.endian = document.is_bigtiff, document.byteorder
     exif.load_from_fp(file, page.offset)
-    profile = page.tags.valueof(ICC_TAG, default=b"")
+    profile = _profile(page.tags.valueof(ICC_TAG))
     return upright(picture, exif.get(ORIENTATION, 1), _tiff_exif(exif), profile, len(document.pages))
 
 
@@ -218,7 +218,7 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 def from_pil(image: Image.Image) -> Picture:
     _load(image)
-    profile = image.info.get("icc_profile") or b""
+    profile = _profile(image.info.get("icc_profile"))
     transparent = "transparency" in image.info
     if image.mode.startswith("I"):
         wide = np.asarray(image)
@@ -238,6 +238,10 @@ def from_pil(image: Image.Image) -> Picture:
     plain = image if image.mode == mode else image.convert(mode)
     samples = np.asarray(plain)
     return _with_metadata(picture_of(samples[..., None] if samples.ndim == 2 else samples), image)
+
+
+def _profile(tag: object) -> bytes:
+    return tag if isinstance(tag, bytes) else b""  # none, or a TIFF tag of the wrong kind
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -268,7 +272,7 @@ def _with_transparent_colour(samples: NDArray[np.uint16], image: Image.Image) ->
 def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | None = None) -> Picture:
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
     if profile is None:
-        profile = image.info.get("icc_profile") or b""
+        profile = _profile(image.info.get("icc_profile"))
     with quietly():
         with contextlib.suppress(*DECODING_ERRORS):  # a damaged block, which Pillow then takes for an empty one
             image.getexif()
