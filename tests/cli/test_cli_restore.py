@@ -72,6 +72,38 @@ def test_a_kept_map_steers_the_next_run(restore: Callable[..., int], picture: Ma
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "dry.png").read_bytes()
 
 
+def test_a_folder_of_maps_goes_by_name_whatever_their_suffix(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("in/a.png", "in/deep/b.png", "in/c.png"):
+        picture(name)
+    picture("maps/a.tif", channels=1), picture("maps/deep/b.webp", channels=1)
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--guidance", tmp_path / "maps"]
+    assert restore(*arguments) == 1  # c has none, and costs only itself
+    assert "has no file called c" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["a.png", "deep/b.png"]
+    assert (
+        restore(tmp_path / "in" / "a.png", "-o", tmp_path / "one.png", "--guidance", tmp_path / "maps" / "a.tif") == 0
+    )
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes()
+
+
+def test_a_result_never_replaces_the_model(
+    guided_model: Path,
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo = picture("a.png")
+    (tmp_path / "m.png").write_bytes(guided_model.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for output in (["-o", "m.png"], ["-o", "b.png", "--guidance-out", "m.png"], ["-o", "b.png", "--sheet", "m.png"]):
+        assert run(["restore", str(photo), *output, "--model", "./m.png"]) == 1
+        assert "m.png would replace an input" in capsys.readouterr().err
+    assert (tmp_path / "m.png").read_bytes() == guided_model.read_bytes()
+
+
 def test_a_folder_becomes_a_folder_with_its_sub_folders(
     restore: Callable[..., int], picture: Maker, tmp_path: Path
 ) -> None:
@@ -258,6 +290,12 @@ def test_three_bad_files_of_fifty_cost_only_themselves(
         (["a.png", "-o", "b.png", "--sheet", "b.png"], "written twice"),
         (["a.png", "-o", "b.png", "--guidance-out", "m.png", "--sheet", "m.png"], "written twice"),
         (["a.png", "-o", "b.png", "--sheet", "a.png"], "would replace an input"),
+        (["a.png", "-o", "in/a.png", "--guidance", "in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in/a.png", "--guidance-out", "./in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in", "--guidance-out", "in"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in/a.png", "--sheet", "in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", ""], "--guidance is empty; name a file or a folder"),
+        (["a.png", "--kernel", " "], "--kernel is empty; name a file or a folder"),
         (["a.png", "-o", "b.png", "--sheet", "all.gif"], "cannot write all.gif; known suffixes"),
         (["a.png", "in/a.png", "-o", "out"], "written twice, for a.png and for in/a.png; rename one of them"),
         (["in", "-o", "out.png"], "a folder is needed"),
