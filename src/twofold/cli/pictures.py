@@ -256,16 +256,25 @@ def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, skip: bool = False, what: str) -> Outcome:
+def each(
+    work: Sequence[Job],
+    act: Callable[[Job, Step], dict[str, Any]],
+    *,
+    skip: bool = False,
+    passing: Callable[[Job], None] | None = None,
+    what: str,
+) -> Outcome:
     """Runs `act(job, step)` on every job, in which `step` moves the progress bar. What fails is noted and the rest goes
     on; Ctrl-C and a place that takes no more files end the run, with what was done noted.
 
-    skip: leave jobs whose target is there.
+    skip: leave jobs whose target is there. passing: called with each of those.
     """
     outcome = Outcome()
 
     def one(number: int, job: Job, show: Callable[[float], None]) -> None:
         if skip and job.target.exists():
+            if passing is not None:
+                passing(job)
             outcome.skipped.append(str(job.source))
         else:
             outcome.done.append(act(job, lambda done, total: show(number + done / total)))

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor
 
@@ -175,7 +176,16 @@ def command(
         facts |= {"width": width, "height": height, **frames_of(picture)}
         return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
-    outcome = each(work, act, skip=skip_existing, what="restoring")
+    def show_again(job: Job) -> None:
+        """The row of a picture that an earlier run restored; a map or kernel that was not kept stays blank."""
+        before, after = images.read(job.source).pixels, images.read(job.target).pixels
+        kept = ([] if kind is None else [maps.get(job)]) + ([kernels.get(job)] if kernel else [])
+        blank = torch.ones_like(before[:, :1])
+        between = [images.read(path).pixels if path and path.exists() else blank for path in kept]
+        rows.append([small(pixels) for pixels in (before, *between, after)])
+
+    passing = None if sheet is None else show_again
+    outcome = each(work, act, skip=skip_existing, passing=passing, what="restoring")
     code = outcome.close(as_json=as_json, verb="restored")
     if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
         between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
