@@ -68,3 +68,16 @@ def test_single_photographs_are_compared_by_scene(
     asked = ["audit", str(tmp_path / "train"), "--photographs"]
     assert run([*asked, "--test", str(tmp_path / "test")]) == 1
     assert "same scene" in capsys.readouterr().out
+
+
+def test_photographs_are_not_compared_with_an_empty_folder(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, empty = picture("train/a.png").parent, tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.heic").write_bytes(b"of a format that is not read")
+    for first, second in ((full, empty), (empty, full)):
+        assert run(["audit", str(first), "--photographs", "--test", str(second)]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith(f"twofold: no pictures in {empty}; known suffixes")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from twofold.cli.app import run
+from twofold.train.schemes import Diverged
 
 Maker = Callable[..., Path]
 
@@ -62,6 +63,26 @@ def test_a_recipe_file_that_is_none_is_one_line(
 def test_training_without_its_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "derain", "--data", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu"]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "recipe", "runner"), [("train", "derain", "run.train"), ("search", "search-lowlight", "search_run.search")]
+)
+def test_a_loss_that_is_no_number_any_more_is_one_line(
+    verb: str,
+    recipe: str,
+    runner: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def diverging(*_: object, **__: object) -> None:
+        raise Diverged("the training loss became nan; train anew with a lower learning_rate")
+
+    monkeypatch.setattr(f"twofold.train.{runner}", diverging)
+    assert run([verb, recipe, "--output", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error == "twofold: the training loss became nan; train anew with a lower learning_rate\n"
 
 
 @pytest.fixture

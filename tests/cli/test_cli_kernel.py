@@ -201,6 +201,18 @@ def test_kernels_that_were_kept_serve_the_next_run(deblurring: Path, picture: Ma
     assert [path.relative_to(tmp_path / "out").as_posix() for path in images.find([tmp_path / "out"])] == ["deep/a.png"]
 
 
+def test_a_kernel_that_is_given_is_not_replaced(
+    deblurring: Path, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, kernel = picture("a.png", 40, 40), picture("kernels/a.png", 5, 5, 1)
+    before = kernel.read_bytes()
+    for given in (kernel, kernel.parent):
+        for output in ("-o", "--kernel-out"):
+            assert run(["restore", str(photo), "-m", str(deblurring), "--kernel", str(given), output, str(kernel)]) == 1
+            assert f"{kernel} would replace an input" in capsys.readouterr().err
+    assert kernel.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -23,6 +23,7 @@ from PIL import Image
 import twofold
 from twofold import images
 from twofold.cli.app import run
+from twofold.sheets import LONGEST, contact_sheet, small
 
 Maker = Callable[..., Path]
 
@@ -70,6 +71,38 @@ def test_a_kept_map_steers_the_next_run(restore: Callable[..., int], picture: Ma
     assert restore(photo, "-o", tmp_path / "zero.png", "--strength", "0") == 0
     assert (tmp_path / "none.png").read_bytes() == (tmp_path / "zero.png").read_bytes()
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "dry.png").read_bytes()
+
+
+def test_a_folder_of_maps_goes_by_name_whatever_their_suffix(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("in/a.png", "in/deep/b.png", "in/c.png"):
+        picture(name)
+    picture("maps/a.tif", channels=1), picture("maps/deep/b.webp", channels=1)
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--guidance", tmp_path / "maps"]
+    assert restore(*arguments) == 1  # c has none, and costs only itself
+    assert "has no file called c" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == ["a.png", "deep/b.png"]
+    assert (
+        restore(tmp_path / "in" / "a.png", "-o", tmp_path / "one.png", "--guidance", tmp_path / "maps" / "a.tif") == 0
+    )
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes()
+
+
+def test_a_result_never_replaces_the_model(
+    guided_model: Path,
+    picture: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo = picture("a.png")
+    (tmp_path / "m.png").write_bytes(guided_model.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for output in (["-o", "m.png"], ["-o", "b.png", "--guidance-out", "m.png"], ["-o", "b.png", "--sheet", "m.png"]):
+        assert run(["restore", str(photo), *output, "--model", "./m.png"]) == 1
+        assert "m.png would replace an input" in capsys.readouterr().err
+    assert (tmp_path / "m.png").read_bytes() == guided_model.read_bytes()
 
 
 def test_a_folder_becomes_a_folder_with_its_sub_folders(
@@ -258,6 +291,12 @@ def test_three_bad_files_of_fifty_cost_only_themselves(
         (["a.png", "-o", "b.png", "--sheet", "b.png"], "written twice"),
         (["a.png", "-o", "b.png", "--guidance-out", "m.png", "--sheet", "m.png"], "written twice"),
         (["a.png", "-o", "b.png", "--sheet", "a.png"], "would replace an input"),
+        (["a.png", "-o", "in/a.png", "--guidance", "in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in/a.png", "--guidance-out", "./in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in", "--guidance-out", "in"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", "in/a.png", "--sheet", "in/a.png"], "in/a.png would replace an input"),
+        (["a.png", "--guidance", ""], "--guidance is empty; name a file or a folder"),
+        (["a.png", "--kernel", " "], "--kernel is empty; name a file or a folder"),
         (["a.png", "-o", "b.png", "--sheet", "all.gif"], "cannot write all.gif; known suffixes"),
         (["a.png", "in/a.png", "-o", "out"], "written twice, for a.png and for in/a.png; rename one of them"),
         (["in", "-o", "out.png"], "a folder is needed"),
@@ -381,6 +420,64 @@ def test_a_sheet_shows_everything_at_one_glance(restore: Callable[..., int], pic
     (tmp_path / "in" / "a.png").write_bytes(b"")
     assert restore(tmp_path / "in", "--sheet", tmp_path / "rest.png") == 1  # the other one is shown all the same
     assert (tmp_path / "rest.png").exists()
+
+
+def test_a_sheet_of_a_resumed_run_is_that_of_one_run(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "deep/bb.png", "c.png"):
+        picture(f"in/{name}", 40, 50)
+    whole, again = tmp_path / "whole.png", tmp_path / "again.png"
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--guidance-out", tmp_path / "maps", "--skip-existing"]
+    assert restore(*arguments, "--sheet", whole) == 0
+    for gone in (["c.png"], ["deep/bb.png", "a.png"], []):
+        for name in gone:
+            (tmp_path / "out" / name).unlink()
+        assert restore(*arguments, "--sheet", again) == 0
+        first, second = (images.read(path).pixels for path in (whole, again))
+        assert torch.allclose(first, second, atol=1.01 / 255)
+    (tmp_path / "maps" / "c.png").unlink()
+    assert restore(*arguments, "--sheet", again) == 0  # its place stays blank
+    assert images.read(again).pixels.shape == first.shape
+    (tmp_path / "out" / "c.png").write_text("spoilt")
+    assert restore(*arguments, "--sheet", again) == 1
+    assert f"{tmp_path / 'out' / 'c.png'}: " in capsys.readouterr().err
+    assert restore(*arguments) == 0  # without a sheet nobody looks
+
+
+def test_a_sheet_of_many_pictures_fits_into_every_format(
+    restore: Callable[..., int], picture: Maker, tmp_path: Path
+) -> None:
+    for number in range(67):  # in one stack they would be higher than a WebP can be
+        picture(f"in/{number:02}.png", 4, 4)
+    assert restore(tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.webp") == 0
+    with Image.open(tmp_path / "sheet.webp") as sheet:
+        assert max(sheet.size) <= LONGEST
+        assert sheet.width > 3 * (3 * 240)  # three stacks of before, map, after
+
+
+def test_what_waits_for_its_sheet_is_kept_in_bytes() -> None:
+    photo = torch.rand(1, 3, 400, 600, generator=torch.Generator().manual_seed(0))
+    kept = small(photo)
+    assert (kept.dtype, kept.shape) == (torch.uint8, (1, 3, 240, 360))
+    assert torch.allclose(contact_sheet(["a"], [[kept]]), contact_sheet(["a"], [[photo]]), atol=0.51 / 255)
+
+
+@pytest.mark.parametrize(
+    ("longest", "size", "centres"),  # of rows that are 30 high, 36 with their gap
+    [
+        (500, (208, 42), [(43, 21), (79, 21), (115, 21), (151, 21), (187, 21)]),
+        (140, (136, 84), [(43, 21), (79, 21), (115, 21), (43, 63), (79, 63)]),
+        (110, (88, 108), [(40, 18), (70, 18), (40, 54), (70, 54), (40, 90)]),  # 24 high, or they were too wide
+    ],
+)
+def test_the_rows_of_a_sheet_go_on_beside_the_first_ones(
+    longest: int, size: tuple[int, int], centres: list[tuple[int, int]]
+) -> None:
+    shades = [0.1, 0.3, 0.5, 0.7, 0.9]
+    sheet = contact_sheet(["a"], [[torch.full((1, 1, 30, 30), shade)] for shade in shades], height=30, longest=longest)
+    assert sheet.shape[2:] == size
+    assert [float(sheet[0, 0, y, x]) for y, x in centres] == pytest.approx(shades)
 
 
 def test_a_picture_that_may_not_be_read_stops_no_run(

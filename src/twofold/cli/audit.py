@@ -35,10 +35,10 @@ def command(
 
     Exit code 1 where anything was found.
     """
-    from twofold.contracts import ConfigError
+    from twofold.contracts import ConfigError, ImageError
     from twofold.data.audit import audit, leaks
     from twofold.data.pairs import find_pairs
-    from twofold.images import find
+    from twofold.images import SUFFIXES, find
 
     if test is None and (test_observed or test_clean):
         raise Misuse("--test-observed and --test-clean are sub-folders of --test; name that folder too")
@@ -48,6 +48,9 @@ def command(
         if observed or clean or test_observed or test_clean:
             raise Misuse("--photographs takes whole folders, not pairs; leave the options of sub-folders out")
         taught, asked = find([data]), find([test])
+        for photos, found in ((data, taught), (test, asked)):
+            if not found:  # nothing compared is no clean bill
+                raise ImageError(f"no pictures in {photos}; known suffixes: {' '.join(SUFFIXES)}")
         with bar(len(taught) + len(asked), "reading") as show:
             findings = leaks(taught, asked, progress=lambda done, total: show(done))
     else:

@@ -7,8 +7,8 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,17 @@ def twin_of(folder: Path, name: Path) -> Path:
     raise TwofoldError(f"{folder} has no file called {name.stem}; put it there, or name one file for all pictures")
 
 
+def twins(work: Sequence[Job], place: Path) -> dict[Job, Path]:
+    """The file `place` for every picture, or each one's twin in the folder `place`, where it has one."""
+    if not place.is_dir():
+        return dict.fromkeys(work, place)
+    found = {}
+    for job in work:
+        with suppress(TwofoldError):
+            found[job] = twin_of(place, job.name)
+    return found
+
+
 def _listed(files: Sequence[Path]) -> str:
     return ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
 
@@ -155,19 +166,22 @@ def check_suffix(path: Path, *, folder: bool = False) -> None:
         raise Misuse(f"cannot write {path}; known suffixes: {' '.join(images.SUFFIXES)}{more}")
 
 
-def check_places(work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None) -> None:
+def check_places(
+    work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None, given: Iterable[Path] = ()
+) -> None:
     """Raises: ImageError where an output would replace an input or another output.
 
-    outputs: what is kept of each picture beside its result. sheet: one file of all pictures.
+    outputs: what is kept of each picture beside its result. sheet: one file of all pictures. given: what is read beside
+    the pictures.
     """
     places: list[tuple[Path, Job | None]] = [(job.target, job) for job in work]
     places += [(path, job) for kept in outputs for job, path in kept.items()]
     places += [] if sheet is None else [(sheet, None)]
-    sources = {job.source.resolve() for job in work}
+    inputs = {path.resolve() for path in (*(job.source for job in work), *given)}
     taken: dict[Path, Job | None] = {}
     for path, job in places:
         place = path.resolve()
-        if place in sources:
+        if place in inputs:
             raise ImageError(f"{path} would replace an input; name another output")
         if place in taken:
             first = taken[place]
@@ -242,16 +256,25 @@ def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def each(work: Sequence[Job], act: Callable[[Job, Step], dict[str, Any]], *, skip: bool = False, what: str) -> Outcome:
+def each(
+    work: Sequence[Job],
+    act: Callable[[Job, Step], dict[str, Any]],
+    *,
+    skip: bool = False,
+    passing: Callable[[Job], None] | None = None,
+    what: str,
+) -> Outcome:
     """Runs `act(job, step)` on every job, in which `step` moves the progress bar. What fails is noted and the rest goes
     on; Ctrl-C and a place that takes no more files end the run, with what was done noted.
 
-    skip: leave jobs whose target is there.
+    skip: leave jobs whose target is there. passing: called with each of those.
     """
     outcome = Outcome()
 
     def one(number: int, job: Job, show: Callable[[float], None]) -> None:
         if skip and job.target.exists():
+            if passing is not None:
+                passing(job)
             outcome.skipped.append(str(job.source))
         else:
             outcome.done.append(act(job, lambda done, total: show(number + done / total)))

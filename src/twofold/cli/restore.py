@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from twofold.cli.pictures import (
     save,
     tile_size,
     twin_of,
+    twins,
 )
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
@@ -105,20 +107,25 @@ def command(
         raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
     if kernel_size is not None and kernel != "estimate":
         raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
+    for option, name in (("--guidance", guidance), ("--kernel", kernel)):
+        if name is not None and not name.strip():  # as of a variable of the shell that is not set
+            raise Misuse(f"{option} is empty; name a file or a folder, or leave it out")
     work = jobs(inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored")
     if sheet is not None:
         check_suffix(sheet)
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
-    check_places(work, maps, kernels, sheet=sheet)
-    given = _given(work, guidance if noise_level is None else str(noise_level))
+    level = noise_level if noise_level is not None else _number(guidance)
+    painted = {} if guidance is None or level is not None else twins(work, Path(guidance))
+    blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
+    check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), Path(model)])
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
     loaded = api.load(model, device=device, cache=cache_folder())
     kind = loaded.kind
     api.check_strength(strength, kind)
-    if kind is None and (maps or given):
+    if kind is None and (maps or guidance is not None or noise_level is not None):
         raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
     if noise_level is not None and (kind is None or kind.name != "noise_level"):
         raise TwofoldError(f"--noise-level is for models that are steered by it; {model} is not")
@@ -131,7 +138,12 @@ def command(
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":
             return search if kernel else None
-        return twin_of(Path(kernel), job.name) if Path(kernel).is_dir() else Path(kernel)
+        return blurs.get(job) or twin_of(Path(kernel), job.name)  # which says what is amiss with the one there is not
+
+    def guidance_of(job: Job) -> Path | float | None:
+        if guidance is None or level is not None:
+            return level
+        return painted.get(job) or twin_of(Path(guidance), job.name)
 
     rows: list[list[Tensor]] = []
 
@@ -140,7 +152,7 @@ def command(
         picture = images.read(job.source)
         blur, estimate = api.kernel_for(picture, kernel_of(job))
         restored, drawn = loaded.restore(
-            picture, kernel=blur, guidance=given.get(job), strength=strength, tile=size, progress=step
+            picture, kernel=blur, guidance=guidance_of(job), strength=strength, tile=size, progress=step
         )
         facts: dict[str, Any] = {"input": str(job.source), "output": str(job.target), "model": model}
         if blur is not None:
@@ -164,7 +176,16 @@ def command(
         facts |= {"width": width, "height": height, **frames_of(picture)}
         return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
-    outcome = each(work, act, skip=skip_existing, what="restoring")
+    def show_again(job: Job) -> None:
+        """The row of a picture that an earlier run restored; a map or kernel that was not kept stays blank."""
+        before, after = images.read(job.source).pixels, images.read(job.target).pixels
+        kept = ([] if kind is None else [maps.get(job)]) + ([kernels.get(job)] if kernel else [])
+        blank = torch.ones_like(before[:, :1])
+        between = [images.read(path).pixels if path and path.exists() else blank for path in kept]
+        rows.append([small(pixels) for pixels in (before, *between, after)])
+
+    passing = None if sheet is None else show_again
+    outcome = each(work, act, skip=skip_existing, passing=passing, what="restoring")
     code = outcome.close(as_json=as_json, verb="restored")
     if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
         between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
@@ -172,12 +193,9 @@ def command(
     return code
 
 
-def _given(work: list[Job], guidance: str | None) -> dict[Job, Path | float]:
-    """The map of each picture: one number for all, one file for all, or the file of the same name in a folder."""
-    if guidance is None:
-        return {}
+def _number(text: str | None) -> float | None:
+    """What --guidance says, if it is a number for all pixels of all pictures."""
     try:
-        return dict.fromkeys(work, float(guidance))
+        return None if text is None else float(text)
     except ValueError:
-        place = Path(guidance)
-    return dict(beside(work, place, option="--guidance")) if place.is_dir() else dict.fromkeys(work, place)
+        return None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from twofold.cli.train import Bar
-from twofold.contracts import ConfigError, TwofoldError
+from twofold.contracts import ConfigError
 from twofold.train import recipe as recipes
 
 
@@ -93,8 +93,6 @@ def command(
             )
         else:
             result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
-    except FloatingPointError as error:  # a loss is not finite, and the message says what to change
-        raise TwofoldError(str(error)) from error
     finally:
         for bar in bars:
             bar.progress.stop()

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from twofold.contracts import TwofoldError
 from twofold.train import recipe as recipes
 
 
@@ -94,8 +93,6 @@ def command(
     bar = Bar()
     try:
         result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
-    except FloatingPointError as error:  # the loss is not finite, and the message says what to change
-        raise TwofoldError(str(error)) from error
     finally:
         bar.progress.stop()
     if as_json:
