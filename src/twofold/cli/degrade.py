@@ -161,7 +161,7 @@ def command(
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
-    check_places(work, maps, kernels, cleans)
+    check_places(work, maps, kernels, cleans, given=[Path(kernel)] if kernel else [])
 
     def act(job: Job, step: Step) -> dict[str, Any]:
         started = time.perf_counter()
