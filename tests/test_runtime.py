@@ -102,6 +102,18 @@ def test_a_recipe_that_fails_or_deviates_is_not_chosen(monkeypatch: pytest.Monke
     assert choose(nn.Identity(), torch.rand(1, 3, 8, 8)) == plain()
 
 
+def test_a_map_behind_the_picture_is_not_held_to_the_accuracy_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    rough = torch.tensor([0.0, 0.0, 0.0, 0.01]).view(1, 4, 1, 1)
+
+    def runner(_: nn.Module, recipe: Recipe, **__: int) -> object:
+        return lambda x: x + rough * recipe.bfloat16
+
+    monkeypatch.setattr(runtime, "run", runner)
+    monkeypatch.setattr(runtime, "_seconds", lambda run, _: 1.0 if run(torch.zeros(1, 4, 1, 1)).sum() == 0 else 0.5)
+    assert not choose(nn.Identity(), torch.rand(1, 4, 8, 8)).bfloat16
+    assert choose(nn.Identity(), torch.rand(1, 4, 8, 8), compared=3).bfloat16
+
+
 def test_a_network_that_cannot_be_traced_is_still_run() -> None:
     class Moody(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

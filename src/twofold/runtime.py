@@ -116,6 +116,7 @@ def choose(
     *,
     cache: Path | None = None,
     candidates: Iterable[Recipe] = CANDIDATES,
+    compared: int | None = None,
     rounds: int = 3,
 ) -> Recipe:
     """The fastest of `candidates` and plain float32 for `network` on this machine.
@@ -123,7 +124,8 @@ def choose(
     example: the input, or inputs, `(B, C, H, W)`, of a usual size; 128 × 128 pixels are enough, and take seconds.
     cache: a folder where answers are kept, one for each version of torch, processor, number of threads, network and
     size. A recipe is passed over if it fails, deviates from plain float32 by half a grey level (root mean square), or
-    gains less than a twentieth.
+    gains less than a twentieth. compared: how many channels of the result are held to that, those of the picture when
+    a map follows them; None for all.
     """
     given = example if isinstance(example, tuple) else (example,)
     key = _key(network, given)
@@ -131,7 +133,7 @@ def choose(
     if key in known:
         with contextlib.suppress(TypeError):  # written by another version, with other fields
             return Recipe(**known[key])
-    recipe = _fastest(network, given, candidates, rounds)
+    recipe = _fastest(network, given, candidates, compared, rounds)
     _save(cache, {**known, key: asdict(recipe)})
     return recipe
 
@@ -179,14 +181,16 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now -= size
 
 
-def _fastest(network: nn.Module, given: tuple[Tensor, ...], candidates: Iterable[Recipe], rounds: int) -> Recipe:
+def _fastest(
+    network: nn.Module, given: tuple[Tensor, ...], candidates: Iterable[Recipe], compared: int | None, rounds: int
+) -> Recipe:
     runners = {plain(): run(network, plain())}
-    expected = runners[plain()](*given).float()
+    expected = runners[plain()](*given)[:, :compared].float()
     for recipe in candidates:
         # A candidate may fail in any way a kernel or a tracer can fail; then it is not one.
         with contextlib.suppress(Exception):
             runner = run(network, recipe, inputs=len(given))
-            deviation = (runner(*given) - expected).square().mean().sqrt()
+            deviation = (runner(*given)[:, :compared] - expected).square().mean().sqrt()
             if deviation <= _TOLERANCE:  # false for NaN
                 runners[recipe] = runner
     seconds = dict.fromkeys(runners, float("inf"))
