@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench searches docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -35,6 +35,19 @@ bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for thos
 	  for task in lowlight underwater haze; do \
 	  $(BIN)/python benchmarks/paper_b.py --data $(DATA) --task $$task --json benchmarks/results/paper_b-$$task.json || exit 1; \
 	  done; fi
+
+searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/results, an hour; DATA=folder
+	for t in lowlight underwater haze; do \
+	  judge=runs/judge-$$t; search="$(BIN)/twofold search search-$$t --data $(DATA) --judge $$judge/judge.safetensors"; \
+	  $(BIN)/twofold train judge-$$t --data $(DATA) --output $$judge && \
+	  cp $$judge/result.json benchmarks/results/judge-$$t.json && \
+	  $$search --output runs/search-$$t && \
+	  cp runs/search-$$t/search.json benchmarks/results/search-$$t.json && \
+	  $$search --output runs/undecayed-$$t --set 'search={kind: loss, turns: 400}' --set loss_optimizer.weight_decay=0 && \
+	  cp runs/undecayed-$$t/search.json benchmarks/results/undecayed-$$t.json || exit 1; done
+	$(BIN)/twofold search search-underwater --data $(DATA) --judge runs/judge-underwater/judge.safetensors \
+	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10
+	cp runs/search-128/search.json benchmarks/results/search-128.json
 
 docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
 	$(BIN)/python docs/tables.py

@@ -2,8 +2,10 @@
 
     python tools/cards.py runs/derain --data DATA
     python tools/cards.py runs/derain --data DATA --best      # that of the epoch that validated best
+    python tools/cards.py derain --data DATA --again          # measures a shipped model once more, and renews its card
 
-The numbers on the card are those of the stored weights, measured anew on the recipe's validation pairs by its protocol.
+The numbers on the card are those of the stored weights, measured on the recipe's validation pairs by its protocol, in
+plain float32 as `twofold evaluate` does: they should not depend on what is fastest on a machine.
 """
 
 from __future__ import annotations
@@ -51,13 +53,37 @@ def sources(recipe: recipes.Recipe) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
+    """By validation set: the number of pictures, PSNR and SSIM, those of the untouched pictures."""
+    model = api.load(weights, device="cpu", fast=False)
+    numbers = {}
+    for name, cases in material.validation(recipe, data).items():
+        summary = evaluate(
+            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
+        ).summary()
+        facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
+        numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
+        print(name, numbers[name], flush=True)
+    return numbers
+
+
+def write(card: zoo.Card) -> None:
+    write_text(WEIGHTS / f"{card.name}.json", card.model_dump_json(indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="folder of a finished run, or with --again the name of a shipped model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
     parser.add_argument("--best", action="store_true", help="of the epoch that validated best, and say so")
+    parser.add_argument("--again", action="store_true", help="measure a shipped model once more")
     options = parser.parse_args()
+    if options.again:
+        name = str(options.run)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read(name), options.data)
+        write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
+        return
     recipe = recipes.read(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
     spec, state = zoo.read(options.run / ("best.safetensors" if options.best else "model.safetensors"))
@@ -69,16 +95,7 @@ def main() -> None:
     restorer.load_state_dict(state)
     weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
     digest = zoo.save(weights, restorer, spec, half=True)
-
-    model = api.load(weights, device="cpu")
-    numbers = {}
-    for name, cases in material.validation(recipe, options.data).items():
-        summary = evaluate(
-            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
-        ).summary()
-        facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
-        numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
-        print(name, numbers[name])
+    numbers = measured(weights, recipe, options.data)
     card = zoo.Card(
         name=recipe.name,
         task=recipe.task,
@@ -97,7 +114,7 @@ def main() -> None:
         notes=notes,
     )
     shutil.copy(weights, WEIGHTS)
-    write_text(WEIGHTS / f"{recipe.name}.json", card.model_dump_json(indent=2) + "\n")
+    write(card)
 
 
 if __name__ == "__main__":
