@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
-from twofold.nets.guide import Guide
+from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
@@ -51,9 +51,20 @@ class UNetSpec(Settings):
     kind: Literal["unet"] = "unet"
     widths: list[int] = [32, 64, 128]
     blocks: list[int] = [1, 1, 3]
+    unshuffle: int = 1
+    context: int = 0
+    output: Literal["sum", "hadamard", "map"] = "sum"
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
-        return UNet(channels=channels, guidance=guidance, widths=self.widths, blocks=self.blocks)
+    def build(self, channels: int, guidance: int) -> UNet:
+        return UNet(
+            channels=channels,
+            guidance=guidance,
+            widths=self.widths,
+            blocks=self.blocks,
+            unshuffle=self.unshuffle,
+            context=self.context,
+            output=self.output,
+        )
 
 
 class PReNetSpec(Settings):
@@ -142,8 +153,16 @@ NetSpec = Annotated[
 
 
 class GuideSpec(Settings):
+    """width, stage: of the paper's four layers. unet: another network in their place, with output "map"."""
+
     width: int = 32
     stage: bool = False
+    unet: UNetSpec | None = None
+
+    def build(self, kind: GuidanceKind, channels: int) -> Guide | UNetGuide:
+        if self.unet is None:
+            return Guide(kind, channels=channels, width=self.width, stage=self.stage)
+        return UNetGuide(kind, self.unet.build(channels, 0), channels=channels)
 
 
 class GuidedSpec(Settings):
@@ -156,7 +175,7 @@ class GuidedSpec(Settings):
     net: NetSpec
 
     def build(self) -> Guided:
-        guide = Guide(KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage)
+        guide = self.guide.build(KINDS[self.guidance], self.channels)
         return Guided(guide, self.net.build(self.channels, 1))
 
 

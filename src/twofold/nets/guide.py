@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import GuidanceKind
+from twofold.nets.unet import UNet
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -57,8 +58,36 @@ class Guide(nn.Module):
     def forward(self, observed: Tensor, current: Tensor | None = None) -> Tensor:
         if self.stage:
             observed = torch.cat([observed, observed if current is None else current], 1)
-        raw: Tensor = self.layers(observed)
-        if self.kind.high == self.kind.white:  # a share, from none to all
-            return torch.sigmoid(raw)
-        # an amount: at the start about an eighth of what the kind shows as white, which is the middle of common values
-        return (self.kind.white * F.softplus(raw - 2.0)).clamp(self.kind.low, self.kind.high)
+        return in_range(self.layers(observed), self.kind)
+
+
+class UNetGuide(nn.Module):
+    """The same with a receptive field in which depth, rain or noise can be told, and with global context.
+
+    body: a `UNet` whose output is a "map"; observed `(B, C, H, W)` and context `(B, K)` → `(B, 1, H, W)`.
+    """
+
+    stage = False
+
+    def __init__(self, kind: GuidanceKind, body: UNet, *, channels: int = 3) -> None:
+        super().__init__()
+        self.kind = kind
+        self.channels = channels
+        self.body = body
+        self.halo = body.halo
+        self.multiple = body.multiple
+
+    @property
+    def context(self) -> nn.Module | None:
+        return self.body.context
+
+    def forward(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        return in_range(self.body(observed, None, context), self.kind)
+
+
+def in_range(raw: Tensor, kind: GuidanceKind) -> Tensor:
+    """A network's unbounded output `(B, 1, H, W)` as a map inside the range of its kind."""
+    if kind.high == kind.white:  # a share, from none to all
+        return torch.sigmoid(raw)
+    # an amount: at the start about an eighth of what the kind shows as white, which is the middle of common values
+    return (kind.white * F.softplus(raw - 2.0)).clamp(kind.low, kind.high)

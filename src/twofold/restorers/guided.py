@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import lcm
 
+import torch
 from torch import Tensor, nn
 
 from twofold.contracts import GuidanceKind, Restored
-from twofold.nets.guide import Guide, is_drawn
+from twofold.nets.guide import Guide, UNetGuide, is_drawn
 
 
 class Guided(nn.Module):
@@ -17,7 +19,7 @@ class Guided(nn.Module):
     stage kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
     """
 
-    def __init__(self, guide: Guide, net: nn.Module) -> None:
+    def __init__(self, guide: Guide | UNetGuide, net: nn.Module) -> None:
         super().__init__()
         self.guide = guide
         self.net = net
@@ -44,7 +46,17 @@ class Guided(nn.Module):
 
     @property
     def multiple(self) -> int:
-        return self.net.multiple  # type: ignore[return-value]
+        return lcm(self.net.multiple, self.guide.multiple)  # type: ignore[arg-type]
+
+    def context(self, observed: Tensor) -> Tensor | None:
+        """`(B, K)`, the guide's features and then the network's; None where both are local."""
+        return joined_context(observed, self.guide, self.net)
+
+    def draw(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        """The guide's map `(B, 1, H, W)`; context as `context(observed)` returns it."""
+        own = features_of(self.guide)
+        drawn: Tensor = self.guide(observed) if not own else self.guide(observed, part(context, 0, own))
+        return drawn
 
     def forward(
         self,
@@ -52,10 +64,14 @@ class Guided(nn.Module):
         *,
         guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
         known: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Restored:
         if guidance is None:
-            guidance = self.guide if self.guide.stage else self.guide(observed)
-        image = self.net(observed, guidance) if known is None else self.net(observed, guidance, known)
+            guidance = self.guide if self.guide.stage else self.draw(observed, context)
+        first, own = features_of(self.guide), features_of(self.net)
+        more = [] if known is None else [known]
+        steering = {"context": part(context, first, first + own)} if own else {}
+        image = self.net(observed, guidance, *more, **steering)
         return Restored(image, guidance(observed, image) if is_drawn(guidance) else guidance)
 
 
@@ -81,10 +97,37 @@ class Plain(nn.Module):
     def multiple(self) -> int:
         return self.net.multiple  # type: ignore[return-value]
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def context(self, observed: Tensor) -> Tensor | None:
+        """`(B, K)`, or None for a network that is local."""
+        return joined_context(observed, self.net)
+
+    def forward(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Tensor | None = None,
+        known: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
-        return Restored(self.net(observed) if known is None else self.net(observed, None, known))
+        if known is not None:
+            return Restored(self.net(observed, None, known))
+        return Restored(self.net(observed) if context is None else self.net(observed, context=context))
+
+
+def features_of(part: nn.Module) -> int:
+    """Length of the context vector that a guide or a network takes; 0 for one that is local."""
+    return 0 if getattr(part, "context", None) is None else int(part.context.features)
+
+
+def joined_context(observed: Tensor, *parts: nn.Module) -> Tensor | None:
+    found = [part.context(observed) for part in parts if features_of(part)]
+    return torch.cat(found, 1) if found else None
+
+
+def part(context: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if context is None else context[:, start:stop]
 
 
 def takes_kernel(net: nn.Module) -> bool:
