@@ -44,6 +44,6 @@ def restored(name: str) -> Iterator[tuple[str, Restored]]:
             border = SHAKE.kernels.size - 1 if degradation is SHAKE else 0  # the blur crops what its kernel cannot see
             clean = clean[..., top : top + HEIGHT + border, left : left + WIDTH + border]
             sample = degradation(clean, torch.Generator().manual_seed(seed))
-            yield photograph, model(sample.observed, kernel=sample.known)
+            yield photograph, model(sample.observed, kernel=sample.kernel)
     finally:
         torch.set_num_threads(before)
