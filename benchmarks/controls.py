@@ -53,7 +53,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
 def scores(model: twofold.api.Model, recipe: recipes.Recipe, data: Path) -> dict[str, Evaluation]:
     """By validation set."""
 
-    def restored(image: torch.Tensor, known: torch.Tensor | None = None) -> Restored:
+    def restored(image: torch.Tensor, kernel: torch.Tensor | None = None) -> Restored:
         return Restored(model(image).image)
 
     return {

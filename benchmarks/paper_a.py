@@ -73,9 +73,9 @@ class Unguided(nn.Module):
         self.net, self.level = net, level
         self.multiple = net.multiple
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         constant = torch.full_like(observed[:, :1], self.level)
-        return Restored(self.net(observed, constant) if known is None else self.net(observed, constant, known))
+        return Restored(self.net(observed, constant) if kernel is None else self.net(observed, constant, kernel))
 
 
 def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None = None) -> recipes.Recipe:
@@ -173,10 +173,10 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
     """
     rows, device = [], next(restorer.parameters()).device if isinstance(restorer, nn.Module) else torch.device("cpu")
     for sample in samples:
-        assert sample.known is not None
+        assert sample.kernel is not None
         assert sample.guidance is not None
         given = None if rule is None else rule(sample).to(device)
-        restored = restorer(sample.observed.to(device), guidance=given, known=sample.known.to(device))
+        restored = restorer(sample.observed.to(device), guidance=given, kernel=sample.kernel.to(device))
         found = PROTOCOLS["grey"].score(restored.image.float().cpu(), sample.clean)
         rows.append({"psnr": found.psnr.item(), "ssim": found.ssim.item()})
         if given is None and restored.guidance is not None:
@@ -198,7 +198,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
         return found
 
     def drawn(sample: Sample) -> Tensor:
-        return restorer(sample.observed.to(place), known=sample.known.to(place)).guidance  # type: ignore[union-attr,no-any-return]
+        return restorer(sample.observed.to(place), kernel=sample.kernel.to(place)).guidance  # type: ignore[union-attr,no-any-return]
 
     place = next(restorer.parameters()).device
     quarters = spoilt(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
@@ -245,9 +245,9 @@ def maps(restorer: nn.Module, path: Path) -> None:
     for layout in layouts:
         noise = GaussianNoise((0.0, 1.0), layout)
         sample = Blur(Given((kernel,)), noise)(clean, torch.Generator().manual_seed(0))
-        assert sample.known is not None
+        assert sample.kernel is not None
         assert sample.guidance is not None
-        restored = restorer(sample.observed.to(place), known=sample.known.to(place))
+        restored = restorer(sample.observed.to(place), kernel=sample.kernel.to(place))
         rows.append([sample.observed, sample.guidance / 0.05, restored.guidance.float() / 0.05, restored.image.float()])
     path.parent.mkdir(parents=True, exist_ok=True)
     images.write(path, images.Picture(contact_sheet(["observed", "true map", "estimated map", "restored"], rows)))

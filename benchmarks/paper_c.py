@@ -382,7 +382,7 @@ def run_long(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> d
     quality, change, residual = (torch.zeros(steps, dtype=torch.float64) for _ in range(3))
     with torch.no_grad():
         for sample in tests:
-            problem = restorer.problem(sample.observed, sample.known)
+            problem = restorer.problem(sample.observed, sample.kernel)
             T, u = Watched(problem.operator), problem.start
             for k in range(steps):
                 fresh = T(u)
@@ -401,7 +401,7 @@ def each_psnr(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> 
     found = []
     with torch.no_grad():
         for sample in tests:
-            problem = restorer.problem(sample.observed, sample.known)
+            problem = restorer.problem(sample.observed, sample.kernel)
             u = problem.start
             for _ in range(steps):
                 u = problem.operator(u)
@@ -430,7 +430,7 @@ def compare(
         curves[way] = run_long(restorer, tests, 10 * depth)
         single[way] = each_psnr(restorer, tests, 10 * depth)
         sample = tests[0]
-        problem = restorer.problem(sample.observed, sample.known)
+        problem = restorer.problem(sample.observed, sample.kernel)
         with torch.no_grad():
             u = problem.start
             for _ in range(10 * depth):

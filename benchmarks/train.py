@@ -82,7 +82,7 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
         F.mse_loss(restorer.guide(known_cause.observed), known_cause.guidance).backward()
         theta.step()
         omega.zero_grad()
-        told = () if sample.known is None else (sample.known,)
+        told = () if sample.kernel is None else (sample.kernel,)
         restored = restorer.net(sample.observed, restorer.guide(sample.observed).detach(), *told)
         sum(weight * PLAIN[name](restored, sample.clean) for name, weight in weights.items()).backward()
         if recipe.optimizer.clip:
@@ -121,10 +121,10 @@ def worker(way: str, case: str) -> None:
     _, step = step_of(way, recipe)
     batch, crop = recipe.data.batch, recipe.data.crop
     clean, observed = torch.rand(2, batch, recipe.model.channels, crop, crop)
-    known = None
+    kernel = None
     if recipe.task == "deconvolution":
-        known = CameraShake(size=37)(torch.Generator().manual_seed(0)).expand(batch, -1, -1, -1)
-    sample = in_layout(way, Sample(clean, observed, (clean[:, :1] > 0.5).float(), known))
+        kernel = CameraShake(size=37)(torch.Generator().manual_seed(0)).expand(batch, -1, -1, -1)
+    sample = in_layout(way, Sample(clean, observed, (clean[:, :1] > 0.5).float(), kernel))
     for _ in sys.stdin:
         began = time.process_time()
         step(sample, sample)

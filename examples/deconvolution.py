@@ -53,7 +53,7 @@ test = spoil(cat, torch.Generator().manual_seed(1))
 for steps in (8, 80):
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=0.0)
     with torch.no_grad():
-        restored = restorer(test.observed, known=test.known)
+        restored = restorer(test.observed, kernel=test.kernel)
     before, after = (-10 * (x - test.clean).square().mean().log10() for x in (test.observed, restored.image))
     print(f"{steps:2} steps: {before:.2f} dB → {after:.2f} dB, residual {restored.report.residual.item():.2g}")
 row = [x.clamp(0, 1).expand(-1, 3, -1, -1) for x in (test.observed, restored.image, test.clean)]

@@ -180,6 +180,6 @@ def test_a_shipped_model_is_what_its_card_says(card: zoo.Card) -> None:
     assert card.numbers
     channels: int = restorer.channels  # type: ignore[assignment]
     observed = tiling.padded(torch.rand(1, channels, 19, 23), restorer.multiple)
-    restored = restorer(observed, known=torch.full((1, 1, 3, 3), 1 / 9) if restorer.takes_kernel else None)
+    restored = restorer(observed, kernel=torch.full((1, 1, 3, 3), 1 / 9) if restorer.takes_kernel else None)
     assert restored.image.shape == observed.shape
     assert torch.isfinite(restored.image).all()

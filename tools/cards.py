@@ -59,7 +59,7 @@ def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dic
     numbers = {}
     for name, cases in material.validation(recipe, data).items():
         summary = evaluate(
-            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
+            lambda image, kernel=None: Restored(model(image, kernel=kernel).image), cases, PROTOCOLS[recipe.protocol]
         ).summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}

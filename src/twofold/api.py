@@ -194,14 +194,14 @@ class _SideBySide(nn.Module):
     def forward(self, observed: Tensor, strength: Tensor, given: Tensor | None = None) -> Tensor:
         return self.both(observed, strength, None, given)
 
-    def both(self, observed: Tensor, strength: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
+    def both(self, observed: Tensor, strength: Tensor, kernel: Tensor | None, given: Tensor | None) -> Tensor:
         if self.kind is None:
-            image: Tensor = self.restorer(observed, known=known).image
+            image: Tensor = self.restorer(observed, kernel=kernel).image
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
             guidance = self.drawn(observed)
-        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), known=known)
+        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), kernel=kernel)
         return torch.cat([restored.image, restored.guidance], 1)
 
     def drawn(self, observed: Tensor) -> Tensor:
@@ -214,9 +214,9 @@ class _Deblurring(_SideBySide):
     """The same, told the kernel."""
 
     def forward(  # type: ignore[override]
-        self, observed: Tensor, strength: Tensor, known: Tensor, given: Tensor | None = None
+        self, observed: Tensor, strength: Tensor, kernel: Tensor, given: Tensor | None = None
     ) -> Tensor:
-        return self.both(observed, strength, known, given)
+        return self.both(observed, strength, kernel, given)
 
     def drawn(self, observed: Tensor) -> Tensor:
         """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""

@@ -87,14 +87,14 @@ class Sample(NamedTuple):
     """One batch of training material.
 
     clean: `(B, C, H, W)` in [0, 1]. observed: the same, but noise that is not quantised may leave [0, 1]. guidance:
-    `(B, G, H, W)`, the hidden cause, or None where nobody knows it. known: what is told along with the picture and is
-    not learned (blur kernels `(B, 1, h, w)`), or None.
+    `(B, G, H, W)`, the hidden cause, or None where it is unknown. kernel: of the blur, `(B, 1, h, w)`, or None without
+    blur.
     """
 
     clean: Tensor
     observed: Tensor
     guidance: Tensor | None = None
-    known: Tensor | None = None
+    kernel: Tensor | None = None
 
 
 class Restored(NamedTuple):
@@ -109,7 +109,7 @@ class Restorer(Protocol):
     """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
 
     def __call__(
-        self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None
+        self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None
     ) -> Restored: ...
 
 

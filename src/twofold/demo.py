@@ -82,7 +82,7 @@ def show(scene: Scene, *, seed: int = 0) -> Shown:
     sample = scene.degradation(photograph(scene.photograph), torch.Generator().manual_seed(seed))
     model = api.load(scene.model)
     started = time.perf_counter()
-    restored, guidance, _ = model(sample.observed, kernel=sample.known)
+    restored, guidance, _ = model(sample.observed, kernel=sample.kernel)
     seconds = time.perf_counter() - started
     restored = restored.clamp(0, 1)
     before, after = (metrics.psnr(picture, sample.clean).item() for picture in (sample.observed, restored))

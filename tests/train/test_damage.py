@@ -80,7 +80,7 @@ def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any]
     assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
     assert not torch.equal(sample.clean, sample.observed)
     assert sample.guidance is not None
-    assert (sample.known is not None) == (settings["kind"] == "blur")
+    assert (sample.kernel is not None) == (settings["kind"] == "blur")
 
 
 def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
@@ -96,8 +96,8 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
         source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
         made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
         sample = made(torch.Generator().manual_seed(0))
-        assert sample.known is not None
-        assert sample.known.shape == (1, 1, 7, 7)
+        assert sample.kernel is not None
+        assert sample.kernel.shape == (1, 1, 7, 7)
         assert sample.observed.shape == (1, 1, 24, 24)
 
 

@@ -30,7 +30,7 @@ def blurred(seed: int) -> Sample:
         nn.functional.pad(KERNEL, (0, 13, 0, 13)).roll((-1, -1), (-2, -1))
     )
     observed = torch.fft.irfft2(spectrum, s=(16, 16)) + 0.02 * torch.randn(clean.shape, generator=generator)
-    return Sample(clean, observed, known=KERNEL)
+    return Sample(clean, observed, kernel=KERNEL)
 
 
 def deconvolution() -> Deconvolution:
@@ -60,7 +60,7 @@ def test_one_sample_is_learned_and_the_gradient_falls() -> None:
 
 def test_without_a_leader_the_solve_is_the_operator_alone() -> None:
     restorer, sample = deconvolution(), blurred(1)
-    problem = restorer.problem(sample.observed, sample.known)
+    problem = restorer.problem(sample.observed, sample.kernel)
     image, found = solve(problem, lambda _: torch.zeros(()), steps=3, mu=0.0, schedule=Harmonic(0.5))
     u = problem.start
     for _ in range(3):
@@ -76,7 +76,7 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
         return 0.5 * (image - sample.clean).square().sum()
 
     def error(mu: float) -> float:
-        problem = restorer.problem(sample.observed, sample.known)
+        problem = restorer.problem(sample.observed, sample.kernel)
         return float(l2(solve(problem, leader, steps=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
 
     assert error(0.5) < error(0.2) < error(0.0)
@@ -85,12 +85,12 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
 def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
     """Against a central difference of φ_K in one number, ρ."""
     sample = blurred(3)
-    sample = Sample(sample.clean.double(), sample.observed.double(), known=KERNEL.double())
+    sample = Sample(sample.clean.double(), sample.observed.double(), kernel=KERNEL.double())
     restorer = deconvolution().double()
     training = scheme(restorer)
 
     def phi() -> Tensor:
-        problem = restorer.problem(sample.observed, sample.known)
+        problem = restorer.problem(sample.observed, sample.kernel)
         image, _ = solve(
             problem,
             lambda image: 0.5 * (image - sample.clean).square().sum(),
@@ -125,7 +125,7 @@ class Halving(FixedPointRestorer):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(1.0))
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         return Problem(lambda u: u / 2 + self.w, torch.zeros_like(observed), lambda u: u)
 
 

@@ -114,7 +114,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     for net, batch in zip(nets[1:], batches[1:], strict=True):
         assert torch.equal(net, nets[0])
         assert torch.equal(batch.observed, batches[0].observed)
-        assert torch.equal(batch.known, batches[0].known)
+        assert torch.equal(batch.kernel, batches[0].kernel)
 
 
 def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_its_size(benchmark: ModuleType) -> None:
@@ -123,8 +123,8 @@ def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_
     unguided = benchmark.Unguided(restorer.net, 0.03)
     observed, kernel = torch.rand(1, 1, 16, 16), torch.zeros(1, 1, 3, 3)
     kernel[..., 1, 1] = 1
-    told = restorer(observed, guidance=torch.full_like(observed, 0.03), known=kernel).image
-    assert torch.equal(unguided(observed, known=kernel).image, told)
+    told = restorer(observed, guidance=torch.full_like(observed, 0.03), kernel=kernel).image
+    assert torch.equal(unguided(observed, kernel=kernel).image, told)
 
 
 def test_a_gain_is_paired_by_seed_and_ignores_seeds_that_one_side_lacks(benchmark: ModuleType) -> None:

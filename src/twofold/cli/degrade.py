@@ -183,8 +183,8 @@ def command(
         plain = {"alpha": None, "bits": 16, "exif": b"", "profile": b""}
         keep(maps.get(job), sample.guidance / chosen.white, **plain)
         keep(cleans.get(job), sample.clean)
-        if sample.known is not None:
-            keep(kernels.get(job), sample.known / sample.known.max(), **plain)
+        if sample.kernel is not None:
+            keep(kernels.get(job), sample.kernel / sample.kernel.max(), **plain)
         keep(job.target, sample.observed)
         psnr = float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean))
         return {

@@ -63,12 +63,12 @@ def command(
 
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
-            lambda image, known=None: Restored(loaded(image, kernel=known, tile=size).image),
+            lambda image, kernel=None: Restored(loaded(image, kernel=kernel, tile=size).image),
             pairs,
             PROTOCOLS[protocol],
             model=model,
             dataset=paper,
-            known=None if kernels is None else kernel_of,
+            kernel_of=None if kernels is None else kernel_of,
             progress=lambda done, total: show(done),
         )
     print(result.to_markdown(), end="")

@@ -13,7 +13,7 @@ from twofold.nets.guide import Guide, UNetGuide, is_drawn
 
 
 class Guided(nn.Module):
-    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, known)` → restored.
+    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, kernel)` → restored.
 
     A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the
     stage kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
@@ -63,20 +63,20 @@ class Guided(nn.Module):
         observed: Tensor,
         *,
         guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
-        known: Tensor | None = None,
+        kernel: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Restored:
         if guidance is None:
             guidance = self.guide if self.guide.stage else self.draw(observed, context)
         first, own = features_of(self.guide), features_of(self.net)
-        more = [] if known is None else [known]
+        more = [] if kernel is None else [kernel]
         steering = {"context": part(context, first, first + own)} if own else {}
         image = self.net(observed, guidance, *more, **steering)
         return Restored(image, guidance(observed, image) if is_drawn(guidance) else guidance)
 
 
 class Plain(nn.Module):
-    """A network alone: the baseline every guided model is measured against. net: observed (and known) → restored."""
+    """A network alone: the baseline every guided model is measured against. net: observed (and kernel) → restored."""
 
     kind = None
 
@@ -106,13 +106,13 @@ class Plain(nn.Module):
         observed: Tensor,
         *,
         guidance: Tensor | None = None,
-        known: Tensor | None = None,
+        kernel: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
-        if known is not None:
-            return Restored(self.net(observed, None, known))
+        if kernel is not None:
+            return Restored(self.net(observed, None, kernel))
         return Restored(self.net(observed) if context is None else self.net(observed, context=context))
 
 
@@ -131,5 +131,5 @@ def part(context: Tensor | None, start: int, stop: int) -> Tensor | None:
 
 
 def takes_kernel(net: nn.Module) -> bool:
-    """Whether a network is told the blur kernel along with the picture."""
+    """Whether a network takes the blur kernel with the image."""
     return getattr(net, "takes_kernel", False)

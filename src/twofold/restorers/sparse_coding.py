@@ -275,7 +275,7 @@ class PatchCoding(FixedPointRestorer):
         self.coder = coder
         self.multiple = self.side = math.isqrt(coder.dictionary.shape[0])
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         grey = observed.flatten(0, 1)[:, None]
         patches = patches_of(grey, self.side)
         middle = patches.median(1, keepdim=True).values

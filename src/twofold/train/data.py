@@ -179,10 +179,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     device = next(restorer.parameters()).device
     multiple: int = restorer.multiple  # type: ignore[assignment]
 
-    def whole(observed: Tensor, *, known: Tensor | None = None) -> Restored:
+    def whole(observed: Tensor, *, kernel: Tensor | None = None) -> Restored:
         height, width = observed.shape[-2:]
         seen = tiling.padded(observed, multiple).to(device)
-        image = restorer(seen, known=None if known is None else known.to(device)).image
+        image = restorer(seen, kernel=None if kernel is None else kernel.to(device)).image
         return Restored(image[..., :height, :width].float().cpu())
 
     found: dict[str, float] = {}
@@ -196,7 +196,7 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
 def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
     """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
     observed = sample.observed[:4]
-    restored = restorer(observed, known=None if sample.known is None else sample.known[:4])
+    restored = restorer(observed, kernel=None if sample.kernel is None else sample.kernel[:4])
     rows = []
     for i in range(observed.shape[0]):
         row = [observed[i : i + 1], restored.image[i : i + 1], sample.clean[i : i + 1]]

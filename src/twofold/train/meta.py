@@ -94,7 +94,7 @@ class MetaTraining:
             return 0.5 * (image.float() - sample.clean).square().sum()
 
         with self.machine.autocast():
-            problem = self.restorer.problem(sample.observed, sample.known)
+            problem = self.restorer.problem(sample.observed, sample.kernel)
             restored, residuals = solve(problem, leader, steps=self.steps, mu=self.mu, schedule=self.schedule)
         loss = self.loss(restored.float(), sample.clean)
         before = [p.detach().clone() for p in self.learner.parameters]
