@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tiny_models import convolutions
-from twofold import runtime
 from twofold.nets.prenet import PReNet
-from twofold.runtime import CANDIDATES, Recipe, choose, flush_denormals_, peak_bytes, plain, run
+from twofold.runtime import Recipe, flush_denormals_, peak_bytes, plain, recipe_for, run
 
-ALL = (plain(), *CANDIDATES, Recipe(bfloat16=True), Recipe(fused=True))
+ALL = (
+    plain(),
+    *(Recipe(channels_last=True, bfloat16=half, fused=fused) for half in (False, True) for fused in (False, True)),
+    Recipe(bfloat16=True),
+    Recipe(fused=True),
+)
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=str)
@@ -65,53 +66,13 @@ def test_denormal_weights_are_flushed_and_the_picture_stays_bit_identical() -> N
     assert torch.equal(net(images), before)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        ({}, plain()),  # all the same: the simplest
-        ({CANDIDATES[0]: 0.97}, plain()),  # too little to be more than noise
-        ({CANDIDATES[0]: 0.5}, CANDIDATES[0]),
-        ({CANDIDATES[0]: 0.5, CANDIDATES[3]: 0.49}, CANDIDATES[0]),
-        ({CANDIDATES[0]: 0.5, CANDIDATES[3]: 0.3}, CANDIDATES[3]),
-        (dict.fromkeys(CANDIDATES, 2.0), plain()),  # never loses to plain float32
-    ],
-)
-def test_the_fastest_is_chosen_and_plain_float32_wins_ties(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[Recipe, float], expected: Recipe
-) -> None:
-    class Runner:
-        def __init__(self, _: nn.Module, recipe: Recipe, **__: int) -> None:
-            self.seconds = seconds.get(recipe, 1.0)
-
-        def __call__(self, x: Tensor) -> Tensor:
-            return x
-
-    monkeypatch.setattr(runtime, "run", Runner)
-    monkeypatch.setattr(runtime, "_seconds", lambda runner, _: runner.seconds)
-    assert choose(nn.Identity(), torch.rand(1, 3, 8, 8)) == expected
-
-
-def test_a_recipe_that_fails_or_deviates_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def runner(_: nn.Module, recipe: Recipe, **__: int) -> object:
-        if recipe.fused:
-            raise RuntimeError("no such kernel")
-        return lambda x: x + (float("nan") if recipe.bfloat16 else 0.01) * recipe.channels_last
-
-    monkeypatch.setattr(runtime, "run", runner)
-    monkeypatch.setattr(runtime, "_seconds", lambda _, __: 1.0)
-    assert choose(nn.Identity(), torch.rand(1, 3, 8, 8)) == plain()
-
-
-def test_a_map_behind_the_picture_is_not_held_to_the_accuracy_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    rough = torch.tensor([0.0, 0.0, 0.0, 0.01]).view(1, 4, 1, 1)
-
-    def runner(_: nn.Module, recipe: Recipe, **__: int) -> object:
-        return lambda x: x + rough * recipe.bfloat16
-
-    monkeypatch.setattr(runtime, "run", runner)
-    monkeypatch.setattr(runtime, "_seconds", lambda run, _: 1.0 if run(torch.zeros(1, 4, 1, 1)).sum() == 0 else 0.5)
-    assert not choose(nn.Identity(), torch.rand(1, 4, 8, 8)).bfloat16
-    assert choose(nn.Identity(), torch.rand(1, 4, 8, 8), compared=3).bfloat16
+def test_the_recipe_is_a_rule_of_device_and_precision_and_measures_nothing() -> None:
+    cpu = torch.device("cpu")
+    first, second = (recipe_for(cpu, bfloat16=True) for _ in range(2))
+    assert first == second
+    assert first.bfloat16
+    assert first.channels_last
+    assert not recipe_for(cpu, bfloat16=False).bfloat16
 
 
 def test_a_network_that_cannot_be_traced_is_still_run() -> None:
@@ -119,34 +80,8 @@ def test_a_network_that_cannot_be_traced_is_still_run() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.mean() > 0 else -x
 
-    assert not choose(Moody(), torch.rand(1, 3, 8, 8)).fused
-
-
-def test_the_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = convolutions(), torch.rand(1, 3, 16, 16)
-    first = choose(net, images, cache=tmp_path / "cache", rounds=1)
-    monkeypatch.setattr(runtime, "_fastest", lambda *_: pytest.fail("measured again"))
-    assert choose(net, images, cache=tmp_path / "cache") == first
-    assert choose(net, torch.rand(1, 3, 17, 20), cache=tmp_path / "cache") == first  # the same size class
-
-
-def test_another_network_size_or_thread_count_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(runtime, "_fastest", lambda *_: asked.append(1) or plain())
-    choose(convolutions(), torch.rand(1, 3, 16, 16), cache=tmp_path)
-    choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 16, 16), cache=tmp_path)
-    choose(convolutions(), torch.rand(1, 3, 64, 64), cache=tmp_path)
-    choose(convolutions(5), torch.rand(1, 3, 16, 16), cache=tmp_path)  # other weights, same network
-    assert len(asked) == 3
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"key": 1}'])
-def test_a_damaged_cache_costs_a_measurement(tmp_path: Path, content: str) -> None:
-    (tmp_path / "recipes.json").write_text(content)
-    recipe = choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8), cache=tmp_path, rounds=1)
-    assert recipe in ALL
-    kept = json.loads((tmp_path / "recipes.json").read_text())
-    assert any(answer == runtime.asdict(recipe) for answer in kept.values())
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.equal(run(Moody(), Recipe(channels_last=True, fused=True))(-image), image)
 
 
 def test_peak_memory_is_counted_without_inputs_views_and_what_was_freed() -> None:
@@ -167,8 +102,3 @@ def test_fused_convolutions_hold_less_memory_than_plain_ones() -> None:
     held = {recipe: peak_bytes(run(net, recipe), images) / images[0, 0].numel() for recipe in ALL}
     assert held[Recipe(channels_last=True, bfloat16=True, fused=True)] < 480
     assert held[plain()] > 1500
-
-
-def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert choose(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8), cache=tmp_path / "file", rounds=1) in ALL

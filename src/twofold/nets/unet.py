@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.nets.context import GlobalContext, Modulation, Output
+from twofold.nets.network import Network
 
 Form = Literal["sum", "hadamard", "map"]
 LARGEST_EXPONENT = 4.0
@@ -37,7 +38,7 @@ class Residual(nn.Module):
         return out
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """observed `(B, C, H, W)`, guidance `(B, G, H, W)` and context `(B, K)` → restored `(B, C, H, W)`.
 
     widths: channels at each scale, every one half the size of the one before. blocks: residual blocks on the way down,
@@ -68,7 +69,9 @@ class UNet(nn.Module):
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
         # a block at scale s reaches 2·2^s pixels, all but the lowest are passed twice; a change of scale costs one cell
         reach = sum((2 if s < len(widths) - 1 else 1) * n * 2 * 2**s for s, n in enumerate(blocks))
-        self.halo = unshuffle * (2 + reach + 2 ** (len(widths) - 1)) + (unshuffle - 1)
+        self.reach = unshuffle * (2 + reach + 2 ** (len(widths) - 1)) + (unshuffle - 1)
+        self.halo = self.reach
+        self.context_features = context
         self.head = nn.Conv2d((channels + guidance) * unshuffle**2, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths, blocks, strict=True)
@@ -85,8 +88,8 @@ class UNet(nn.Module):
         if not local:  # starts as the identity
             nn.init.zeros_(self.tail.weight)
             nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-        self.context = GlobalContext(channels=channels, features=context) if context else None
         if context:
+            self.context = GlobalContext(channels=channels, features=context)
             self.modulate_down = nn.ModuleList(Modulation(context, w) for w in widths)
             self.modulate_up = nn.ModuleList(Modulation(context, w) for w in widths[:-1])
             self.modulate_output = Modulation(context, outputs)
@@ -95,7 +98,7 @@ class UNet(nn.Module):
         """context: of the whole picture that `observed` is a tile of; None computes it from `observed`."""
         if (guidance is None) == bool(self.guidance):
             raise TypeError(f"this UNet was built for {self.guidance} guidance channels")
-        if self.context is not None and context is None:
+        if self.context_features and context is None:
             context = self.context(observed)
         x = observed if guidance is None else torch.cat([observed, guidance], 1)
         x = self.head(F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x)
@@ -115,7 +118,7 @@ class UNet(nn.Module):
         return self._picture(observed, x, context)
 
     def _picture(self, observed: Tensor, features: Tensor, context: Tensor | None) -> Tensor:
-        change = self.tail(features)
+        change: Tensor = self.tail(features)
         if self.unshuffle > 1:
             change = F.pixel_shuffle(change, self.unshuffle)
         if context is not None:

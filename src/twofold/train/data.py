@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[lis
     if settings.depth is None:
         return pictures, [made_up_depth(picture) for picture in pictures]
     twins = [_twin(file, root / settings.depth) for file in files]
-    scale = {"disparity": settings.disparity, "unit": settings.unit, "limit": settings.limit}
-    return pictures, [read_depth(twin, **scale) for twin in twins]
+    read = partial(read_depth, disparity=settings.disparity, unit=settings.unit, limit=settings.limit)
+    return pictures, [read(twin) for twin in twins]
 
 
 def _lost(degradation: Degradation) -> int:

@@ -115,7 +115,7 @@ class Data(Settings):
     train: Annotated[list[Source], Field(min_length=1)]
     guidance: Annotated[list[Source], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
-    spoilt: dict[str, Source] = {}
+    spoilt: dict[str, Annotated[Synthetic | WithDepth, Field(discriminator="kind")]] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
 
 
