@@ -4,7 +4,7 @@
 
 `all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere,
 `U-Net` its loss with the U-Net of `derain`. Everything else is the recipe's, seed and batches too. A control counts
-with the epoch that validated best; intervals (95 %) are over the pictures, so that they say nothing of other seeds. A
+with the step that validated best; intervals (95 %) are over the pictures, so that they say nothing of other seeds. A
 run takes 10 to 40 minutes on one core and goes on where it was interrupted.
 """
 
@@ -100,7 +100,7 @@ def main() -> None:
             entry["found"] = {part: means(evaluation) for part, evaluation in found.items()}
             entry[change] = {
                 "parameters": sum(p.numel() for p in recipe.model.build().parameters()),
-                "turns": json.loads((folder / "best.json").read_text())["turns"],
+                "steps": json.loads((folder / "best.json").read_text())["steps"],
                 "hours": facts["hours"],
                 "seed": recipe.seed,
                 "sets": {part: means(control[part]) | lead(found[part], control[part]) for part in control},

@@ -33,12 +33,12 @@ def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]
     series = json.loads((folder / "convergence.json").read_text())
     shutil.copy(folder / "convergence.png", plots / f"{name}.png")
     (dataset,) = {key.partition("/")[0] for key in result["validation"]}
-    last = max(len(series["turn"]) // 10, 1)
+    last = max(len(series["step"]) // 10, 1)
     found = {key: sum(series[key][-last:]) / last for key in ("restoration", "lower", "gradient", "contraction")}
     ends = [row[-1] / row[0] for row in residuals(series)[-last:]]
     return {
         "parameters": sum(p.numel() for p in zoo.load(folder / "model.safetensors").parameters()),
-        "turns": result["turns"],
+        "steps": result["steps"],
         "cpu_seconds": round(seconds),
         "dataset": dataset,
         "protocol": result["protocol"],

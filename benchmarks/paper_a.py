@@ -5,9 +5,9 @@ training it, wrong and uneven noise levels, and haze with and without depth.
     python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --device cuda \
         --pictures deblur/Levin/clean --kernels deblur/Levin/kernels
 
-The first is small (narrow networks, some hundred turns, an hour of one core) and answers which signs hold; `--part`
+The first is small (narrow networks, some hundred steps, an hour of one core) and answers which signs hold; `--part`
 names a part of it: deblur and haze train, model judges a model that is there. The second is the paper's own schedule,
-200,000 turns a training. What is compared starts from the same weights and sees the same batches in the same order;
+200,000 steps a training. What is compared starts from the same weights and sees the same batches in the same order;
 trained on BSDS500 with `kernels20`, tested on other pictures with other kernels. Every training that is done stands in
 the file, and is not done again.
 """
@@ -53,7 +53,7 @@ RECIPES = {
     "haze": ("paper-a-haze-small", "paper-a-sots-indoor"),
 }
 """Small, and with --full."""
-TURNS = {"deblur": 800, "haze": 400}
+STEPS = {"deblur": 800, "haze": 400}
 """ω-updates of a small training."""
 UNEVEN = ("estimated map", "its mean", "its root mean square", "true map", "true mean", "true root mean square")
 """Which map is given where the noise is uneven."""
@@ -78,14 +78,14 @@ class Unguided(nn.Module):
         return Restored(self.net(observed, constant) if kernel is None else self.net(observed, constant, kernel))
 
 
-def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None = None) -> recipes.Recipe:
-    """turns: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
+def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None = None) -> recipes.Recipe:
+    """steps: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
     recipe = recipes.read(name, [f"seed={seed}"])
-    turns = turns or recipe.turns
+    steps = steps or recipe.steps
     scheme: dict[str, Any] = {"kind": "supervised" if way == "none" else way}
     if way == "frozen":
-        scheme, turns = {"kind": "frozen", "pretraining": 0.5}, 2 * turns
-    tree = recipe.model_dump() | {"scheme": scheme, "turns": turns}
+        scheme, steps = {"kind": "frozen", "pretraining": 0.5}, 2 * steps
+    tree = recipe.model_dump() | {"scheme": scheme, "steps": steps}
     if layers:
         tree["model"]["net"]["layers"] = layers
     return recipes.parse(tree)
@@ -93,7 +93,7 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None 
 
 def started(guide: nn.Module) -> None:
     """Weights as He et al. 2015 draw them. From torch's own, less than half as large, the guide draws the best constant
-    map for many hundred turns, which would be all that a small training has.
+    map for many hundred steps, which would be all that a small training has.
     """
     for layer in guide.modules():
         if isinstance(layer, nn.Conv2d):
@@ -102,7 +102,7 @@ def started(guide: nn.Module) -> None:
 
 
 def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the turns."""
+    """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the steps."""
     machine, place, share = machine_of(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     restorer: nn.Module = recipe.model.build()
@@ -114,7 +114,7 @@ def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str
     draws = material.batches(recipe, root, place, share)
     losses: dict[str, list[float]] = {"restoration": [], "guidance": []}
     began = time.process_time()
-    for n in range(recipe.turns):
+    for n in range(recipe.steps):
         for name, loss in scheme.step(*draws(n)).items():
             losses[name].append(loss)
     facts: dict[str, Any] = {"cpu_seconds": round(time.process_time() - began, 1)}
@@ -136,7 +136,7 @@ def binned(values: Sequence[float], bins: int = 40) -> list[float]:
 # Deconvolution.
 
 
-def spoilt(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
+def degraded(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
     """The test pictures, cut to 256 pixels, each with a kernel of its own; with --full whole, and each with each."""
     files, kernels = images.find([asked.data / asked.pictures]), read_kernels(asked.data / asked.kernels)
     couples = [(file, kernel) for file in files for kernel in kernels]
@@ -192,7 +192,7 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
 
 def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Every level; of the guided way also with levels that are told, wrong, or uneven."""
-    even = {level: spoilt(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
+    even = {level: degraded(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
     if way != "guided":
         return found
@@ -201,7 +201,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
         return restorer(sample.observed.to(place), kernel=sample.kernel.to(place)).guidance  # type: ignore[union-attr,no-any-return]
 
     place = next(restorer.parameters()).device
-    quarters = spoilt(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
+    quarters = degraded(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
     mean_power = sum(level**2 for level in CORNERS) / len(CORNERS)
     rules = (
         drawn,
@@ -220,7 +220,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
 def classical(asked: argparse.Namespace) -> dict[str, Any]:
     """What methods without weights make of 3 % of noise: with their own estimate of it, and told wrong levels."""
     rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
-    samples = spoilt(asked, lambda: GaussianNoise((TRUE, TRUE)))
+    samples = degraded(asked, lambda: GaussianNoise((TRUE, TRUE)))
     return {
         name: {
             "estimated": score(method, samples),
@@ -254,7 +254,7 @@ def maps(restorer: nn.Module, path: Path) -> None:
 
 
 def draw_curves(runs: Runs, path: Path) -> None:
-    """f and g over the turns of the three ways of training, first seed."""
+    """f and g over the steps of the three ways of training, first seed."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -422,7 +422,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
     parser.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
-    parser.add_argument("--turns", type=int, help="ω-updates of a training, if not the usual number")
+    parser.add_argument("--steps", type=int, help="ω-updates of a training, if not the usual number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
     parser.add_argument("--device", default="cpu")
@@ -449,8 +449,8 @@ def judge_model(asked: argparse.Namespace) -> None:
 
 
 def run_part(part: str, asked: argparse.Namespace) -> None:
-    name, turns = RECIPES[part][asked.full], asked.turns or (None if asked.full else TURNS[part])
-    settings = recipe_of(name, "none", 0, 0, turns=turns)
+    name, steps = RECIPES[part][asked.full], asked.steps or (None if asked.full else STEPS[part])
+    settings = recipe_of(name, "none", 0, 0, steps=steps)
     kept = json.loads(asked.json.read_text()).get(part) if asked.json.exists() else None
     runs = kept["runs"] if kept and recipes.parse(kept["recipe"]) == settings else []
     done = {(run["way"], run["layers"], run["seed"]) for run in runs}
@@ -458,7 +458,7 @@ def run_part(part: str, asked: argparse.Namespace) -> None:
         for way, layers in WAYS[part]:
             if (way, layers, seed) in done:
                 continue
-            recipe = recipe_of(name, way, layers, seed, turns=turns)
+            recipe = recipe_of(name, way, layers, seed, steps=steps)
             restorer, facts = trained(part, way, recipe, asked.data, asked.device)
             found = deblurred(restorer, way, asked) if part == "deblur" else hazed(restorer, recipe, asked.data)
             runs.append({"way": way, "layers": layers, "seed": seed, **facts, "found": found})

@@ -5,7 +5,7 @@
 FOLDER holds a checkout of github.com/csdwren/PReNet, whose code and weights are under its own terms and stay there.
 Without it, the same arithmetic in the official layout (four convolutions for the gates, plain layout, float32) and
 random weights stand in, and the change in PSNR is left out. Every variant lives in a process of its own, so that each
-has its allocator; they take turns, and the best round counts. CPU seconds of one thread are disturbed least by other
+has its allocator; they alternate, and the best round counts. CPU seconds of one thread are disturbed least by other
 work; run it on a quiet machine all the same.
 """
 
@@ -99,7 +99,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace, side: int) -> dict[str, Any]:
-    """Best CPU and wall seconds of every variant at `side` × `side`, in turns."""
+    """Best CPU and wall seconds of every variant at `side` × `side`, interleaved."""
     workers = {
         name: (Worker(options, environment), {"do": "time", "side": side, "recipe": recipe})
         for name, (recipe, environment) in VARIANTS.items()

@@ -57,8 +57,8 @@ def blurred(data: Path, level: float) -> list[Sample]:
     kernels = scipy.io.loadmat(data / "deblur/kernels/kernels_12.mat")["kernels"].ravel()
     cases = []
     for path, array in zip(images.find([data / "deblur/Set12"]), kernels, strict=True):
-        spoil = Blur(Given((check_kernel(torch.from_numpy(array).float()),)), GaussianNoise((level, level)))
-        cases.append(spoil(images.read(path).pixels[:, :1], torch.Generator().manual_seed(1)))
+        degrade = Blur(Given((check_kernel(torch.from_numpy(array).float()),)), GaussianNoise((level, level)))
+        cases.append(degrade(images.read(path).pixels[:, :1], torch.Generator().manual_seed(1)))
     return cases
 
 

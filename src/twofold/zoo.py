@@ -221,41 +221,41 @@ class NonExpansiveSpec(Settings):
 CertifiedSpec = Annotated[RidgeSpec | NonExpansiveSpec, Field(discriminator="kind")]
 
 
-def _picard(steps: int) -> KrasnoselskiiMann:
-    return KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=1e-4)
+def _picard(iterations: int) -> KrasnoselskiiMann:
+    return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
 
 
 class FixedDeconvolutionSpec(Settings):
-    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. steps: at
-    most, when restoring.
+    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
+    at most, when restoring.
     """
 
     kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
     channels: Literal[1] = 1
     denoiser: CertifiedSpec = RidgeSpec(layers=2)
     penalty: float = 0.03
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> Deconvolution:
         restorer = Deconvolution(self.denoiser.build(self.channels), penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
 class RainLayersSpec(Settings):
-    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, steps: as above."""
+    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
 
     kind: Literal["rain_layers"] = "rain_layers"
     channels: Literal[3] = 3
     picture: CertifiedSpec = RidgeSpec()
     rain: CertifiedSpec = RidgeSpec(size=7, keep_mean=False)
     penalty: float = 0.3
-    steps: int = 24
+    iterations: int = 24
 
     def build(self) -> RainLayers:
         layers = self.picture.build(self.channels), self.rain.build(self.channels)
         restorer = RainLayers(*layers, penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
@@ -269,12 +269,12 @@ class PatchCodingSpec(Settings):
     side: int = 16
     frequencies: int = 22
     weight: float = 0.8
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> PatchCoding:
         model = Model(cosines(self.side, self.frequencies), self.weight)
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 

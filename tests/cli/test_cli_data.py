@@ -20,14 +20,14 @@ Maker = Callable[..., Path]
     ("change", "reasons"),
     [
         ("data.bacth=4", ["data.bacth", "did you mean 'batch'?"]),
-        ("turn=100", ["turn", "did you mean 'turns'?"]),
+        ("step=100", ["step", "did you mean 'steps'?"]),
         ("model.net.widhts=[8]", ["model.net.widhts", "did you mean 'widths'?"]),
-        ("turns=many", ["turns: ", "integer, got 'many'"]),
+        ("steps=many", ["steps: ", "integer, got 'many'"]),
         ("data.crop=1.5", ["data.crop: ", "integer, got 1.5"]),
         ("scheme.kind=magic", ["scheme", "magic", "guided"]),
         ("loss.l3=1", ["loss", "l3"]),
         ("seed.first=1", ["'seed' is not a group of settings"]),
-        ("turns", ["key.path=value"]),
+        ("steps", ["key.path=value"]),
     ],
 )
 def test_a_wrong_key_or_value_in_a_recipe_is_named_with_its_path(

@@ -37,10 +37,10 @@ def test_seconds_of_training_on_the_photographs_lower_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "SCENES", ())
-    monkeypatch.setattr(demo, "_seconds_a_turn", lambda scheme, batches: 0.05)
+    monkeypatch.setattr(demo, "_seconds_a_step", lambda scheme, batches: 0.05)
     assert run(["demo", "--output", str(tmp_path), "--seconds", "1.25"]) == 0
     told = capsys.readouterr().out
-    assert "25 turns" in told
+    assert "25 steps" in told
     found = re.search(r"restoration loss +([0-9.]+) → ([0-9.]+)", told)
     assert found is not None
     assert float(found[2]) < float(found[1])

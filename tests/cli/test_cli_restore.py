@@ -235,7 +235,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
-def spoil(path: Path, how: str) -> None:
+def damage(path: Path, how: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if how == "empty":
         path.write_bytes(b"")
@@ -252,7 +252,7 @@ def spoil(path: Path, how: str) -> None:
 def test_a_bad_picture_is_one_line_and_exit_code_one(
     restore: Callable[..., int], tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(tmp_path / "in" / "bad.png", how)
+    damage(tmp_path / "in" / "bad.png", how)
     assert restore(tmp_path / "in" / "bad.png", "-o", tmp_path / "out" / "a.png") == 1
     told = capsys.readouterr()
     assert told.err.splitlines()[0].startswith(f"twofold: {tmp_path / 'in' / 'bad.png'}: ")
@@ -267,7 +267,7 @@ def test_three_bad_files_of_fifty_cost_only_themselves(
         picture(f"in/{number:02d}.png", 8, 8)
     bad = {"03.jpg": "empty", "20.jpg": "truncated", "99.png": "text"}
     for name, how in bad.items():
-        spoil(tmp_path / "in" / name, how)
+        damage(tmp_path / "in" / name, how)
     code = restore(tmp_path / "in", "-o", tmp_path / "out", "--format", "webp", "--json", "--tile", "64")
     assert code == 1  # 03.jpg and 03.png would meet in one output
     assert "written twice" in capsys.readouterr().err
@@ -440,7 +440,7 @@ def test_a_sheet_of_a_resumed_run_is_that_of_one_run(
     (tmp_path / "maps" / "c.png").unlink()
     assert restore(*arguments, "--sheet", again) == 0  # its place stays blank
     assert images.read(again).pixels.shape == first.shape
-    (tmp_path / "out" / "c.png").write_text("spoilt")
+    (tmp_path / "out" / "c.png").write_text("damaged")
     assert restore(*arguments, "--sheet", again) == 1
     assert f"{tmp_path / 'out' / 'c.png'}: " in capsys.readouterr().err
     assert restore(*arguments) == 0  # without a sheet nobody looks

@@ -30,23 +30,23 @@ def numbered(height=9, width=13, start=0):
 NOISY = SyntheticCrops(CropCache([torch.randint(256, (3, 40, 50), dtype=torch.uint8)]), GaussianNoise(), 16)
 
 
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 9), turns=st.booleans())
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 9), rotate=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_a_crop_is_a_window_mirrored_or_turned(seed, size, turns):
+def test_a_crop_is_a_window_mirrored_or_rotated(seed, size, rotate):
     picture = numbered()
-    crop = CropCache([picture], turns).crop(size, plan(seeded(seed)))
+    crop = CropCache([picture], rotate).crop(size, plan(seeded(seed)))
     values = crop.unique()
     y, x = divmod(int(values[0]), 13)
     window = picture[:, y : y + size, x : x + size]
     shapes = [window, window.flip(2)]
-    if turns:
+    if rotate:
         shapes += [s.flip(1) for s in shapes]
         shapes += [s.transpose(1, 2) for s in shapes]
     assert any(torch.equal(crop, shape) for shape in shapes)
 
 
-def test_every_place_and_every_turn_comes_up():
-    cache, g = CropCache([numbered(4, 5), numbered(3, 3, start=100)], turns=True), seeded()
+def test_every_place_and_every_rotation_comes_up():
+    cache, g = CropCache([numbered(4, 5), numbered(3, 3, start=100)], rotate=True), seeded()
     found = [cache.crop(3, plan(g)) for _ in range(2000)]
     corners = {int(crop.min()) for crop in found}
     assert corners == {0, 1, 2, 5, 6, 7, 100}
@@ -87,8 +87,8 @@ def test_sides_that_do_not_fit_are_refused():
         PairCrops(CropCache([one, one]), CropCache([one, two]), 4)
     with pytest.raises(DataError, match="2 observed pictures and 1 clean"):
         PairCrops(CropCache([one, one]), CropCache([one]), 4)
-    with pytest.raises(DataError, match="turned"):
-        PairCrops(CropCache([one], turns=True), CropCache([one]), 4)
+    with pytest.raises(DataError, match="rotated"):
+        PairCrops(CropCache([one], rotate=True), CropCache([one]), 4)
 
 
 def test_a_mixture_draws_as_often_as_its_weights_say():

@@ -44,8 +44,8 @@ def test_clipped_lights_do_not_lead_the_search_astray() -> None:
     sample = blurred()
     generator = torch.Generator().manual_seed(1)
     lights = (torch.rand(sample.observed.shape, generator=generator) < 0.002).float()
-    spoilt = torch.maximum(sample.observed, F.max_pool2d(lights, 3, stride=1, padding=1))
-    assert similarity(SEARCH(spoilt).kernel, sample.kernel) > 0.7
+    degraded = torch.maximum(sample.observed, F.max_pool2d(lights, 3, stride=1, padding=1))
+    assert similarity(SEARCH(degraded).kernel, sample.kernel) > 0.7
 
 
 def test_with_the_sharp_picture_the_kernel_is_found_to_the_letter() -> None:

@@ -160,10 +160,10 @@ def test_coding_removes_salt_and_pepper() -> None:
     down, right = torch.meshgrid(torch.linspace(0, 3, 32), torch.linspace(0, 3, 32), indexing="ij")
     clean = (0.5 + 0.3 * torch.sin(down) * torch.cos(right))[None, None]
     generator = torch.Generator().manual_seed(0)
-    spoilt = torch.where(torch.rand(clean.shape, generator=generator) < 0.1, 1.0, clean)
+    degraded = torch.where(torch.rand(clean.shape, generator=generator) < 0.1, 1.0, clean)
     restorer = PatchCoding(LearnedALM(Model(basis, weights=1.0)))
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=150, tolerance=1e-4)
     with torch.no_grad():
-        restored = restorer(spoilt)
-    assert (restored.image - clean).square().mean() < 0.05 * (spoilt - clean).square().mean()
+        restored = restorer(degraded)
+    assert (restored.image - clean).square().mean() < 0.05 * (degraded - clean).square().mean()
     assert restored.report.residual.max() < 0.05 * restored.report.history[0].max()

@@ -18,7 +18,7 @@ from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train.run import train
 
-SMALL = {"turns": 2, "epoch": 2, "precision": "float32", "data": {"crop": 24, "batch": 2}}
+SMALL = {"steps": 2, "validate_every": 2, "precision": "float32", "data": {"crop": 24, "batch": 2}}
 SHAKEN = {"kind": "blur", "kernels": {"kind": "shake", "size": 9, "extent": [2.0, 6.0]}}
 
 
@@ -139,7 +139,7 @@ def test_a_deconvolution_trains_and_is_validated_on_pictures_spoilt_the_same_way
         DEBLUR,
         synthetic(SHAKEN),
         scheme={"kind": "guided"},
-        data={"spoilt": {"own": synthetic(SHAKEN)}},
+        data={"degraded": {"own": synthetic(SHAKEN)}},
         protocol="grey",
     )
     first = train(chosen, root, root / "run", device="cpu")["validation"]
@@ -156,7 +156,7 @@ def test_a_published_dehazing_network_trains_on_depth_and_on_pairs(root: Path) -
     model = {"kind": "guided", "guidance": "depth", "guide": {"width": 4}, "net": net}
     deep = {"kind": "depth", "clean": "clean", "depth": "depth"}
     result = train(recipe(model, deep, synthetic({"kind": "haze"}), scheme={"kind": "guided"}), root, root / "run")
-    assert result["turns"] == 2
+    assert result["steps"] == 2
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def scheme(restorer: FixedPointRestorer, *, mu: float = 0.3, rate: float = 2e-2)
     learner = Learner(
         [p for p in restorer.parameters() if p.requires_grad], lambda p: torch.optim.Adam(p, rate), clip=1.0
     )
-    return MetaTraining(restorer, l2, learner, steps=8, mu=mu)
+    return MetaTraining(restorer, l2, learner, iterations=8, mu=mu)
 
 
 def test_one_sample_is_learned_and_the_gradient_falls() -> None:
@@ -61,7 +61,7 @@ def test_one_sample_is_learned_and_the_gradient_falls() -> None:
 def test_without_a_leader_the_solve_is_the_operator_alone() -> None:
     restorer, sample = deconvolution(), blurred(1)
     problem = restorer.problem(sample.observed, sample.kernel)
-    image, found = solve(problem, lambda _: torch.zeros(()), steps=3, mu=0.0, schedule=Harmonic(0.5))
+    image, found = solve(problem, lambda _: torch.zeros(()), iterations=3, mu=0.0, schedule=Harmonic(0.5))
     u = problem.start
     for _ in range(3):
         u = problem.operator(u)
@@ -77,7 +77,7 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
 
     def error(mu: float) -> float:
         problem = restorer.problem(sample.observed, sample.kernel)
-        return float(l2(solve(problem, leader, steps=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
+        return float(l2(solve(problem, leader, iterations=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
 
     assert error(0.5) < error(0.2) < error(0.0)
 
@@ -132,7 +132,7 @@ class Halving(FixedPointRestorer):
 def test_what_is_logged_is_what_happened() -> None:
     restorer = Halving()
     learner = Learner(restorer.parameters(), lambda p: torch.optim.SGD(p, 0.1))
-    training = MetaTraining(restorer, l2, learner, steps=4, mu=0.0)
+    training = MetaTraining(restorer, l2, learner, iterations=4, mu=0.0)
     found = training.step([Sample(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))])
     assert [found[f"residual/{k}"] for k in range(4)] == pytest.approx([1, 0.5, 0.25, 0.125])
     assert found["contraction"] == pytest.approx(0.5)
@@ -146,19 +146,19 @@ def test_a_run_leaves_a_picture_and_a_json_of_its_convergence(tmp_path: Path) ->
     reports = [JsonLines(tmp_path / "log.jsonl", every=1), Convergence(tmp_path)]
     fit(scheme(deconvolution()), lambda n: ([blurred(n)],), until=3, run=Run(tmp_path), reports=reports)
     series = json.loads((tmp_path / "convergence.json").read_text())
-    assert series["turn"] == [1, 2, 3]
+    assert series["step"] == [1, 2, 3]
     assert len(residuals(series)) == 3
     assert len(residuals(series)[0]) == 8
     assert (tmp_path / "convergence.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_log_without_residuals_is_refused_and_a_turn_done_twice_counts_once(tmp_path: Path) -> None:
+def test_a_log_without_residuals_is_refused_and_a_step_done_twice_counts_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text('{"turn": 1, "restoration": 0.1}\n')
+    log.write_text('{"step": 1, "restoration": 0.1}\n')
     with pytest.raises(ConfigError, match="fixed point"):
         history(log)
-    log.write_text('{"turn": 1, "residual/0": 3.0}\n{"turn": 2, "residual/0": 2.0}\n{"turn": 1, "residual/0": 1.0}\n')
-    assert history(log) == {"turn": [1.0, 2.0], "residual/0": [1.0, 2.0]}
+    log.write_text('{"step": 1, "residual/0": 3.0}\n{"step": 2, "residual/0": 2.0}\n{"step": 1, "residual/0": 1.0}\n')
+    assert history(log) == {"step": [1.0, 2.0], "residual/0": [1.0, 2.0]}
 
 
 def test_a_scheme_restored_from_its_state_goes_on_bit_for_bit() -> None:

@@ -41,10 +41,10 @@ def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
     (source,) = recipe.data.train
     assert isinstance(source, recipes.Synthetic)
     assert source.degradation.noise.level == [0.01, 0.05]  # type: ignore[union-attr]
-    assert (recipe.data.crop, recipe.data.batch, recipe.turns) == (160, 5, 200_000)
+    assert (recipe.data.crop, recipe.data.batch, recipe.steps) == (160, 5, 200_000)
     assert recipe.optimizer.learning_rate == 1e-4
-    factor = build_schedule(recipe.schedule, recipe.turns)
-    assert factor(0) == factor(recipe.turns - 1) == 1
+    factor = build_schedule(recipe.schedule, recipe.steps)
+    assert factor(0) == factor(recipe.steps - 1) == 1
 
 
 @pytest.mark.parametrize(("place", "epochs"), [("indoor", 100), ("outdoor", 10)])
@@ -55,9 +55,9 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 958_195
-    assert recipe.turns == epochs * recipe.epoch
-    factor = build_schedule(recipe.schedule, recipe.turns)
-    assert [factor(round(recipe.turns * share)) for share in (0.19, 0.21, 0.41, 0.61, 0.81)] == [
+    assert recipe.steps == epochs * recipe.validate_every
+    factor = build_schedule(recipe.schedule, recipe.steps)
+    assert [factor(round(recipe.steps * share)) for share in (0.19, 0.21, 0.41, 0.61, 0.81)] == [
         1,
         1 / 2,
         1 / 4,
@@ -106,7 +106,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     _, place, share = machine_of("float32", "cpu")
     nets, batches = [], []
     for way in ("none", "guided", "naive", "frozen"):
-        recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, turns=4)
+        recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, steps=4)
         torch.manual_seed(recipe.seed)
         nets.append(torch.cat([p.flatten() for p in recipe.model.build().net.parameters()]))
         draw = material.batches(recipe, tmp_path, place, share)

@@ -136,9 +136,9 @@ def test_any_network_can_have_its_loss_searched() -> None:
 
 def test_a_search_that_collapses_to_skips_is_stopped() -> None:
     guard = CollapseGuard(0.5)
-    guard.turn(1, 9, {"skip_ratio": 0.5}, 1.0)
-    with pytest.raises(Collapsed, match="after 2 turns SC leads at 75%"):
-        guard.turn(2, 9, {"skip_ratio": 0.75}, 1.0)
+    guard.step(1, 9, {"skip_ratio": 0.5}, 1.0)
+    with pytest.raises(Collapsed, match="after 2 steps SC leads at 75%"):
+        guard.step(2, 9, {"skip_ratio": 0.75}, 1.0)
 
 
 def pictures(count: int) -> list[Tensor]:

@@ -127,7 +127,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> int:
-    """Spoils clean photographs in a known way, to test and compare what restores them.
+    """Degrades clean photographs in a known way, to test and compare what restores them.
 
     Rain, and the map of where it falls:
 

@@ -13,7 +13,7 @@ from twofold.contracts import ConfigError, Degradation, Sample
 
 @dataclass(frozen=True)
 class Chain:
-    """Each step spoils what the one before returned; the guidance is that of the step called `guidance`.
+    """Each step degrades what the one before returned; the guidance is that of the step called `guidance`.
 
     steps: degradations by name, in their order. `kernel` is that of the only step that has one.
     A step that returns less than it was given (blur, at its borders) crops the clean picture and the maps likewise.

@@ -74,7 +74,7 @@ def _floats(picture: Tensor) -> Tensor:
 def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
     """channels: 1 takes the luma of every picture."""
     if isinstance(settings, recipes.Synthetic):
-        cache = CropCache.of(files_of(settings.clean, root), turns=settings.turns, channels=channels)
+        cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
         return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
     if isinstance(settings, recipes.WithDepth):
@@ -124,7 +124,7 @@ def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: P
 def batches(
     recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
+    """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
     own.
     """
     data, scheme = recipe.data, recipe.scheme
@@ -140,10 +140,10 @@ def batches(
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
-        # each half counts its own turns, and so sees what the guided scheme shows it
-        first = scheme.first(recipe.turns)
+        # each half counts its own steps, and so sees what the guided scheme shows it
+        first = scheme.first(recipe.steps)
         return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
-    halves = (theta, scheme.guide_steps), (omega, scheme.steps)
+    halves = (theta, scheme.guide_updates), (omega, scheme.net_updates)
     return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
@@ -152,12 +152,12 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     if recipe.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
     sets: dict[str, Sequence[Case]] = {name: pairs_of([g], root) for name, g in recipe.data.validation.items()}
-    sets |= {name: spoilt(settings, recipe, root) for name, settings in recipe.data.spoilt.items()}
+    sets |= {name: degraded_cases(settings, recipe, root) for name, settings in recipe.data.degraded.items()}
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
 
 
-def spoilt(settings: recipes.Synthetic | recipes.WithDepth, recipe: recipes.Recipe, root: Path) -> list[Case]:
-    """Whole photographs, each spoilt once: picture n by what the seed n draws."""
+def degraded_cases(settings: recipes.Synthetic | recipes.WithDepth, recipe: recipes.Recipe, root: Path) -> list[Case]:
+    """Whole photographs, each degraded once: picture n by what the seed n draws."""
     generators = (torch.Generator().manual_seed(number) for number in count())
     if isinstance(settings, recipes.WithDepth):
         haze = settings.haze.build(root)

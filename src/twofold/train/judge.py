@@ -92,19 +92,19 @@ def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
     A judge that knows clear and degraded pictures alone calls noise and the patterns of an untrained network clear, and
     a search would find the loss that makes them.
     """
-    spoilt = []
+    degraded = []
     for clean, observed in zip(sample.clean[:, None], sample.observed[:, None], strict=True):
         kind, amount = torch.rand(2, generator=generator).tolist()
         if kind < 0.25:
             noise = torch.randn(clean.shape, generator=generator).to(clean)
-            spoilt.append(clean + (0.03 + 0.3 * amount) * noise)
+            degraded.append(clean + (0.03 + 0.3 * amount) * noise)
         elif kind < 0.75:
             small = F.avg_pool2d(clean, 2 if amount < 0.5 else 4)
             mode = "bilinear" if kind < 0.5 else "nearest"
-            spoilt.append(F.interpolate(small, size=clean.shape[2:], mode=mode))
+            degraded.append(F.interpolate(small, size=clean.shape[2:], mode=mode))
         else:
-            spoilt.append(observed + 0.6 * amount * (clean - observed))
-    return torch.cat(spoilt)
+            degraded.append(observed + 0.6 * amount * (clean - observed))
+    return torch.cat(degraded)
 
 
 def verdicts(judge: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def train(
     torch.manual_seed(recipe.seed)
     judge = build(recipe.judge, root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = recipe.optimizer
-    schedule = build_schedule(recipe.schedule, recipe.turns)
+    schedule = build_schedule(recipe.schedule, recipe.steps)
     learner = Learner(
         judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
     )
@@ -163,8 +163,8 @@ def train(
     fit(
         JudgeTraining(judge, learner, recipe.counterfeits, recipe.seed, machine),
         lambda n: ([drawn(n)],),
-        until=recipe.turns,
-        run=Run(folder, minutes=minutes, epoch=recipe.turns, main=main),
+        until=recipe.steps,
+        run=Run(folder, minutes=minutes, validate_every=recipe.steps, main=main),
         reports=[*reports, JsonLines(folder / "log.jsonl")] if main else reports,
     )
     batches = Batches(held, recipe.data.batch, seed=recipe.seed + 1, device=place, ahead=False)

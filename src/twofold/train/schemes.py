@@ -29,7 +29,7 @@ class Diverged(TwofoldError, FloatingPointError):
 
 
 class Scheme(Protocol):
-    """One way of training: `step` sees the samples of one turn and returns what the log shows."""
+    """One way of training: `step` sees the samples of one step and returns what the log shows."""
 
     @property
     def restorer(self) -> nn.Module: ...

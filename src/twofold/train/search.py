@@ -1,7 +1,7 @@
 """Searching a loss, an architecture or both, as a way of training (Zhu et al. 2022, eq. 2 to 4).
 
 Three levels: a judge says which loss weights β are right, the loss says which architecture α is right, and ω are the
-network's weights. A turn sees one batch of each half of the data, split by picture: first what is searched moves by
+network's weights. A step sees one batch of each half of the data, split by picture: first what is searched moves by
 its hypergradient on the validation half, then ω by one step on the training half. So every search is an ordinary run
 of `twofold.train.loop.fit`: logged, resumed, reproducible.
 """
@@ -53,7 +53,7 @@ class Search:
     ablation). upper: `judged(judge)` for the loss; None takes the lower loss on the validation half, which is for the
     architecture alone (the loss that is searched must not judge itself: it would shrink to zero). strategy:
     `OneStepUnrolled` wherever β is searched, since its first-order gradient is zero; `FirstOrder` will do for α.
-    warmup: turns in which ω alone moves.
+    warmup: steps in which ω alone moves.
 
     Raises: ConfigError where a loss is searched without an upper one.
     """
@@ -154,15 +154,15 @@ def facts(network: nn.Module, space: LossSpace) -> dict[str, float]:
 
 
 class Collapsed(TwofoldError):
-    """A search is about to choose a network that does next to nothing. turn: when it was stopped."""
+    """A search is about to choose a network that does next to nothing. step: when it was stopped."""
 
-    def __init__(self, turn: int, ratio: float) -> None:
+    def __init__(self, step: int, ratio: float) -> None:
         super().__init__(
-            f"after {turn} turns SC leads at {ratio:.0%} of the places: the search collapses to doing nothing, which "
+            f"after {step} steps SC leads at {ratio:.0%} of the places: the search collapses to doing nothing, which "
             "gradient-based searches are prone to; stop earlier, lower the rate of architecture_optimizer, or take "
             "another seed"
         )
-        self.turn, self.ratio = turn, ratio
+        self.step, self.ratio = step, ratio
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class CollapseGuard:
 
     limit: float
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         ratio = losses.get("skip_ratio", 0.0)
         if ratio > self.limit:
             raise Collapsed(done, ratio)

@@ -68,7 +68,7 @@ class Stage:
 
     name: str
     what: What
-    turns: int
+    steps: int
     found: LossFile | None = None
 
 
@@ -80,11 +80,11 @@ def stages(recipe: SearchRecipe) -> list[Stage]:
     if isinstance(spec, HierarchicalSpec):
         return [Stage("loss", "loss", spec.loss), Stage("architecture", "architecture", spec.architecture)]
     if isinstance(spec, LossSpec):
-        return [Stage("loss", "loss", spec.turns)]
+        return [Stage("loss", "loss", spec.steps)]
     if isinstance(spec, ArchitectureSpec):
         given = None if spec.loss is None else spec.loss.file()
-        return [Stage("architecture", "architecture", spec.turns, given)]
-    return [Stage("synchronous", "both", spec.turns)]
+        return [Stage("architecture", "architecture", spec.steps, given)]
+    return [Stage("synchronous", "both", spec.steps)]
 
 
 def needs_judge(recipe: SearchRecipe) -> bool:
@@ -209,7 +209,7 @@ def search(
         scheme = build_search(recipe, stage, net, space, upper, machine)
         inside = folder / stage.name
         told = [*reports(stage.name), *([JsonLines(inside / "log.jsonl", every=1)] if main else [])]
-        run = Run(inside, minutes=minutes, epoch=stage.turns, main=main)
+        run = Run(inside, minutes=minutes, validate_every=stage.steps, main=main)
         done[stage.name] = carried_out(scheme, stage, batches, run, [*told, CollapseGuard(recipe.collapse)])
         if stage.what != "architecture":
             found = space.derive()
@@ -270,11 +270,11 @@ def carried_out(
     ended: Collapsed | None = None
     spent = None
     try:
-        spent = fit(scheme, batches, until=stage.turns, run=run, reports=reports)
+        spent = fit(scheme, batches, until=stage.steps, run=run, reports=reports)
     except Collapsed as collapsed:
         ended = collapsed
     return {
-        "turns": stage.turns if ended is None else ended.turn,
+        "steps": stage.steps if ended is None else ended.step,
         "seconds": None if spent is None else round(spent.seconds, 1),
         "cpu_seconds": None if spent is None else round(spent.cpu_seconds, 1),
         "ended_early": None if ended is None else str(ended),
