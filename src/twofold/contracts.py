@@ -5,6 +5,7 @@ Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class TwofoldError(Exception):
-    """Anything a user can mend. The message is one line: what was wrong, what was seen, what to do."""
+    """Anything a user can fix. The message is one line: what was wrong, what was seen, what to do."""
 
 
 class ImageError(TwofoldError, ValueError):
@@ -105,6 +106,10 @@ class Restored(NamedTuple):
     report: Any = None
 
 
+Progress = Callable[[int, int], None]
+"""What long work calls after each part: (parts done, parts in all)."""
+
+
 class Restorer(Protocol):
     """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
 
@@ -114,7 +119,7 @@ class Restorer(Protocol):
 
 
 class Degradation(Protocol):
-    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the damage."""
+    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the degradation."""
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample: ...
 
@@ -145,5 +150,5 @@ read files with twofold.images.read
     if images.numel() == 0:
         raise ImageError(f"{name}: has no pixels, its shape is {shape}")
     if not torch.isfinite(images).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; mend or mask them before restoring")
+        raise ImageError(f"{name}: holds NaN or infinite values; fix or mask them before restoring")
     return images
