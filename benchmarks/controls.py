@@ -24,7 +24,7 @@ from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate, interval
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
-from twofold.search.genotype import uniform
+from twofold.search.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train.found import FoundLoss
@@ -44,7 +44,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
     elif change == "U-Net":
         tree["model"]["net"] = zoo.UNetSpec().model_dump()
     else:
-        groups = {group: list(names) for group, names in uniform(change, change).groups.items()}
+        groups = {group: list(names) for group, names in uniform_genotype(change, change).groups.items()}
         tree["model"]["net"]["genotype"] = {"groups": groups, "ops_per_branch": 4}
     return recipes.parse(tree, f"{name}, {change}")
 

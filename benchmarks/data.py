@@ -26,7 +26,7 @@ from torch import Tensor
 from twofold import images
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache, as_floats, plan, read_all
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
 from twofold.files import write_text
 from twofold.train import recipe as recipes
@@ -49,7 +49,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
     harvested = SyntheticCrops(cache, HarvestedRain(streak_layers(zip(rained, floats, strict=True))), CROP)
     pairs = PairCrops(CropCache([(r[0] * 255).round().byte() for r in rained]), cache, CROP, rain_region)
     return {
-        "derain recipe": Mixture([harvested, pairs], [0.8, 0.2]),
+        "derain recipe": SourceMixture([harvested, pairs], [0.8, 0.2]),
         "real pairs": pairs,
         "harvested rain": harvested,
         "drawn light rain": SyntheticCrops(cache, RainStreaks(density=(0.1, 0.1)), CROP),
@@ -60,7 +60,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
 
 
 def guided_step(source: Source) -> Callable[[], object]:
-    recipe = recipes.read("derain")
+    recipe = recipes.read_recipe("derain")
     machine, _, _ = machine_of(recipe.precision, "cpu")
     torch.manual_seed(0)
     scheme = build_scheme(recipe, build_restorer(recipe).to(memory_format=torch.channels_last), machine)

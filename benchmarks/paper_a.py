@@ -80,7 +80,7 @@ class Unguided(nn.Module):
 
 def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None = None) -> recipes.Recipe:
     """steps: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
-    recipe = recipes.read(name, [f"seed={seed}"])
+    recipe = recipes.read_recipe(name, [f"seed={seed}"])
     steps = steps or recipe.steps
     scheme: dict[str, Any] = {"kind": "supervised" if way == "none" else way}
     if way == "frozen":
@@ -236,7 +236,7 @@ def maps(restorer: nn.Module, path: Path) -> None:
     clean = torch.from_numpy(photographs.camera()[None, None, 64:356, 96:388].copy()) / 255
     kernel = CameraShake(size=25, extent=(15.0, 15.0))(torch.Generator().manual_seed(3))
     halves = torch.tensor([0.01, 0.02]).view(1, 1, 1, 2)
-    layouts: list[additive.Layout] = [
+    layouts: list[additive.NoiseLayout] = [
         lambda generator, level, size: torch.full((1, 1, *size), 0.015),
         lambda generator, level, size: nn.functional.interpolate(halves, size=size, mode="nearest"),
         uneven,
@@ -441,7 +441,7 @@ def main() -> None:
 
 def judge_model(asked: argparse.Namespace) -> None:
     """A4 and A5 on a model that was trained for longer."""
-    restorer = zoo.load(asked.model, device=asked.device)
+    restorer = zoo.load_restorer(asked.model, device=asked.device)
     found = deblurred(restorer, "guided", asked)
     maps(restorer, asked.json.with_name(f"{asked.json.stem}_maps.png"))
     facts = {"name": asked.model, "found": found, "classical": classical(asked)}

@@ -39,14 +39,14 @@ from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
 from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
 from twofold.nets.unet import UNet
-from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform
+from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform_genotype
 from twofold.search.loss_space import LossFile
 from twofold.train import data as material
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
 from twofold.train.run import build_optimizer, build_schedule, feature_networks
 from twofold.train.schemes import Learner, Machine
-from twofold.train.search import halves, judged
+from twofold.train.search import judged, split_source
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
 from twofold.train.search_run import Stage, build_net, build_search, build_space
 
@@ -112,7 +112,7 @@ class Bench:
 
     def uniform(self, op: str, *, branches: int = 2, ops: int = 0) -> Genotype:
         """The paper's controls: residual operations in the units, plain ones elsewhere."""
-        return uniform(
+        return uniform_genotype(
             op,
             op.replace("RC", "C"),
             units=self.asked.units,
@@ -369,14 +369,14 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
     assert isinstance(recipe.net, SupernetSpec)
     path = asked.judge
     if path is None:
-        judges.train(
+        judges.train_judge(
             recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
         )
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
     whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
-    seen, held = halves(whole, pictures=recipe.data.pictures)
-    group = recipes.read(recipe.final).data.validation[HELD_OUT[asked.task]]
+    seen, held = split_source(whole, pictures=recipe.data.pictures)
+    group = recipes.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
     for pair in material.pairs_of([group], asked.data):
         observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))

@@ -44,8 +44,8 @@ from twofold.restorers.sparse_coding import (
     LISTA,
     Coder,
     LearnedALM,
-    Model,
     PatchCoding,
+    SparseModel,
     joined,
     learn_dictionary,
     patches_of,
@@ -112,7 +112,7 @@ def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: 
 LEVELS = ((0.1, 1.0), (0.2, 2.0), (0.3, 3.0))
 
 
-def teach_metric(coder: LearnedALM, model: Model, level: tuple[float, float], *, mu: float) -> None:
+def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, float], *, mu: float) -> None:
     """Lowers the mean logarithm of the relative gap after 60 steps, over 256 signals; mu = 0 is plain unrolling."""
     batches = [bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + n) for n in range(16)]
     best = [objectives(LearnedALM(model), model, x, 600).min(0).values for x in batches]
@@ -128,7 +128,7 @@ def teach_metric(coder: LearnedALM, model: Model, level: tuple[float, float], *,
         falling.step()
 
 
-def teach_layers(coder: LISTA | DLADMM, model: Model, level: tuple[float, float]) -> None:
+def teach_layers(coder: LISTA | DLADMM, model: SparseModel, level: tuple[float, float]) -> None:
     """Lowers the mean objective after the last layer, on fresh signals at every step."""
     optimizer = torch.optim.Adam(coder.parameters(), 1e-3)
     for step in range(500):
@@ -154,7 +154,7 @@ class Relaxed:
             yield self.coder.code(u)
 
 
-def aggregated(coder: LearnedALM, model: Model, signals: Tensor, depth: int, mu: float) -> Tensor:
+def aggregated(coder: LearnedALM, model: SparseModel, signals: Tensor, depth: int, mu: float) -> Tensor:
     """The code after aggregated steps; the leader descends the objective itself."""
     T, u = coder.operator(signals), coder.start(signals)
     largest = float(T.metric.floor) / (model.curvature * float(coder.spectrum.max()))
@@ -164,7 +164,7 @@ def aggregated(coder: LearnedALM, model: Model, signals: Tensor, depth: int, mu:
     return coder.code(u)
 
 
-def objectives(coder: Coder, model: Model, signals: Tensor, steps: int) -> Tensor:
+def objectives(coder: Coder, model: SparseModel, signals: Tensor, steps: int) -> Tensor:
     """(steps, B)."""
     with torch.no_grad():
         return torch.stack([model.objective(code, signals) for code in coder.codes(signals, steps)])
@@ -181,8 +181,8 @@ def needed(gap: Tensor, tolerance: float = 1e-6) -> float | None:
 def sparse(_: Photos, out: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     A = nn.functional.normalize(torch.randn(250, 500, generator=generator), dim=0)
-    model = Model(A, weights=0.45, curvature=5.0)
-    precise = Model(A.double(), model.weights, model.curvature)
+    model = SparseModel(A, weights=0.45, curvature=5.0)
+    precise = SparseModel(A.double(), model.weights, model.curvature)
     mu, seconds, levels, curves = 0.1, dict[str, float](), dict[str, Any](), {}
     for level in LEVELS:
         began = time.process_time()
@@ -275,11 +275,11 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
                         found[k].append(float(psnr(image, sample.clean)))
         return {str(k): round(sum(v) / len(v), 2) for k, v in found.items() if v}
 
-    def by_hand(make: Callable[[Model], Coder], curvature: float) -> tuple[Coder, float]:
+    def by_hand(make: Callable[[SparseModel], Coder], curvature: float) -> tuple[Coder, float]:
         """The best of four weights on a few training crops."""
         best: tuple[float, Coder, float] | None = None
         for weight in (0.2, 0.4, 0.8, 1.6):
-            coder = make(Model(A, weight, curvature))
+            coder = make(SparseModel(A, weight, curvature))
             *_, image = shown(coder, A, held.observed, 150)
             value = summary(psnr(image, held.clean))
             if best is None or value > best[0]:
@@ -298,7 +298,7 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
         coder, weight = by_hand(make, curvature)
         table[name], chosen[name] = scores(coder, beyond), weight
         print("patches:", name, weight, table[name], flush=True)
-    model = Model(A, chosen["LADMM"])
+    model = SparseModel(A, chosen["LADMM"])
     torch.manual_seed(0)
     for name, family in (("LISTA", LISTA), ("D-LADMM", DLADMM)):
         tried = []

@@ -11,7 +11,7 @@ import copy
 
 import torch
 
-from twofold.restorers.sparse_coding import ISTA, LearnedALM, Model
+from twofold.restorers.sparse_coding import ISTA, LearnedALM, SparseModel
 from twofold.solve.meta import Harmonic, aggregated_step
 
 DEPTH = 15
@@ -30,7 +30,7 @@ def signals(dictionary: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 
 generator = torch.Generator().manual_seed(0)
-model = Model(torch.nn.functional.normalize(torch.randn(64, 128, generator=generator), dim=0), curvature=5.0)
+model = SparseModel(torch.nn.functional.normalize(torch.randn(64, 128, generator=generator), dim=0), curvature=5.0)
 
 # Train: the upper loss is the objective after 15 steps, and the leader pulls at every step on the way.
 coder = LearnedALM(model, whitened=False)
@@ -49,7 +49,7 @@ for step in range(steps):
         print(f"step {step:3}: objective after {DEPTH} steps {loss.item():.4f}")
 
 # Test: how many iterations until the objective is within one millionth of the best, for good?
-exact = Model(model.dictionary.double(), curvature=5.0)
+exact = SparseModel(model.dictionary.double(), curvature=5.0)
 x = signals(exact.dictionary, 20, seed=10_000)
 methods = {
     "ISTA": (ISTA(exact), 4000),

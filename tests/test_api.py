@@ -131,15 +131,15 @@ def test_the_same_call_gives_the_same_image_bit_for_bit(guided_model: Path) -> N
 
 
 def test_half_precision_is_chosen_only_where_the_card_allows_it(guided_model: Path) -> None:
-    assert not twofold.load(guided_model).recipe.bfloat16  # no card
+    assert not twofold.load(guided_model).plan.bfloat16  # no card
     with pytest.raises(TwofoldError, match="precision: expected"):
         twofold.load(guided_model, precision="half")  # type: ignore[arg-type]
 
 
 def test_a_named_model_is_loaded_once(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = zoo.load
-    monkeypatch.setattr(zoo, "load", lambda *a, **k: calls.append(a) or original(*a, **k))
+    original = zoo.load_restorer
+    monkeypatch.setattr(zoo, "load_restorer", lambda *a, **k: calls.append(a) or original(*a, **k))
     for _ in range(3):
         twofold.restore(colours(), guided_model)
     assert len(calls) == 1

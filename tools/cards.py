@@ -81,12 +81,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.again:
         name = str(options.run)
-        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read(name), options.data)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read_recipe(name), options.data)
         write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
         return
-    recipe = recipes.read(options.run / "recipe.yaml")
+    recipe = recipes.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
-    spec, state = zoo.read(options.run / ("best.safetensors" if options.best else "model.safetensors"))
+    spec, state = zoo.read_weights(options.run / ("best.safetensors" if options.best else "model.safetensors"))
     notes = options.notes
     if options.best:
         steps = json.loads((options.run / "best.json").read_text())["steps"]
@@ -94,7 +94,7 @@ def main() -> None:
     restorer = spec.build()
     restorer.load_state_dict(state)
     weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
-    digest = zoo.save(weights, restorer, spec, half=True)
+    digest = zoo.save_restorer(weights, restorer, spec, half=True)
     numbers = measured(weights, recipe, options.data)
     card = zoo.Card(
         name=recipe.name,

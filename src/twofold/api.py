@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twofold import images, runtime, tiling, zoo
-from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Restored, Restorer, TwofoldError
+from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, Restorer, TwofoldError
 from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
-from twofold.images import Picture, Source
+from twofold.images import ImageLike, Picture
 from twofold.restorers.blind import KernelEstimate, KernelSearch
 from twofold.restorers.tile import Extra, Tile
 
 TileSize: TypeAlias = int | Literal["auto"] | None
-GuidanceSource: TypeAlias = "Source | float"
+GuidanceSource: TypeAlias = "ImageLike | float"
 Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +33,13 @@ class Model:
     """A loaded restorer that takes any kind of image; itself a `Restorer` of tensors.
 
     `model(image)` returns `Restored`: the image as the kind of object that was given, the guidance map `(1, 1, H, W)`,
-    and as the report a kernel that had to be estimated. recipe: how the network is run, see `runtime.Recipe`.
+    and as the report a kernel that had to be estimated. plan: how the network is run, see `runtime.ExecutionPlan`.
     """
 
     name: str
     restorer: Restorer
     device: torch.device
-    recipe: runtime.Recipe = field(default_factory=runtime.plain)
+    plan: runtime.ExecutionPlan = field(default_factory=runtime.plain)
     _runners: dict[tuple[Extra, ...], _Runner] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -60,7 +59,7 @@ class Model:
 
     def __call__(
         self,
-        image: Source,
+        image: ImageLike,
         *,
         kernel: Kernel | None = None,
         guidance: GuidanceSource | None = None,
@@ -153,7 +152,7 @@ class Model:
                 "guidance": torch.rand(1, 1, 128, 128, device=self.device),
             }
             inputs = (*example, *(made[name] for name in extras))
-            run = runtime.run(Tile(self.restorer, extras).eval(), self.recipe, inputs=len(inputs))
+            run = runtime.runner(Tile(self.restorer, extras).eval(), self.plan, inputs=len(inputs))
             self._runners[extras] = _Runner(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
         return self._runners[extras]
 
@@ -238,15 +237,15 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "auto", preci
     device that is not there.
     """
     place = _device(device)
-    restorer = zoo.load(name_or_path, device=place)
+    restorer = zoo.load_restorer(name_or_path, device=place)
     if precision == "auto":
         card = zoo.cards().get(str(name_or_path))
         half = card is not None and card.allows_bf16 and runtime.has_bf16(place)
         precision = "bf16" if half else "float32"
     if precision not in get_args(Precision):
         raise TwofoldError(f"precision: expected {', '.join(get_args(Precision))}, got {precision!r}")
-    recipe = runtime.plain() if precision == "exact" else runtime.recipe_for(place, bfloat16=precision == "bf16")
-    return Model(str(name_or_path), restorer, place, recipe)
+    plan = runtime.plain() if precision == "exact" else runtime.plan_for(place, bfloat16=precision == "bf16")
+    return Model(str(name_or_path), restorer, place, plan)
 
 
 @lru_cache(maxsize=2)
@@ -265,7 +264,7 @@ def _device(name: torch.device | str) -> torch.device:
 
 
 def restore(
-    image: Source,
+    image: ImageLike,
     model: str | Path | Model,
     *,
     kernel: Kernel | None = None,

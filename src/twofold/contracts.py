@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class TwofoldError(Exception):
-    """Anything a user can mend. The message is one line: what was wrong, what was seen, what to do."""
+    """Anything a user can fix. The message is one line: what was wrong, what was seen, what to do."""
 
 
 class ImageError(TwofoldError, ValueError):
@@ -110,6 +110,10 @@ class Restored(NamedTuple):
     report: Any = None
 
 
+Progress = Callable[[int, int], None]
+"""What long work calls after each part: (parts done, parts in all)."""
+
+
 class Restorer(Protocol):
     """observed `(B, C, H, W)` in [0, 1] → `Restored`. What every caller may ask of a restorer is declared here.
 
@@ -152,7 +156,7 @@ class Restorer(Protocol):
 
 
 class Degradation(Protocol):
-    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the damage."""
+    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the degradation."""
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample: ...
 
@@ -183,5 +187,5 @@ read files with twofold.images.read
     if images.numel() == 0:
         raise ImageError(f"{name}: has no pixels, its shape is {shape}")
     if not torch.isfinite(images).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; mend or mask them before restoring")
+        raise ImageError(f"{name}: holds NaN or infinite values; fix or mask them before restoring")
     return images

@@ -92,7 +92,7 @@ def show(scene: Scene, *, seed: int = 0) -> Shown:
 TITLES = ("observed", "guidance", "restored", "clean")
 
 
-def sheet(results: Sequence[Shown]) -> Tensor:
+def demo_sheet(results: Sequence[Shown]) -> Tensor:
     """Observed, guidance, restored, clean: a row a scene; the place of a map that there is none of stays white."""
     blank = torch.ones(1, 1, 1, 1)
     return contact_sheet(TITLES, [[blank if p is None else p for p in _pictures(r)] for r in results])
@@ -147,7 +147,7 @@ def table(results: Sequence[Shown]) -> str:
     return "\n".join(lines)
 
 
-def run(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = SCENES) -> list[Shown]:
+def run_demo(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = SCENES) -> list[Shown]:
     """Restores every scene; writes sheet.png, index.html and the pictures into `folder`.
 
     A scene whose model cannot be loaded is left out, and the reason said.
@@ -161,7 +161,7 @@ def run(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = S
     if not results:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    images.write(folder / "sheet.png", images.Picture(sheet(results)))
+    images.write(folder / "sheet.png", images.Picture(demo_sheet(results)))
     write_text(folder / "index.html", page(results, table(results)))
     for r in results:
         images.write(folder / f"{r.scene.name}.png", images.Picture(r.sample.observed))
@@ -202,7 +202,7 @@ class _Losses:
         pass
 
 
-def train(
+def train_demo(
     folder: Path,
     *,
     seconds: float = 60.0,
@@ -242,7 +242,7 @@ def train(
         before = mean(metrics.psnr(test.observed, test.clean).item() for test in tests)
         after = mean(metrics.psnr(restorer(test.observed).image.clamp(0, 1), test.clean).item() for test in tests)
     model = folder / "trained.safetensors"
-    zoo.save(model, restorer, MODEL)
+    zoo.save_restorer(model, restorer, MODEL)
     return Trained(steps, spent.seconds, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
 
 

@@ -29,7 +29,7 @@ _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExecutionPlan:
     """How a network is run. The defaults are plain float32 as the network was written.
 
     channels_last: a pixel's channels lie side by side in memory. bfloat16: convolutions round to 8 bits of mantissa and
@@ -43,9 +43,9 @@ class Recipe:
     compiled: bool = False
 
 
-def plain() -> Recipe:
+def plain() -> ExecutionPlan:
     """Float32, as the network was written."""
-    return Recipe()
+    return ExecutionPlan()
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -55,13 +55,13 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def recipe_for(device: torch.device, *, bfloat16: bool) -> Recipe:
+def plan_for(device: torch.device, *, bfloat16: bool) -> ExecutionPlan:
     """The recipe for a device: a rule, not a measurement, so that the same machine always gives the same image.
 
     benchmarks/restore.py and benchmarks/runtimes.py hold what it is based on.
     """
     fused = device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return Recipe(channels_last=True, bfloat16=bfloat16, fused=fused)
+    return ExecutionPlan(channels_last=True, bfloat16=bfloat16, fused=fused)
 
 
 def flush_denormals_(module: nn.Module) -> int:
@@ -84,25 +84,25 @@ def flush_denormals_(module: nn.Module) -> int:
     return count
 
 
-def run(network: nn.Module, recipe: Recipe, *, inputs: int = 1) -> Callable[..., Tensor]:
-    """A function that computes what `network` does for `inputs` tensors, by `recipe`, without gradients.
+def runner(network: nn.Module, plan: ExecutionPlan, *, inputs: int = 1) -> Callable[..., Tensor]:
+    """A function that computes what `network` does for `inputs` tensors, by `plan`, without gradients.
 
     The network is not changed: its weights are copied where another form of them is needed. The result is float32.
     """
-    if recipe == plain():
+    if plan == plain():
         return torch.inference_mode()(network)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     own: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
-    if recipe.fused:
+    if plan.fused:
         # A network that torch.fx cannot trace, because it decides by what its input is, runs as it is.
         with contextlib.suppress(TraceError, TypeError, ValueError, NotImplementedError):
-            own = fused(own, dtype=torch.bfloat16 if recipe.bfloat16 else torch.float32, inputs=inputs)
+            own = fused(own, dtype=torch.bfloat16 if plan.bfloat16 else torch.float32, inputs=inputs)
     own = own.to(memory_format=layout)  # type: ignore[call-overload]
-    call = torch.compile(own) if recipe.compiled else own
+    call = torch.compile(own) if plan.compiled else own
 
     def compute(*given: Tensor) -> Tensor:
         arranged = [x.contiguous(memory_format=layout) for x in given]
-        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=plan.bfloat16):
             result: Tensor = call(*arranged)
         return result.float()
 

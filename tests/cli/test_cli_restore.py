@@ -22,7 +22,7 @@ from PIL import Image
 
 import twofold
 from twofold import images
-from twofold.cli.app import run
+from twofold.cli.app import run_command_line
 from twofold.sheets import LONGEST, contact_sheet, small
 
 Maker = Callable[..., Path]
@@ -35,7 +35,7 @@ def tree(folder: Path) -> list[str]:
 
 @pytest.fixture
 def restore(guided_model: Path) -> Callable[..., int]:
-    return lambda *arguments: run(["restore", *map(str, arguments), "--model", str(guided_model)])
+    return lambda *arguments: run_command_line(["restore", *map(str, arguments), "--model", str(guided_model)])
 
 
 def test_one_picture_goes_where_it_is_told(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_result_never_replaces_the_model(
     (tmp_path / "m.png").write_bytes(guided_model.read_bytes())
     monkeypatch.chdir(tmp_path)
     for output in (["-o", "m.png"], ["-o", "b.png", "--guidance-out", "m.png"], ["-o", "b.png", "--sheet", "m.png"]):
-        assert run(["restore", str(photo), *output, "--model", "./m.png"]) == 1
+        assert run_command_line(["restore", str(photo), *output, "--model", "./m.png"]) == 1
         assert "m.png would replace an input" in capsys.readouterr().err
     assert (tmp_path / "m.png").read_bytes() == guided_model.read_bytes()
 
@@ -347,13 +347,13 @@ def test_a_model_without_a_map_takes_and_gives_none(
 ) -> None:
     photo = picture("a.png")
     for extra in (["--guidance-out", str(tmp_path / "m.png")], ["--guidance", "0.5"]):
-        assert run(["restore", str(photo), "--model", str(plain_model), *extra]) == 1
+        assert run_command_line(["restore", str(photo), "--model", str(plain_model), *extra]) == 1
         assert "no guidance map" in capsys.readouterr().err
-    assert run(["restore", str(photo), "--model", str(plain_model)]) == 0
+    assert run_command_line(["restore", str(photo), "--model", str(plain_model)]) == 0
 
 
 def test_an_unknown_model_is_one_line(picture: Maker, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["restore", str(picture("a.png")), "--model", "derian"]) == 1
+    assert run_command_line(["restore", str(picture("a.png")), "--model", "derian"]) == 1
     assert capsys.readouterr().err.startswith("twofold: unknown model 'derian'")
 
 
@@ -520,7 +520,7 @@ def test_the_other_frames_of_an_animation_are_told_of(
     picture("still.png")
     told = f"twofold: {tmp_path / 'moving.webp'}: only the first of 3 frames\n"
     asked = [str(tmp_path / "moving.webp"), str(tmp_path / "still.png"), "--json", "-o", str(tmp_path / "out")]
-    for verb in (restore, lambda *more: run(["degrade", "--kind", "noise", *more])):
+    for verb in (restore, lambda *more: run_command_line(["degrade", "--kind", "noise", *more])):
         assert verb(*asked) == 0
         report = capsys.readouterr()
         assert [facts.get("frames") for facts in json.loads(report.out)["done"]] == [3, None]

@@ -74,7 +74,7 @@ def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
     ids=lambda s: "-".join([s["kind"], *([s["kernels"]["kind"]] if "kernels" in s else [])]),
 )
 def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
-    source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+    source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
     shape = recipes.Data(crop=24, train=[source])
     sample = material.build_source(source, shape, root, channels=3)(torch.Generator().manual_seed(0))
     assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
@@ -93,7 +93,7 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
     savemat(root / "two.mat", {"kernels": cells})
     for path in ("kernels", "two.mat"):
         settings = {"kind": "blur", "kernels": {"kind": "files", "path": path}}
-        source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+        source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
         made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
         sample = made(torch.Generator().manual_seed(0))
         assert sample.kernel is not None

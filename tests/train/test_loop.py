@@ -106,7 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
     assert resumed.done == [4, 5, 6, 7]
     assert same(whole.restorer.state_dict(), second.restorer.state_dict())
     assert same(average.parameters, second_average.parameters)
-    ends = [checkpoint.read(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
+    ends = [checkpoint.read_state(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
     for end in ends:
         del end["seconds"], end["cpu_seconds"]
     assert repr(ends[0]) == repr(ends[1])
@@ -250,4 +250,4 @@ def test_a_thread_may_train_too(tmp_path: Path) -> None:
     thread = threading.Thread(target=fit, args=(scheme, last), kwargs={"until": 1, "run": Run(tmp_path)})
     thread.start()
     thread.join()
-    assert checkpoint.read(tmp_path / "state.safetensors")["done"] == 1
+    assert checkpoint.read_state(tmp_path / "state.safetensors")["done"] == 1

@@ -13,7 +13,7 @@ from twofold.contracts import ConfigError, Sample
 from twofold.losses import l2
 from twofold.nets.fourier import Circular
 from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, Problem, RidgeDenoiser
-from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding
+from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel
 from twofold.solve.meta import Harmonic
 from twofold.train.convergence import Convergence, history, residuals
 from twofold.train.loop import JsonLines, Run, fit
@@ -94,7 +94,7 @@ def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
         image, _ = solve(
             problem,
             lambda image: 0.5 * (image - sample.clean).square().sum(),
-            steps=8,
+            iterations=8,
             mu=0.3,
             schedule=training.schedule,
         )
@@ -111,7 +111,7 @@ def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
 
 def test_a_metric_that_is_learned_does_not_hinder() -> None:
     A = nn.functional.normalize(torch.randn(16, 24, generator=torch.Generator().manual_seed(0)), dim=0)
-    restorer = PatchCoding(LearnedALM(Model(A, 0.3), tune_weights=True))
+    restorer = PatchCoding(LearnedALM(SparseModel(A, 0.3), tune_weights=True))
     clean = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     training = scheme(restorer)
     log = [training.step([Sample(clean, clean)]) for _ in range(30)]

@@ -46,7 +46,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(name: str, *changes: str) -> recipes.Recipe:
-    return recipes.read(name, [*SHORT, *SMALL[name], *changes])
+    return recipes.read_recipe(name, [*SHORT, *SMALL[name], *changes])
 
 
 class Stop:
@@ -66,7 +66,7 @@ class Stop:
 def test_a_shipped_recipe_leaves_a_model_and_shows_how_it_converged(pictures: Path, tmp_path: Path, name: str) -> None:
     facts = train(recipe(name, "model.iterations=5"), pictures, tmp_path, device="cpu")
     assert all(np.isfinite(value) for value in facts["validation"].values())
-    assert isinstance(zoo.load(tmp_path / "model.safetensors"), KINDS[name])
+    assert isinstance(zoo.load_restorer(tmp_path / "model.safetensors"), KINDS[name])
     series = json.loads((tmp_path / "convergence.json").read_text())
     assert series["step"] == [4.0]  # the log has each tenth step and the last
     assert set(LABELS) <= set(series)
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
     first, second = ((tmp_path / half / "model.safetensors").read_bytes() for half in ("whole", "part"))
     assert first == second
     weights = [
-        checkpoint.read(tmp_path / half / "state.safetensors")["scheme"]["restorer"] for half in ("whole", "part")
+        checkpoint.read_state(tmp_path / half / "state.safetensors")["scheme"]["restorer"] for half in ("whole", "part")
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     curves = [json.loads((tmp_path / half / "convergence.json").read_text()) for half in ("whole", "part")]
@@ -106,7 +106,7 @@ def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path
 
 def test_restoring_stops_at_the_number_of_steps_that_the_recipe_names(pictures: Path, tmp_path: Path) -> None:
     train(recipe("gkm-rain", "steps=1", "model.iterations=7"), pictures, tmp_path, device="cpu")
-    restorer = zoo.load(tmp_path / "model.safetensors")
+    restorer = zoo.load_restorer(tmp_path / "model.safetensors")
     assert isinstance(restorer, FixedPointRestorer)
     restored = restorer(torch.rand(1, 3, 12, 12))
     assert restored.report.steps <= 7
@@ -115,7 +115,7 @@ def test_restoring_stops_at_the_number_of_steps_that_the_recipe_names(pictures: 
 
 def test_the_scheme_asks_for_a_fixed_point(pictures: Path, tmp_path: Path) -> None:
     plain = "model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"
-    wrong = recipes.read("gkm-rain", [*SHORT, "data.crop=12", plain])
+    wrong = recipes.read_recipe("gkm-rain", [*SHORT, "data.crop=12", plain])
     with pytest.raises(ConfigError, match="fixed point"):
         train(wrong, pictures, tmp_path, device="cpu")
 

@@ -20,7 +20,7 @@ NOISE = "data.train=[{kind: synthetic, clean: [{path: .}], degradation: {kind: n
 
 @pytest.mark.parametrize("name", recipes.names("train"))
 def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) -> None:
-    recipe = recipes.read(name)
+    recipe = recipes.read_recipe(name)
     assert recipe.name == name
     restorer = build_restorer(recipe)
     scheme = build_scheme(recipe, restorer, Machine())
@@ -29,13 +29,16 @@ def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) ->
 
 
 def test_a_change_reaches_into_lists_by_number() -> None:
-    shipped, changed = recipes.read("underwater"), recipes.read("underwater", ["data.train.1.weight=0.25"])
+    shipped, changed = (
+        recipes.read_recipe("underwater"),
+        recipes.read_recipe("underwater", ["data.train.1.weight=0.25"]),
+    )
     assert [source.weight for source in changed.data.train] == [shipped.data.train[0].weight, 0.25]
 
 
 @pytest.mark.parametrize("name", ["paper-a-rain100l", "paper-a-rain100h"])
 def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: str) -> None:
-    recipe = recipes.read(name)
+    recipe = recipes.read_recipe(name)
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 169_251
@@ -79,13 +82,13 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
 )
 def test_a_mistake_is_named_with_its_path_and_what_was_meant(change: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        recipes.read("derain", [change])
+        recipes.read_recipe("derain", [change])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_key_is_named_unless_a_misspelt_one_explains_it() -> None:
-    tree = yaml.safe_load(recipes.dump(recipes.read("derain")))
+    tree = yaml.safe_load(recipes.dump(recipes.read_recipe("derain")))
     del tree["steps"]
     with pytest.raises(ConfigError, match="steps is missing"):
         recipes.parse(tree)
@@ -94,7 +97,9 @@ def test_a_missing_key_is_named_unless_a_misspelt_one_explains_it() -> None:
 
 
 def test_changes_reach_nested_settings_and_numbers_may_be_written_without_a_point() -> None:
-    recipe = recipes.read("derain", ["optimizer.learning_rate=1e-4", "data.batch=4", "data.validation.light.every=7"])
+    recipe = recipes.read_recipe(
+        "derain", ["optimizer.learning_rate=1e-4", "data.batch=4", "data.validation.light.every=7"]
+    )
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.data.batch == 4
     assert recipe.data.validation["light"].every == 7
@@ -105,33 +110,33 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
-        recipes.read(path)
+        recipes.read_recipe(path)
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'derain'"):
-        recipes.read("derian")
+        recipes.read_recipe("derian")
     with pytest.raises(ConfigError, match="cannot read the recipe"):
-        recipes.read("nowhere.yaml")
+        recipes.read_recipe("nowhere.yaml")
 
 
 def test_settings_of_a_model_that_do_not_fit_together_are_an_error_of_the_recipe() -> None:
     with pytest.raises(ConfigError, match="model: expected as many widths as blocks, got 2 and 3"):
-        build_restorer(recipes.read("derain", ["model.net.widths=[8, 16]"]))
+        build_restorer(recipes.read_recipe("derain", ["model.net.widths=[8, 16]"]))
 
 
 def test_a_scheme_with_a_guide_needs_a_model_with_one() -> None:
-    recipe = recipes.read("derain", ["model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"])
+    recipe = recipes.read_recipe("derain", ["model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"])
     with pytest.raises(ConfigError, match=r"scheme.kind: 'guided' trains a guide, but model.kind is 'plain'"):
         build_scheme(recipe, build_restorer(recipe), Machine())
 
 
 def test_a_folder_belongs_to_one_recipe_but_may_go_on_longer(tmp_path: Path) -> None:
-    keep_recipe(recipes.read("derain"), tmp_path)
-    keep_recipe(recipes.read("derain", ["steps=14000"]), tmp_path)
-    assert recipes.read(tmp_path / "recipe.yaml").steps == 14000
+    keep_recipe(recipes.read_recipe("derain"), tmp_path)
+    keep_recipe(recipes.read_recipe("derain", ["steps=14000"]), tmp_path)
+    assert recipes.read_recipe(tmp_path / "recipe.yaml").steps == 14000
     with pytest.raises(ConfigError, match="another recipe \\(seed, data differ from"):
-        keep_recipe(recipes.read("derain", ["seed=1", "data.batch=4"]), tmp_path)
+        keep_recipe(recipes.read_recipe("derain", ["seed=1", "data.batch=4"]), tmp_path)
 
 
 def test_schedules_rise_fall_and_stay() -> None:

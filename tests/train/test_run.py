@@ -88,7 +88,7 @@ def recipe(**changes: Any) -> recipes.Recipe:
 
 def end_of(folder: Path) -> dict[str, Any]:
     """All that a run leaves to go on from, without the time it took."""
-    state = checkpoint.read(folder / "state.safetensors")
+    state = checkpoint.read_state(folder / "state.safetensors")
     del state["seconds"], state["cpu_seconds"]
     return dict(state)
 
@@ -126,7 +126,7 @@ def test_a_run_leaves_a_model_its_scores_its_log_and_pictures(pictures: Path, tm
     facts = train(recipe(validate_every=8), pictures, tmp_path, device="cpu")
     assert facts == json.loads((tmp_path / "result.json").read_text())
     assert set(facts["validation"]) == {"own/psnr", "own/ssim", "own/input_psnr", "own/input_ssim"}
-    spec, state = zoo.read(tmp_path / "model.safetensors")
+    spec, state = zoo.read_weights(tmp_path / "model.safetensors")
     average = end_of(tmp_path)["average"]
     assert spec == recipe().model
     assert list(state) == sorted(average)
@@ -136,7 +136,7 @@ def test_a_run_leaves_a_model_its_scores_its_log_and_pictures(pictures: Path, tm
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["0000008.png", "0000012.png"]
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert json.loads((tmp_path / "best.json").read_text())["steps"] in (8, 12)
-    assert recipes.read(tmp_path / "recipe.yaml") == recipe(validate_every=8)
+    assert recipes.read_recipe(tmp_path / "recipe.yaml") == recipe(validate_every=8)
 
 
 def test_the_model_that_validated_best_is_kept(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_ctrl_c_and_kill_leave_a_whole_state_from_which_the_same_command_goes_on
     _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Traceback" not in said
-    done = int(checkpoint.read(state)["done"])
+    done = int(checkpoint.read_state(state)["done"])
     assert done >= 1
 
     rest = recipe(steps=done + 2)
@@ -275,10 +275,10 @@ def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(picture
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    from twofold.data.batches import Batches, Share
+    from twofold.data.batches import Batches, Shard
 
     with pytest.raises(DataError, match="a batch of 5 cannot be shared by 2 processes"):
-        Batches(lambda generator: pytest.fail("not drawn"), 5, share=Share(0, 2))
+        Batches(lambda generator: pytest.fail("not drawn"), 5, share=Shard(0, 2))
 
 
 # What can be wrong with the folders a recipe names.

@@ -41,7 +41,7 @@ def usage() -> str:
     )
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code: 0 done, 1 something failed, 2 misused, 130 interrupted."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -22,14 +22,14 @@ def command(
     from twofold import demo
     from twofold.cli.train import Bar
 
-    shown = demo.run(output, print, scenes=demo.SCENES)
+    shown = demo.run_demo(output, print, scenes=demo.SCENES)
     if shown:
         print(f"\nLook at {output / 'index.html'} or {output / 'sheet.png'}.")
     if seconds:
         print(f"\nGuided training of a small network on the same photographs, about {seconds:g} s:")
         bar = Bar()
         try:
-            trained = demo.train(output, seconds=seconds, reports=[bar])
+            trained = demo.train_demo(output, seconds=seconds, reports=[bar])
         finally:
             bar.progress.stop()
         print(f"{trained.steps} steps in {trained.seconds:.0f} s; on the photographs:")

@@ -77,7 +77,7 @@ def command(
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
-    recipes.read(chosen.final)  # the one that the last line names: a slip should not show after an hour
+    recipes.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
     finished = (folder / "search.json").exists()
     bars: list[Live] = []

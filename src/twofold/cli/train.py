@@ -123,7 +123,7 @@ def _train_judge(
     folder = output or Path("runs") / chosen.name
     bar = Bar()
     try:
-        result = judge.train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+        result = judge.train_judge(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
     finally:
         bar.progress.stop()
     if as_json:

@@ -70,7 +70,7 @@ class PairCrops:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class SourceMixture:
     """Draws each sample from one of several sources, as often as its weight says.
 
     Raises: DataError where there is not one weight of 0 or more for each source, or all are 0.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, check_images
 
-Layout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
+NoiseLayout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
 """(generator, range of levels, (H, W)) → a map `(1, 1, H, W)` of levels."""
 
 FARTHER = 0.65
@@ -69,7 +69,7 @@ class GaussianNoise:
     """
 
     level: tuple[float, float] = (0.01, 0.05)
-    layout: Layout = uniform
+    layout: NoiseLayout = uniform
     quantise: bool = False
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class Guided(nn.Module):
 
     def context(self, observed: Tensor) -> Tensor | None:
         """`(B, K)`: the features for the guide, then those for the network; None where both are local."""
-        return joined(observed, self.guide, self.net)
+        return joint_context(observed, self.guide, self.net)
 
     def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance:
         """The guide's map `(B, 1, H, W)`; of the stage kind, the guide itself."""
@@ -120,7 +120,7 @@ class Plain(nn.Module):
 
     def context(self, observed: Tensor) -> Tensor | None:
         """`(B, K)`, or None for a network that is local."""
-        return joined(observed, self.net)
+        return joint_context(observed, self.net)
 
     def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
         """None: there is no guide."""
@@ -141,7 +141,7 @@ class Plain(nn.Module):
         return Restored(self.net(observed, **settings))
 
 
-def joined(observed: Tensor, *parts: Any) -> Tensor | None:
+def joint_context(observed: Tensor, *parts: Any) -> Tensor | None:
     """The contexts of those parts that have one, side by side `(B, K)`."""
     found = [part.context(observed) for part in parts if part.context_features]
     return torch.cat(found, 1) if found else None

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
-from twofold.data.batches import SECOND_STREAM, Batches, Share
+from twofold.data.batches import SECOND_STREAM, Batches, Shard
 from twofold.data.crops import CropCache, as_floats, read_all, read_bytes, read_pairs
 from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade import additive
 from twofold.degrade.blur import Blur
 from twofold.evaluate import Case
@@ -71,7 +71,7 @@ def _floats(picture: Tensor) -> Tensor:
     return as_floats([picture])
 
 
-def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *, channels: int) -> Source:
     """channels: 1 takes the luma of every picture."""
     if isinstance(settings, recipes.Synthetic):
         cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
@@ -116,13 +116,13 @@ def _twin(photograph: Path, folder: Path) -> Path:
     return twins[0]
 
 
-def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_mixture(sources: Sequence[recipes.SourceSpec], data: recipes.Data, root: Path, *, channels: int) -> Source:
     built = [build_source(source, data, root, channels=channels) for source in sources]
-    return Mixture(built, [source.weight for source in sources])
+    return SourceMixture(built, [source.weight for source in sources])
 
 
 def batches(
-    recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
+    recipe: recipes.Recipe, root: Path, device: torch.device, share: Shard
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
     """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
     own.
@@ -194,7 +194,7 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     return found
 
 
-def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
+def write_samples(path: Path, restorer: nn.Module, sample: Sample) -> None:
     """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
     observed = sample.observed[:4]
     restored = restorer(observed, kernel=None if sample.kernel is None else sample.kernel[:4])

@@ -20,7 +20,7 @@ from twofold.sheets import contact_sheet
 Traces = dict[str, list[float | None]]  # series by name; None before it was begun
 
 
-def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+def draw_weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
     """A heat map: a row for each task or seed, a column for each loss, its weight written in the cell."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     table = [[row.get(name, 0.0) for name in names] for row in rows.values()]

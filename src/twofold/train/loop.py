@@ -20,7 +20,7 @@ from twofold.files import write_text
 from twofold.train import checkpoint
 from twofold.train.schemes import Scheme, load_state, state_of
 
-Batches = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
+DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
 
 
 class Report(Protocol):
@@ -93,7 +93,7 @@ def clocks() -> Spent:
 
 def fit(
     scheme: Scheme,
-    batches: Batches,
+    batches: DrawsOfStep,
     *,
     until: int,
     run: Run,
@@ -178,7 +178,7 @@ def secure(scheme: Scheme, run: Run, average: Average | None, done: int, spent: 
     if run.main:
         kept = None if average is None else average.parameters
         state = {"done": done, **spent._asdict(), "scheme": state_of(scheme), "average": kept}
-        checkpoint.write(run.state, state)
+        checkpoint.write_state(run.state, state)
 
 
 def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spent]:
@@ -191,7 +191,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
             orphan.unlink(missing_ok=True)
     if not run.state.exists():
         return 0, Spent()
-    state: dict[str, Any] = checkpoint.read(run.state)
+    state: dict[str, Any] = checkpoint.read_state(run.state)
     try:
         load_state(scheme, state["scheme"])
         for name, value in (average.parameters if average is not None else {}).items():

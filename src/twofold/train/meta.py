@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from twofold.contracts import Sample
+from twofold.losses import Loss
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
 from twofold.solve.linear import metric_norm
 from twofold.solve.meta import Harmonic, Schedule, aggregated_step
 from twofold.solve.operators import Operator, metric_of
 from twofold.solve.params import State, subtract
-from twofold.train.schemes import Draw, Learner, Loss, Machine
+from twofold.train.schemes import Draw, Learner, Machine
 
 
 class Watched:

@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from twofold.contracts import ConfigError
-from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepper, Streaks, Water
+from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepperSettings, Streaks, Water
 from twofold.train.found import FoundLoss, embed
 from twofold.zoo import ModelSpec, Settings, nearest
 
@@ -54,7 +54,7 @@ class Harvested(Settings):
 
 
 DegradationSpec = Annotated[
-    Noise | SaltAndPepper | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
+    Noise | SaltAndPepperSettings | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
 ]
 
 
@@ -100,7 +100,7 @@ class Paired(Settings):
     weight: Rate = 1.0
 
 
-Source = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
+SourceSpec = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):
@@ -112,8 +112,8 @@ class Data(Settings):
     crop: Count = 112
     zoom: Range = [1.0, 1.0]
     batch: Count = 8
-    train: Annotated[list[Source], Field(min_length=1)]
-    guidance: Annotated[list[Source], Field(min_length=1)] | None = None
+    train: Annotated[list[SourceSpec], Field(min_length=1)]
+    guidance: Annotated[list[SourceSpec], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
     degraded: dict[str, Annotated[Synthetic | WithDepth, Field(discriminator="kind")]] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
@@ -253,7 +253,7 @@ def kind_of(tree: dict[str, Any]) -> str:
     return str(tree.get("kind", "train"))
 
 
-def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
+def read_recipe(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
     """A recipe of the package by name, or a YAML file, with changes such as `data.batch=4` applied.
 
     Raises: ConfigError with the dotted path of the first mistake and the nearest known key.

@@ -17,7 +17,7 @@ from torch import nn
 
 from twofold import losses, zoo
 from twofold.contracts import ConfigError
-from twofold.data.batches import Share
+from twofold.data.batches import Shard
 from twofold.files import replacing, write_text
 from twofold.nets.perceptual import (
     ALEXNET,
@@ -43,7 +43,7 @@ from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, vali
 from twofold.train.meta import MetaTraining
 
 
-def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> schemes.Loss:
+def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> losses.Loss:
     """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
     the data root when the loss is first called, and raise WeightsError where it is not there.
 
@@ -53,7 +53,7 @@ def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path =
         file = settings.file()
 
         @cache
-        def found(device: torch.device) -> schemes.Loss:
+        def found(device: torch.device) -> losses.Loss:
             return file.build(feature_networks(file.needs, root, device))
 
         return lambda restored, clean: found(restored.device)(restored, clean)
@@ -82,10 +82,10 @@ def feature_networks(needs: Sequence[str], root: Path, device: torch.device | st
     }
 
 
-def _term(name: recipes.LossName, root: Path) -> schemes.Loss:
+def _term(name: recipes.LossName, root: Path) -> losses.Loss:
     makers = {"perceptual_squeeze": perceptual_squeeze, "perceptual_vgg16": perceptual_vgg16}
     if name not in makers:
-        term: schemes.Loss = getattr(losses, name)
+        term: losses.Loss = getattr(losses, name)
         return term
 
     @cache
@@ -178,7 +178,7 @@ def build_scheme(
     return schemes.GuidedTraining(restorer, loss, theta, omega, machine, spec.steering, recipe.seed)
 
 
-def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.device, Share]:
+def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.device, Shard]:
     """How a step is computed, on which device, and which of the ranks of `accelerate launch` this process is.
 
     Raises: ConfigError where the package accelerate is not installed, or for a device that torch does not know.
@@ -195,7 +195,7 @@ def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.devi
         raise ConfigError(f"unknown device {device!r}: auto, cpu, cuda, cuda:1 …") from error
     half = partial(torch.autocast, place.type, torch.bfloat16, enabled=precision == "bf16")
     average = partial(reduce, reduction="mean") if ranks.num_processes > 1 else None
-    return schemes.Machine(half, average), place, Share(ranks.process_index, ranks.num_processes)
+    return schemes.Machine(half, average), place, Shard(ranks.process_index, ranks.num_processes)
 
 
 def train(
@@ -232,8 +232,8 @@ def train(
         nonlocal found
         found = {}
         if main:
-            zoo.save(folder / "model.safetensors", restorer, recipe.model)
-            material.sheet(folder / "samples" / f"{done:07d}.png", restorer, shown)
+            zoo.save_restorer(folder / "model.safetensors", restorer, recipe.model)
+            material.write_samples(folder / "samples" / f"{done:07d}.png", restorer, shown)
             found = material.scores(restorer, pairs, recipe)
             keep_best(folder, done, found)
         return found

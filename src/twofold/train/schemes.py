@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, TwofoldError
+from twofold.losses import Loss
 from twofold.restorers.guided import Guided
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Draw = Sequence[Sample]
 
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from twofold.contracts import ConfigError, DataError, Sample, TwofoldError
 from twofold.data.crops import CropCache
 from twofold.data.depth import HazyCrops
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.losses import Loss
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import clear_loss
 from twofold.search.genotype import derive, entropy
 from twofold.search.loss_space import LossSpace
-from twofold.search.supernet import architecture, mixtures_of, weights
+from twofold.search.supernet import architecture, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import Cost, Strategy, hypergradient
 from twofold.train.schemes import Draw, Learner, Machine
@@ -123,7 +123,7 @@ class Search:
 
     def omega(self) -> dict[str, nn.Parameter]:
         """The weights that are trained."""
-        return weights(self.restorer)
+        return network_weights(self.restorer)
 
     def _restored(self, network: Callable[[Tensor], Tensor], sample: Sample) -> Tensor:
         with self.machine.autocast():
@@ -180,7 +180,7 @@ class CollapseGuard:
         pass
 
 
-def halves(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
+def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
     """(training, validation): the same source on every other clean picture and on the rest, a split by picture.
 
     Pairs whose clean pictures hold the same bytes, such as one scene at several densities of haze, stay together, also
@@ -213,10 +213,10 @@ def _halves(source: Source, pictures: int, sides: dict[bytes, int]) -> tuple[Sou
                 depths = [source.depths[i] for i in chosen]
                 return replace(source, clean=_only(source.clean, chosen), depths=depths)
 
-        case Mixture():
+        case SourceMixture():
             share = -(-pictures // len(source.sources))
             parts = [_halves(inner, share, sides) for inner in source.sources]
-            return tuple(Mixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
+            return tuple(SourceMixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
         case _:
             raise DataError(f"a {type(source).__name__} cannot be split by picture; take pairs or clean pictures")
     return part(first), part(second)

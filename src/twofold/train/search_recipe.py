@@ -11,7 +11,7 @@ from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.train import recipe as recipes
 from twofold.train.damage import Amount
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, Source
+from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
 from twofold.zoo import Combination, PlainSpec, Settings
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
@@ -27,7 +27,7 @@ class Material(Settings):
     crop: Count = 64
     batch: Count = 2
     pictures: int = Field(default=0, ge=0)
-    train: Annotated[list[Source], Field(min_length=1)]
+    train: Annotated[list[SourceSpec], Field(min_length=1)]
 
     def drawn(self) -> recipes.Data:
         """The same as the data of a training recipe."""
