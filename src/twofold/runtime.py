@@ -193,14 +193,14 @@ def _fastest(
     for plan in candidates:
         # A candidate may fail in any way a kernel or a tracer can fail; then it is not one.
         with contextlib.suppress(Exception):
-            runner = runner(network, plan, inputs=len(given))
-            deviation = (runner(*given)[:, :compared] - expected).square().mean().sqrt()
+            compute = runner(network, plan, inputs=len(given))
+            deviation = (compute(*given)[:, :compared] - expected).square().mean().sqrt()
             if deviation <= _TOLERANCE:  # false for NaN
-                runners[plan] = runner
+                runners[plan] = compute
     seconds = dict.fromkeys(runners, float("inf"))
     for _ in range(rounds):  # in turns, so that what else the machine does meets all of them
-        for plan, runner in runners.items():
-            seconds[plan] = min(seconds[plan], _seconds(runner, given))
+        for plan, compute in runners.items():
+            seconds[plan] = min(seconds[plan], _seconds(compute, given))
     best = plain()
     for plan in runners:
         if seconds[plan] < _MARGIN * seconds[best]:
