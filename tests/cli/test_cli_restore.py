@@ -69,7 +69,8 @@ def test_a_kept_map_steers_the_next_run(restore: Callable[..., int], picture: Ma
     assert np.abs(first - again).max() <= 1
     assert restore(photo, "-o", tmp_path / "none.png", "--guidance", "0") == 0
     assert restore(photo, "-o", tmp_path / "zero.png", "--strength", "0") == 0
-    assert (tmp_path / "none.png").read_bytes() == (tmp_path / "zero.png").read_bytes()
+    unchanged = np.asarray(Image.open(photo).convert("RGB")).astype(int)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "zero.png").convert("RGB")), unchanged)
     assert (tmp_path / "none.png").read_bytes() != (tmp_path / "dry.png").read_bytes()
 
 
@@ -345,7 +346,7 @@ def test_a_model_without_a_map_takes_and_gives_none(
     plain_model: Path, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = picture("a.png")
-    for extra in (["--guidance-out", str(tmp_path / "m.png")], ["--guidance", "0.5"], ["--strength", "0.5"]):
+    for extra in (["--guidance-out", str(tmp_path / "m.png")], ["--guidance", "0.5"]):
         assert run_command_line(["restore", str(photo), "--model", str(plain_model), *extra]) == 1
         assert "no guidance map" in capsys.readouterr().err
     assert run_command_line(["restore", str(photo), "--model", str(plain_model)]) == 0

@@ -17,7 +17,6 @@ from twofold.cli.pictures import (
     Advance,
     Job,
     beside,
-    cache_folder,
     check_places,
     check_suffix,
     frames_of,
@@ -122,9 +121,9 @@ def command(
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
-    loaded = api.load(model, device=device, cache=cache_folder())
+    loaded = api.load(model, device=device)
     kind = loaded.kind
-    api.check_strength(strength, kind)
+    api.check_strength(strength)
     if kind is None and (maps or guidance is not None or noise_level is not None):
         raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
     if noise_level is not None and (kind is None or kind.name != "noise_level"):
