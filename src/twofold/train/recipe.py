@@ -100,7 +100,16 @@ class Paired(Settings):
     weight: Rate = 1.0
 
 
-SourceSpec = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
+class Taught(Settings):
+    """Real degraded photographs without truth; a classical restorer makes the target of each, on the whole image."""
+
+    kind: Literal["taught"] = "taught"
+    observed: Annotated[list[Folder], Field(min_length=1)]
+    teacher: Literal["underwater-stretch"]
+    weight: Rate = 1.0
+
+
+SourceSpec = Annotated[Taught | Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):
