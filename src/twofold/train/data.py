@@ -23,10 +23,9 @@ from twofold.degrade import additive
 from twofold.degrade.blur import Blur
 from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
+from twofold.settings import nearest
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
-from twofold.train.damage import pair
-from twofold.zoo import nearest
 
 
 def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
@@ -76,18 +75,18 @@ def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *
     if isinstance(settings, recipes.Synthetic):
         cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
-        return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
+        return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), data.zoom)
     if isinstance(settings, recipes.WithDepth):
         return hazy_crops(settings, data, root)
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
     guidance = additive.rain_region if settings.guidance == "rain_region" else None
-    return PairCrops(observed, clean, data.crop, guidance, pair(data.zoom))
+    return PairCrops(observed, clean, data.crop, guidance, data.zoom)
 
 
 def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
     photographs, depths = photographs_with_depth(settings, root)
-    haze, bend, veil = settings.haze.build(root), pair(settings.bend), pair(settings.veil)
-    return HazyCrops(CropCache(photographs), depths, haze, data.crop, bend, veil, pair(data.zoom))
+    haze, bend, veil = settings.haze.build(root), settings.bend, settings.veil
+    return HazyCrops(CropCache(photographs), depths, haze, data.crop, bend, veil, data.zoom)
 
 
 def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[list[Tensor], list[Tensor]]:
