@@ -10,7 +10,7 @@ import torch
 
 import twofold
 from tiny_models import untrained
-from twofold import zoo
+from twofold import specs
 from twofold.contracts import DEPTH, EXPOSURE, RAIN_REGION
 from twofold.fusion import fused
 from twofold.nets.context import GlobalContext, Modulation
@@ -83,18 +83,18 @@ def test_no_pixel_looks_further_than_the_halo(unshuffle: int) -> None:
 
 
 SPECS = {
-    "hadamard": zoo.GuidedSpec(
+    "hadamard": specs.GuidedSpec(
         guidance="depth",
-        guide=zoo.GuideSpec(unet=zoo.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
-        net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], unshuffle=2, context=5, output="hadamard"),
+        guide=specs.GuideSpec(unet=specs.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
+        net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], unshuffle=2, context=5, output="hadamard"),
     ),
-    "exposure": zoo.GuidedSpec(
+    "exposure": specs.GuidedSpec(
         guidance="exposure",
-        guide=zoo.GuideSpec(unet=zoo.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
-        net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5, output="exposure"),
+        guide=specs.GuideSpec(unet=specs.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
+        net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5, output="exposure"),
     ),
-    "plain": zoo.PlainSpec(net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5)),
-    "mixture": zoo.PlainSpec(net=zoo.MixtureSpec(features=4, widths=[4, 4], blocks=[1, 1], unshuffle=2)),
+    "plain": specs.PlainSpec(net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5)),
+    "mixture": specs.PlainSpec(net=specs.MixtureSpec(features=4, widths=[4, 4], blocks=[1, 1], unshuffle=2)),
 }
 
 
@@ -102,7 +102,7 @@ SPECS = {
 @pytest.mark.parametrize("given", [False, True])
 def test_tiles_of_a_network_with_context_equal_the_whole(name: str, given: bool, tmp_path: Path) -> None:
     spec = SPECS[name]
-    if given and isinstance(spec, zoo.PlainSpec):
+    if given and isinstance(spec, specs.PlainSpec):
         pytest.skip("takes no guidance")
     model = twofold.load(untrained(spec, tmp_path / "model.safetensors"), precision="exact")
     observed = image(70, 93)
