@@ -73,7 +73,7 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         ("average=1.0", "average: input should be less than 1"),
         ("optimizer.learning_rate=-0.1", "optimizer.learning_rate: input should be greater than 0"),
         ("loss={}", "loss: "),
-        (NOISE % "level: [5, 10]", "data.train.0.degradation.level: expected 0 <= low <= high <= 1"),
+        (NOISE % "level: [5, 10]", "data.train.0.degradation: level is on the [0, 1] scale, got (5.0, 10.0)"),
         ("data.train=[]", "data.train: list should have at least 1 item"),
         ("data.train.7.weight=2", "has no item '7'; items count from 0"),
         ("data.train.first.weight=2", "has no item 'first'"),
