@@ -61,7 +61,7 @@ def _dpi(value: Any) -> tuple[float, float] | None:
 
 
 def _is_text(key: str, value: str) -> bool:
-    """Whether a PNG file can hold it; not the EXIF and XMP that some programs store as text, which are kept elsewhere."""
+    """Whether PNG can hold it; not the EXIF and XMP that some programs store as text, which are kept elsewhere."""
     keyword = 0 < len(key) < 80 and key.isprintable() and key.isascii() and key == key.strip()
     other = key == _XMP_KEYWORD or key.startswith("Raw profile type")
     return keyword and not other and len(value) <= _LARGEST and "\0" not in value
