@@ -106,9 +106,9 @@ def test_strength_scales_the_map_that_is_used_and_returned(model: api.Model) -> 
 def test_a_new_strength_is_neither_measured_nor_kept(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def choose(*_: object, **__: object) -> runtime.Recipe:
+    def choose(*_: object, **__: object) -> runtime.ExecutionPlan:
         asked.append(1)
-        return runtime.Recipe(channels_last=True, bfloat16=True, fused=True)
+        return runtime.ExecutionPlan(channels_last=True, bfloat16=True, fused=True)
 
     monkeypatch.setattr(runtime, "choose", choose)
     model, exact = twofold.load(guided_model), twofold.load(guided_model, fast=False)

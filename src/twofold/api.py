@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
-from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Restored, TwofoldError
+from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, TwofoldError
 from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
-from twofold.images import Picture, Source
+from twofold.images import ImageLike, Picture
 from twofold.nets.guide import is_drawn
 from twofold.restorers.blind import KernelEstimate, KernelSearch
 
 Tile: TypeAlias = int | Literal["auto"] | None
-Guidance: TypeAlias = "Source | float"
+Guidance: TypeAlias = "ImageLike | float"
 Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Model:
 
     def __call__(
         self,
-        image: Source,
+        image: ImageLike,
         *,
         kernel: Kernel | None = None,
         guidance: Guidance | None = None,
@@ -142,10 +141,10 @@ class Model:
             example += [torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device)] * kernel
             example += [torch.rand(1, 1, 128, 128, device=self.device)] * given
             inputs = tuple(example)
-            recipe = runtime.plain()
+            plan = runtime.plain()
             if self.fast:
-                recipe = runtime.choose(network, inputs, cache=self.cache, compared=self.channels)
-            run = runtime.run(network, recipe, inputs=len(inputs))
+                plan = runtime.choose(network, inputs, cache=self.cache, compared=self.channels)
+            run = runtime.runner(network, plan, inputs=len(inputs))
             self._ways[kernel, given] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
         return self._ways[kernel, given]
 
@@ -194,14 +193,14 @@ class _SideBySide(nn.Module):
     def forward(self, observed: Tensor, strength: Tensor, given: Tensor | None = None) -> Tensor:
         return self.both(observed, strength, None, given)
 
-    def both(self, observed: Tensor, strength: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
+    def both(self, observed: Tensor, strength: Tensor, kernel: Tensor | None, given: Tensor | None) -> Tensor:
         if self.kind is None:
-            image: Tensor = self.restorer(observed, known=known).image
+            image: Tensor = self.restorer(observed, kernel=kernel).image
             return image
         guidance: Any = self.restorer.guide if given is None else given
         if given is None and not guidance.stage:
             guidance = self.drawn(observed)
-        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), known=known)
+        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), kernel=kernel)
         return torch.cat([restored.image, restored.guidance], 1)
 
     def drawn(self, observed: Tensor) -> Tensor:
@@ -214,9 +213,9 @@ class _Deblurring(_SideBySide):
     """The same, told the kernel."""
 
     def forward(  # type: ignore[override]
-        self, observed: Tensor, strength: Tensor, known: Tensor, given: Tensor | None = None
+        self, observed: Tensor, strength: Tensor, kernel: Tensor, given: Tensor | None = None
     ) -> Tensor:
-        return self.both(observed, strength, known, given)
+        return self.both(observed, strength, kernel, given)
 
     def drawn(self, observed: Tensor) -> Tensor:
         """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""
@@ -276,7 +275,7 @@ def load(
     device that is not there.
     """
     place = _device(device)
-    return Model(str(name_or_path), zoo.load(name_or_path, device=place), place, fast, cache)
+    return Model(str(name_or_path), zoo.load_restorer(name_or_path, device=place), place, fast, cache)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -290,7 +289,7 @@ def _device(name: torch.device | str) -> torch.device:
 
 
 def restore(
-    image: Source,
+    image: ImageLike,
     model: str | Path | Model,
     *,
     kernel: Kernel | None = None,

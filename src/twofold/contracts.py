@@ -5,6 +5,7 @@ Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class TwofoldError(Exception):
-    """Anything a user can mend. The message is one line: what was wrong, what was seen, what to do."""
+    """Anything a user can fix. The message is one line: what was wrong, what was seen, what to do."""
 
 
 class ImageError(TwofoldError, ValueError):
@@ -87,14 +88,14 @@ class Sample(NamedTuple):
     """One batch of training material.
 
     clean: `(B, C, H, W)` in [0, 1]. observed: the same, but noise that is not quantised may leave [0, 1]. guidance:
-    `(B, G, H, W)`, the hidden cause, or None where nobody knows it. known: what is told along with the picture and is
-    not learned (blur kernels `(B, 1, h, w)`), or None.
+    `(B, G, H, W)`, the hidden cause, or None where it is unknown. kernel: of the blur, `(B, 1, h, w)`, or None without
+    blur.
     """
 
     clean: Tensor
     observed: Tensor
     guidance: Tensor | None = None
-    known: Tensor | None = None
+    kernel: Tensor | None = None
 
 
 class Restored(NamedTuple):
@@ -105,16 +106,20 @@ class Restored(NamedTuple):
     report: Any = None
 
 
+Progress = Callable[[int, int], None]
+"""What long work calls after each part: (parts done, parts in all)."""
+
+
 class Restorer(Protocol):
     """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
 
     def __call__(
-        self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None
+        self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None
     ) -> Restored: ...
 
 
 class Degradation(Protocol):
-    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the damage."""
+    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the degradation."""
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample: ...
 
@@ -145,5 +150,5 @@ read files with twofold.images.read
     if images.numel() == 0:
         raise ImageError(f"{name}: has no pixels, its shape is {shape}")
     if not torch.isfinite(images).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; mend or mask them before restoring")
+        raise ImageError(f"{name}: holds NaN or infinite values; fix or mask them before restoring")
     return images

@@ -33,13 +33,13 @@ from twofold.fusion import fused
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
 _TOLERANCE = 2e-3
-"""Root mean square deviation from plain float32, half a grey level, that a recipe may show on the example."""
+"""Root mean square deviation from plain float32, half a grey level, that a plan may show on the example."""
 _MARGIN = 0.95
-"""Share of a simpler recipe's time that a less simple one has to reach, so that noise does not choose."""
+"""Share of a simpler plan's time that a less simple one has to reach, so that noise does not choose."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExecutionPlan:
     """How a network is run. The defaults are plain float32 as the network was written.
 
     channels_last: a pixel's channels lie side by side in memory. bfloat16: convolutions round to 8 bits of mantissa and
@@ -53,16 +53,16 @@ class Recipe:
     compiled: bool = False
 
 
-def plain() -> Recipe:
+def plain() -> ExecutionPlan:
     """Float32, as the network was written."""
-    return Recipe()
+    return ExecutionPlan()
 
 
 CANDIDATES = (
-    Recipe(channels_last=True),
-    Recipe(channels_last=True, fused=True),
-    Recipe(channels_last=True, bfloat16=True),
-    Recipe(channels_last=True, bfloat16=True, fused=True),
+    ExecutionPlan(channels_last=True),
+    ExecutionPlan(channels_last=True, fused=True),
+    ExecutionPlan(channels_last=True, bfloat16=True),
+    ExecutionPlan(channels_last=True, bfloat16=True, fused=True),
 )
 """What `choose` tries beside plain float32. Compiling is not among them: its minute is rarely earned back."""
 
@@ -87,23 +87,23 @@ def flush_denormals_(module: nn.Module) -> int:
     return count
 
 
-def run(network: nn.Module, recipe: Recipe, *, inputs: int = 1) -> Callable[..., Tensor]:
-    """A function that computes what `network` does for `inputs` tensors, by `recipe`, without gradients.
+def runner(network: nn.Module, plan: ExecutionPlan, *, inputs: int = 1) -> Callable[..., Tensor]:
+    """A function that computes what `network` does for `inputs` tensors, by `plan`, without gradients.
 
     The network is not changed: its weights are copied where another form of them is needed. The result is float32.
     """
-    if recipe == plain():
+    if plan == plain():
         return torch.inference_mode()(network)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     own: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
-    if recipe.fused:
-        own = fused(own, dtype=torch.bfloat16 if recipe.bfloat16 else torch.float32, inputs=inputs)
+    if plan.fused:
+        own = fused(own, dtype=torch.bfloat16 if plan.bfloat16 else torch.float32, inputs=inputs)
     own = own.to(memory_format=layout)  # type: ignore[call-overload]
-    call = torch.compile(own) if recipe.compiled else own
+    call = torch.compile(own) if plan.compiled else own
 
     def compute(*given: Tensor) -> Tensor:
         arranged = [x.contiguous(memory_format=layout) for x in given]
-        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=plan.bfloat16):
             result: Tensor = call(*arranged)
         return result.float()
 
@@ -115,15 +115,15 @@ def choose(
     example: Tensor | tuple[Tensor, ...],
     *,
     cache: Path | None = None,
-    candidates: Iterable[Recipe] = CANDIDATES,
+    candidates: Iterable[ExecutionPlan] = CANDIDATES,
     compared: int | None = None,
     rounds: int = 3,
-) -> Recipe:
+) -> ExecutionPlan:
     """The fastest of `candidates` and plain float32 for `network` on this machine.
 
     example: the input, or inputs, `(B, C, H, W)`, of a usual size; 128 × 128 pixels are enough, and take seconds.
     cache: a folder where answers are kept, one for each version of torch, processor, number of threads, network and
-    size. A recipe is passed over if it fails, deviates from plain float32 by half a grey level (root mean square), or
+    size. A plan is passed over if it fails, deviates from plain float32 by half a grey level (root mean square), or
     gains less than a twentieth. compared: how many channels of the result are held to that, those of the picture when
     a map follows them; None for all.
     """
@@ -132,10 +132,10 @@ def choose(
     known = _load(cache)
     if key in known:
         with contextlib.suppress(TypeError):  # written by another version, with other fields
-            return Recipe(**known[key])
-    recipe = _fastest(network, given, candidates, compared, rounds)
-    _save(cache, {**known, key: asdict(recipe)})
-    return recipe
+            return ExecutionPlan(**known[key])
+    plan = _fastest(network, given, candidates, compared, rounds)
+    _save(cache, {**known, key: asdict(plan)})
+    return plan
 
 
 def peak_bytes(runner: Callable[..., Tensor], given: Tensor | tuple[Tensor, ...]) -> int:
@@ -182,25 +182,29 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _fastest(
-    network: nn.Module, given: tuple[Tensor, ...], candidates: Iterable[Recipe], compared: int | None, rounds: int
-) -> Recipe:
-    runners = {plain(): run(network, plain())}
+    network: nn.Module,
+    given: tuple[Tensor, ...],
+    candidates: Iterable[ExecutionPlan],
+    compared: int | None,
+    rounds: int,
+) -> ExecutionPlan:
+    runners = {plain(): runner(network, plain())}
     expected = runners[plain()](*given)[:, :compared].float()
-    for recipe in candidates:
+    for plan in candidates:
         # A candidate may fail in any way a kernel or a tracer can fail; then it is not one.
         with contextlib.suppress(Exception):
-            runner = run(network, recipe, inputs=len(given))
+            runner = runner(network, plan, inputs=len(given))
             deviation = (runner(*given)[:, :compared] - expected).square().mean().sqrt()
             if deviation <= _TOLERANCE:  # false for NaN
-                runners[recipe] = runner
+                runners[plan] = runner
     seconds = dict.fromkeys(runners, float("inf"))
     for _ in range(rounds):  # in turns, so that what else the machine does meets all of them
-        for recipe, runner in runners.items():
-            seconds[recipe] = min(seconds[recipe], _seconds(runner, given))
+        for plan, runner in runners.items():
+            seconds[plan] = min(seconds[plan], _seconds(runner, given))
     best = plain()
-    for recipe in runners:
-        if seconds[recipe] < _MARGIN * seconds[best]:
-            best = recipe
+    for plan in runners:
+        if seconds[plan] < _MARGIN * seconds[best]:
+            best = plan
     return best
 
 
@@ -234,7 +238,7 @@ def processor() -> str:
 def _load(cache: Path | None) -> dict[str, Any]:
     if cache is not None:
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads((cache / "recipes.json").read_text())
+            known = json.loads((cache / "plans.json").read_text())
             return known if isinstance(known, dict) else {}
     return {}
 
@@ -243,4 +247,4 @@ def _save(cache: Path | None, known: dict[str, Any]) -> None:
     if cache is None:
         return
     with contextlib.suppress(TwofoldError):  # a cache that cannot be kept costs a second next time, no more
-        write_text(cache / "recipes.json", json.dumps(known, indent=1))
+        write_text(cache / "plans.json", json.dumps(known, indent=1))

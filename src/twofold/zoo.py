@@ -33,12 +33,12 @@ from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
 from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
-from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding, cosines
+from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.runtime import flush_denormals_
 from twofold.search.genotype import Genotype
 from twofold.solve.solvers import KrasnoselskiiMann
 
-KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
+GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
 
 
 class Settings(BaseModel):
@@ -156,7 +156,9 @@ class GuidedSpec(Settings):
     net: NetSpec
 
     def build(self) -> Guided:
-        guide = Guide(KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage)
+        guide = Guide(
+            GUIDANCE_KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage
+        )
         return Guided(guide, self.net.build(self.channels, 1))
 
 
@@ -201,41 +203,41 @@ class NonExpansiveSpec(Settings):
 CertifiedSpec = Annotated[RidgeSpec | NonExpansiveSpec, Field(discriminator="kind")]
 
 
-def _picard(steps: int) -> KrasnoselskiiMann:
-    return KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=1e-4)
+def _picard(iterations: int) -> KrasnoselskiiMann:
+    return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
 
 
 class FixedDeconvolutionSpec(Settings):
-    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. steps: at
-    most, when restoring.
+    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
+    at most, when restoring.
     """
 
     kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
     channels: Literal[1] = 1
     denoiser: CertifiedSpec = RidgeSpec(layers=2)
     penalty: float = 0.03
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> Deconvolution:
         restorer = Deconvolution(self.denoiser.build(self.channels), penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
 class RainLayersSpec(Settings):
-    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, steps: as above."""
+    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
 
     kind: Literal["rain_layers"] = "rain_layers"
     channels: Literal[3] = 3
     picture: CertifiedSpec = RidgeSpec()
     rain: CertifiedSpec = RidgeSpec(size=7, keep_mean=False)
     penalty: float = 0.3
-    steps: int = 24
+    iterations: int = 24
 
     def build(self) -> RainLayers:
         layers = self.picture.build(self.channels), self.rain.build(self.channels)
         restorer = RainLayers(*layers, penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
@@ -249,12 +251,12 @@ class PatchCodingSpec(Settings):
     side: int = 16
     frequencies: int = 22
     weight: float = 0.8
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> PatchCoding:
-        model = Model(cosines(self.side, self.frequencies), self.weight)
+        model = SparseModel(cosines(self.side, self.frequencies), self.weight)
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
@@ -305,7 +307,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False) -> str:
+def save_restorer(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False) -> str:
     """Writes the weights with their specification in the header, atomically; returns the SHA-256 of the file.
 
     half: store 16-bit floats (half the size; a value moves by less than 0.05 %).
@@ -321,7 +323,7 @@ def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
+def read_weights(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
     try:
         mode = path.stat().st_mode
@@ -347,7 +349,7 @@ def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}); fetch or train it again") from error
     if "twofold_model" not in metadata:
-        raise WeightsError(f"{path} does not say which model it is; save it with twofold.zoo.save")
+        raise WeightsError(f"{path} does not say which model it is; save it with twofold.zoo.save_restorer")
     try:
         spec = _MODEL.validate_json(metadata["twofold_model"])
     except ValidationError as error:
@@ -357,7 +359,7 @@ def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     return spec, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
-def load(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
+def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
     """A restorer in evaluation mode, by the name of a shipped model or the path of a weights file.
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
@@ -370,9 +372,9 @@ def load(name_or_path: str | Path, *, device: torch.device | str | None = None) 
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
                 raise WeightsError(f"the weights of {card.name!r} are not those of its card; install twofold again")
-            spec, state = read(file)
+            spec, state = read_weights(file)
     elif path.suffix or _may_be_there(path):
-        spec, state = read(path)
+        spec, state = read_weights(path)
     else:
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:

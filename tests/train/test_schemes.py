@@ -55,8 +55,8 @@ def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def psnr_after(scheme: Scheme, draws: tuple[list[Sample], ...], turns: int) -> float:
-    for _ in range(turns):
+def psnr_after(scheme: Scheme, draws: tuple[list[Sample], ...], steps: int) -> float:
+    for _ in range(steps):
         scheme.step(*draws)
     sample = draws[-1][0]
     with torch.no_grad():
@@ -91,9 +91,9 @@ def test_guided_training_cuts_the_restoration_loss_off_the_guide() -> None:
     together, alone = guided(), guided()
     scheme = GuidedTraining(together, l1, learner(together.guide), learner(together.net))
     only_guide = learner(alone.guide)
-    for turn in range(5):
-        scheme.step([rainy(turn)], [rainy(100 + turn)])
-        sample = rainy(turn)
+    for step in range(5):
+        scheme.step([rainy(step)], [rainy(100 + step)])
+        sample = rainy(step)
         assert sample.guidance is not None
         only_guide.descend(l2(alone.guide(sample.observed), sample.guidance))
     assert same(values(together.guide), values(alone.guide))
@@ -122,7 +122,7 @@ def test_a_stage_guide_depends_on_the_reconstruction() -> None:
     assert not same(values(first.guide), values(second.guide))
 
 
-def test_the_halves_of_a_turn_train_only_their_own_parameters() -> None:
+def test_the_halves_of_a_step_train_only_their_own_parameters() -> None:
     restorer = guided()
     scheme = GuidedTraining(restorer, l1, learner(restorer.guide), learner(restorer.net))
     theta, omega = values(restorer.guide), values(restorer.net)
@@ -138,8 +138,8 @@ def test_the_halves_of_a_turn_train_only_their_own_parameters() -> None:
 def test_the_frozen_control_trains_the_guide_first_and_then_never() -> None:
     restorer = guided()
     scheme = Frozen(restorer, l1, learner(restorer.guide), learner(restorer.net), pretraining=2)
-    for turn in range(2):
-        assert set(scheme.step([rainy(turn)], [rainy(turn)])) == {"guidance"}
+    for step in range(2):
+        assert set(scheme.step([rainy(step)], [rainy(step)])) == {"guidance"}
     theta = values(restorer.guide)
     assert set(scheme.step([rainy(3)], [rainy(3)])) == {"restoration"}
     assert same(theta, values(restorer.guide))

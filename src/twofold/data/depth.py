@@ -105,6 +105,6 @@ class HazyCrops:
     def __call__(self, generator: torch.Generator) -> Sample:
         choice = plan(generator)
         clean = as_floats([self.clean.crop(self.size, choice)])
-        depth = CropCache(self.depths, self.clean.turns).crop(self.size, choice)[None]
+        depth = CropCache(self.depths, self.clean.rotate).crop(self.size, choice)[None]
         bend, veil = uniform_between(generator, *self.bend), uniform_between(generator, *self.veil)
         return self.haze(clean, generator, depth=veil + (1 - veil) * depth**bend)

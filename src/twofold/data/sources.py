@@ -16,7 +16,7 @@ Source = Callable[[torch.Generator], Sample]
 
 @dataclass(frozen=True)
 class SyntheticCrops:
-    """A clean crop, spoilt anew at every draw. margin: extra pixels for degradations that return less than they are
+    """A clean crop, degraded anew at every draw. margin: extra pixels for degradations that return less than they are
     given.
     """
 
@@ -51,8 +51,8 @@ class PairCrops:
         for number, (observed, clean) in enumerate(zip(*sides, strict=True)):
             if observed != clean:
                 raise DataError(f"pair {number}: observed is {observed} and clean is {clean}; crop them to one size")
-        if self.observed.turns != self.clean.turns:
-            raise DataError("pairs: one side would be turned and the other not; give both caches the same turns")
+        if self.observed.rotate != self.clean.rotate:
+            raise DataError("pairs: one side would be rotated and the other not; give both caches the same `rotate`")
 
     def __call__(self, generator: torch.Generator) -> Sample:
         choice = plan(generator)
@@ -61,7 +61,7 @@ class PairCrops:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class SourceMixture:
     """Draws each sample from one of several sources, as often as its weight says.
 
     Raises: DataError where there is not one weight of 0 or more for each source, or all are 0.

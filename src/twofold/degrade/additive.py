@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, check_images
 
-Layout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
+NoiseLayout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
 """(generator, range of levels, (H, W)) → a map `(1, 1, H, W)` of levels."""
 
 FARTHER = 0.65
@@ -69,7 +69,7 @@ class GaussianNoise:
     """
 
     level: tuple[float, float] = (0.01, 0.05)
-    layout: Layout = uniform
+    layout: NoiseLayout = uniform
     quantise: bool = False
 
     def __post_init__(self) -> None:
@@ -269,14 +269,14 @@ class HarvestedRain:
         return streaks
 
     def _placed(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        which, top, left, mirror, turn, scale, strength = torch.rand(7, generator=generator).tolist()
+        which, top, left, mirror, flip, scale, strength = torch.rand(7, generator=generator).tolist()
         layer = self.layers[int(which * len(self.layers))]
         scale = self.scale[0] + scale * (self.scale[1] - self.scale[0])
         strength = self.strength[0] + strength * (self.strength[1] - self.strength[0])
         scale = max(scale, height / layer.shape[1], width / layer.shape[2])  # mirrored at its end, rain would bend
         h, w = (max(1, round(side / scale)) for side in (height, width))
         part = _window(_window(layer, h, top, 1), w, left, 2)
-        axes = [axis for axis, choice in ((2, mirror), (1, turn)) if choice < 0.5]
+        axes = [axis for axis, choice in ((2, mirror), (1, flip)) if choice < 0.5]
         part = (part.flip(axes) if axes else part)[None].float()
         gain: float = strength / 255
         return gain * F.interpolate(part, size=(height, width), mode="bilinear")

@@ -4,7 +4,7 @@ JPEG, PNG, WebP, TIFF and BMP; 8 and 16 bits; grey, colour, alpha. GIF, AVIF and
 """
 
 from twofold.images.formats import READABLE, SUFFIXES, UNREADABLE
-from twofold.images.kinds import Source, from_any, to_kind_of
+from twofold.images.kinds import ImageLike, from_any, to_kind_of
 from twofold.images.metadata import Metadata
 from twofold.images.picture import Picture
 from twofold.images.reading import LARGEST, decoded, find, read
@@ -15,9 +15,9 @@ __all__ = [
     "READABLE",
     "SUFFIXES",
     "UNREADABLE",
+    "ImageLike",
     "Metadata",
     "Picture",
-    "Source",
     "decoded",
     "encoded",
     "find",

@@ -18,7 +18,7 @@ from twofold.contracts import ImageError, TwofoldError
 from twofold.files import replacing
 from twofold.images.formats import SUFFIXES
 from twofold.images.metadata import PNG_MAGIC, XMP_TAG, Metadata, is_srgb, png_chunk, png_chunks, whole_dpi
-from twofold.images.picture import DECODING_ERRORS, ICC_TAG, Picture, descriptive, quantised, quietly
+from twofold.images.picture import DECODING_ERRORS, ICC_TAG, Picture, descriptive, integer_samples, quietly
 
 
 def write(path: str | os.PathLike[str], picture: Picture, *, quality: int | None = None) -> None:
@@ -48,7 +48,7 @@ def encoded(picture: Picture, suffix: str, *, quality: int | None = None) -> byt
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"quality goes from 1 to 100, got {quality}")
     bits = picture.bits if suffix in (".png", ".tif", ".tiff") else 8
-    samples = quantised(picture, bits, alpha=suffix not in _WITHOUT_ALPHA)
+    samples = integer_samples(picture, bits, alpha=suffix not in _WITHOUT_ALPHA)
     profile = picture.profile if _profile_fits(picture) else b""
     if suffix in (".tif", ".tiff"):
         return _tiff(samples, picture.exif, profile, picture.metadata)

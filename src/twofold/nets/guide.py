@@ -1,4 +1,4 @@
-"""The proxy network of hyper-guidance: it looks at the spoilt picture and draws the map that steers the restoration.
+"""The proxy network of hyper-guidance: it looks at the degraded picture and draws the map that steers the restoration.
 
 Gao et al. 2022, §3.2 and Fig. 1: four 3×3 convolutions, ReLU between them. The width is not printed; 32 is that of the
 noise estimator the paper cites.

@@ -85,7 +85,7 @@ class Divide:
             return (F.relu(u).to(wide) / self.divisor(v.to(wide))).to(u.dtype)
 
 
-def subtract(u: Tensor, v: Tensor) -> Tensor:
+def subtract_branches(u: Tensor, v: Tensor) -> Tensor:
     """ReLU(u) − ReLU(v): the ablation that has both branches but no division."""
     return F.relu(u) - F.relu(v)
 
@@ -94,7 +94,7 @@ COMBINATIONS: dict[str, Combine | None] = {  # their names in recipes and model 
     "divide": Divide(),
     "divide-sigmoid": Divide(sigmoid_divisor),
     "divide-softplus": Divide(softplus_divisor),
-    "subtract": subtract,
+    "subtract": subtract_branches,
     "none": None,
 }
 

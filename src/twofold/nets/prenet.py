@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from twofold.nets.guide import is_drawn
 
-Guidance = Tensor | Callable[[Tensor, Tensor], Tensor]
+GuidanceOrGuide = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class PReNet(nn.Module):
@@ -43,7 +43,7 @@ class PReNet(nn.Module):
     def halo(self) -> int:
         return 13 * self.recurrences  # head, gates, ten block convolutions, tail
 
-    def forward(self, observed: Tensor, guidance: Guidance | None = None) -> Tensor:
+    def forward(self, observed: Tensor, guidance: GuidanceOrGuide | None = None) -> Tensor:
         blocks: Any = self.blocks
         current = observed
         memory = hidden = None

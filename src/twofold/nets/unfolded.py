@@ -96,20 +96,22 @@ class UnfoldedDeconvolution(nn.Module):
         self,
         observed: Tensor,
         guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
-        known: Tensor | None = None,
+        kernel: Tensor | None = None,
     ) -> Tensor:
-        if known is None:
-            raise ImageError("known: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
+        if kernel is None:
+            raise ImageError(
+                "kernel: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it"
+            )
         if (guidance is None) == self.guided:
             raise ImageError(
                 "guidance: this network needs a noise map (B, 1, H, W), got none"
                 if self.guided
                 else "guidance: this network was built without a noise map (guided=False), got one"
             )
-        observed, known = full_precision(observed), full_precision(known)
-        extended = image = self.border.extend(observed, known)
+        observed, kernel = full_precision(observed), full_precision(kernel)
+        extended = image = self.border.extend(observed, kernel)
         rows, columns = margin(extended, observed)
-        otf = psf2otf(known, (extended.shape[-2], extended.shape[-1]))
+        otf = psf2otf(kernel, (extended.shape[-2], extended.shape[-1]))
         estimate = observed
         for stage in range(self.stages):
             noise = guidance(observed, estimate) if is_drawn(guidance) else guidance

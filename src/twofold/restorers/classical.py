@@ -1,7 +1,7 @@
 """Restorers without weights: the honest baselines a trained model has to beat, and what to use where none was trained.
 
-Deblurring takes the kernel as `known` and the noise level as `guidance`; a level that is not given is estimated from
-the picture and returned. Everything works on batches, grey or colour, channel by channel unless said otherwise.
+Deblurring takes the blur kernel as `kernel` and the noise level as `guidance`; a level that is not given is estimated
+from the picture and returned. Everything works on batches, grey or colour, channel by channel unless said otherwise.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Wiener:
     """The best linear filter for pictures whose power falls as 1 / frequency², which those of the world about do.
 
     The scale of that spectrum is chosen so that the blurred model has the energy of the observed picture minus that
-    of the noise. `observed (B, C, H, W)`, `known` kernels → image; guidance: noise level `(B, 1, H, W)`, of which the
-    mean power counts.
+    of the noise. `observed (B, C, H, W)`, kernel `(B, 1, h, w)` → image; guidance: noise level `(B, 1, H, W)`, of
+    which the mean power counts.
     """
 
     border: Border = field(default_factory=EdgeTaper)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, known)
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
+        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
         extended = self.border.extend(observed, kernel)
         height, width = extended.shape[-2], extended.shape[-1]
         otf = psf2otf(kernel, (height, width))
@@ -91,10 +91,10 @@ class RichardsonLucy:
 
     steps: int = 20
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         if guidance is not None:
             raise ImageError("guidance: Richardson-Lucy has no use for a noise level; choose Wiener or HyperLaplacian")
-        observed, kernel, _, _ = deblurring(observed, None, known)
+        observed, kernel, _, _ = deblurring(observed, None, kernel)
         extended = EdgeTaper().extend(observed, kernel)
         kernels = kernel.expand(len(observed), -1, -1, -1)
 
@@ -128,8 +128,8 @@ class HyperLaplacian:
     weight: float = 4.3
     border: Border = field(default_factory=BoundaryAdjustment)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, known)
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
+        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
         extended = image = self.border.extend(observed, kernel)
         otf = psf2otf(kernel, (image.shape[-2], image.shape[-1]))
         fidelity = self.weight / variance ** (2 / 3)
@@ -189,7 +189,7 @@ class DarkChannel:
     radius: int = 60
     smooth: float = 1e-3
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
         airlight = self._airlight(observed)
         if guidance is None:
@@ -223,7 +223,7 @@ class Gamma:
     exponent: float | None = None
     target: float = 0.45
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         if self.exponent is not None:
             return Restored(observed**self.exponent)
@@ -244,7 +244,7 @@ class Clahe:
 
     limit: float = 0.01
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
 
         def equalise(array: np.ndarray) -> np.ndarray:
@@ -261,7 +261,7 @@ class GreyWorld:
     with it the
     colour of a picture that has one."""
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         observed = full_precision(check_images(observed))
         means = observed.mean((2, 3), keepdim=True)
         return Restored(observed * (means.mean(1, keepdim=True) / means.clamp_min(1e-4)))
@@ -277,7 +277,7 @@ class MultiScaleRetinex:
 
     scales: tuple[float, ...] = (15.0, 80.0, 250.0)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         brightness = observed.mean(1, keepdim=True) + 1 / 255
         relative = sum(torch.log(brightness / wide_blur(brightness, scale)) for scale in self.scales)
@@ -306,13 +306,13 @@ def wide_blur(images: Tensor, deviation: float) -> Tensor:
 
 
 def deblurring(
-    observed: Tensor, guidance: Tensor | None, known: Tensor | None
+    observed: Tensor, guidance: Tensor | None, kernel: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Checked observed and kernel, noise level as a map `(B, 1, H, W)`, its mean power `(B, 1, 1, 1)`."""
     observed = full_precision(check_images(observed))
-    if known is None:
-        raise ImageError("known: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
-    kernel = check_kernel(known, (observed.shape[-2], observed.shape[-1])).to(observed)
+    if kernel is None:
+        raise ImageError("kernel: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
+    kernel = check_kernel(kernel, (observed.shape[-2], observed.shape[-1])).to(observed)
     if guidance is None:
         guidance = estimate_noise_level(observed).expand(-1, -1, *observed.shape[-2:])
     check_noise_level(guidance)

@@ -11,7 +11,7 @@ from twofold.nets.guide import Guide, is_drawn
 
 
 class Guided(nn.Module):
-    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, known)` → restored.
+    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, kernel)` → restored.
 
     A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the
     stage kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
@@ -51,16 +51,16 @@ class Guided(nn.Module):
         observed: Tensor,
         *,
         guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
-        known: Tensor | None = None,
+        kernel: Tensor | None = None,
     ) -> Restored:
         if guidance is None:
             guidance = self.guide if self.guide.stage else self.guide(observed)
-        image = self.net(observed, guidance) if known is None else self.net(observed, guidance, known)
+        image = self.net(observed, guidance) if kernel is None else self.net(observed, guidance, kernel)
         return Restored(image, guidance(observed, image) if is_drawn(guidance) else guidance)
 
 
 class Plain(nn.Module):
-    """A network alone: the baseline every guided model is measured against. net: observed (and known) → restored."""
+    """A network alone: the baseline every guided model is measured against. net: observed (and kernel) → restored."""
 
     kind = None
 
@@ -81,10 +81,10 @@ class Plain(nn.Module):
     def multiple(self) -> int:
         return self.net.multiple  # type: ignore[return-value]
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
-        return Restored(self.net(observed) if known is None else self.net(observed, None, known))
+        return Restored(self.net(observed) if kernel is None else self.net(observed, None, kernel))
 
 
 def takes_kernel(net: nn.Module) -> bool:

@@ -55,7 +55,7 @@ class Noise(Settings):
         return additive.GaussianNoise(pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
 
 
-class SaltAndPepper(Settings):
+class SaltAndPepperSettings(Settings):
     """share: of the values that become 0 or 1."""
 
     kind: Literal["salt_and_pepper"] = "salt_and_pepper"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
-from twofold.data.batches import SECOND_STREAM, Batches, Share
+from twofold.data.batches import SECOND_STREAM, Batches, Shard
 from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
 from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade import additive
 from twofold.degrade.blur import Blur
 from twofold.evaluate import Case
@@ -69,10 +69,10 @@ def _floats(picture: Tensor) -> Tensor:
     return as_floats([picture])
 
 
-def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *, channels: int) -> Source:
     """channels: 1 takes the luma of every picture."""
     if isinstance(settings, recipes.Synthetic):
-        cache = CropCache.of(files_of(settings.clean, root), turns=settings.turns, channels=channels)
+        cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
         return SyntheticCrops(cache, degradation, data.crop, margin=_lost(degradation))
     if isinstance(settings, recipes.WithDepth):
@@ -108,15 +108,15 @@ def _twin(photograph: Path, folder: Path) -> Path:
     return twins[0]
 
 
-def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_mixture(sources: Sequence[recipes.SourceSpec], data: recipes.Data, root: Path, *, channels: int) -> Source:
     built = [build_source(source, data, root, channels=channels) for source in sources]
-    return Mixture(built, [source.weight for source in sources])
+    return SourceMixture(built, [source.weight for source in sources])
 
 
 def batches(
-    recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
+    recipe: recipes.Recipe, root: Path, device: torch.device, share: Shard
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
+    """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
     own.
     """
     data, scheme = recipe.data, recipe.scheme
@@ -132,10 +132,10 @@ def batches(
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
-        # each half counts its own turns, and so sees what the guided scheme shows it
-        first = scheme.first(recipe.turns)
+        # each half counts its own steps, and so sees what the guided scheme shows it
+        first = scheme.first(recipe.steps)
         return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
-    halves = (theta, scheme.guide_steps), (omega, scheme.steps)
+    halves = (theta, scheme.guide_updates), (omega, scheme.net_updates)
     return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
@@ -144,12 +144,12 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     if recipe.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
     sets: dict[str, Sequence[Case]] = {name: pairs_of([g], root) for name, g in recipe.data.validation.items()}
-    sets |= {name: spoilt(settings, recipe, root) for name, settings in recipe.data.spoilt.items()}
+    sets |= {name: degraded_cases(settings, recipe, root) for name, settings in recipe.data.degraded.items()}
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
 
 
-def spoilt(settings: recipes.Synthetic, recipe: recipes.Recipe, root: Path) -> list[Case]:
-    """Whole photographs, each spoilt once: picture n by what the seed n draws."""
+def degraded_cases(settings: recipes.Synthetic, recipe: recipes.Recipe, root: Path) -> list[Case]:
+    """Whole photographs, each degraded once: picture n by what the seed n draws."""
     degradation = build_degradation(settings.degradation, root)
     cases: list[Case] = []
     for number, path in enumerate(files_of(settings.clean, root)):
@@ -164,10 +164,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     device = next(restorer.parameters()).device
     multiple: int = restorer.multiple  # type: ignore[assignment]
 
-    def whole(observed: Tensor, *, known: Tensor | None = None) -> Restored:
+    def whole(observed: Tensor, *, kernel: Tensor | None = None) -> Restored:
         height, width = observed.shape[-2:]
         seen = tiling.padded(observed, multiple).to(device)
-        image = restorer(seen, known=None if known is None else known.to(device)).image
+        image = restorer(seen, kernel=None if kernel is None else kernel.to(device)).image
         return Restored(image[..., :height, :width].float().cpu())
 
     found: dict[str, float] = {}
@@ -178,10 +178,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     return found
 
 
-def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
+def write_samples(path: Path, restorer: nn.Module, sample: Sample) -> None:
     """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
     observed = sample.observed[:4]
-    restored = restorer(observed, known=None if sample.known is None else sample.known[:4])
+    restored = restorer(observed, kernel=None if sample.kernel is None else sample.kernel[:4])
     rows = []
     for i in range(observed.shape[0]):
         row = [observed[i : i + 1], restored.image[i : i + 1], sample.clean[i : i + 1]]

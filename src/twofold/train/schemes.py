@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, TwofoldError
+from twofold.losses import Loss
 from twofold.restorers.guided import Guided
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Draw = Sequence[Sample]
 
 
@@ -29,7 +29,7 @@ class Diverged(TwofoldError, FloatingPointError):
 
 
 class Scheme(Protocol):
-    """One way of training: `step` sees the samples of one turn and returns what the log shows."""
+    """One way of training: `step` sees the samples of one step and returns what the log shows."""
 
     @property
     def restorer(self) -> nn.Module: ...
@@ -130,7 +130,7 @@ class Supervised:
         (samples,) = draws
         for sample in samples:
             with self.machine.autocast():
-                restored = self.restorer(sample.observed, known=sample.known).image
+                restored = self.restorer(sample.observed, kernel=sample.kernel).image
             loss = self.loss(restored.float(), sample.clean)
             self.learner.descend(loss)
             total += loss.item() / len(samples)
@@ -147,7 +147,7 @@ def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
                 maps.append(restorer.guide(observed, current))
                 return maps[-1]
 
-            restorer(sample.observed, guidance=draw, known=sample.known)
+            restorer(sample.observed, guidance=draw, kernel=sample.kernel)
         else:
             maps.append(restorer.guide(sample.observed))
     truth = true_guidance(sample)
@@ -208,7 +208,7 @@ class GuidedTraining:
                 if self.steering and isinstance(guidance, Tensor):
                     generator = torch.Generator().manual_seed(self.seed + self.learner.schedule.last_epoch)
                     guidance, target = steered(sample, guidance, self.steering, generator)
-                restored = self.restorer(sample.observed, guidance=guidance, known=sample.known).image
+                restored = self.restorer(sample.observed, guidance=guidance, kernel=sample.kernel).image
             loss = self.loss(restored.float(), target)
             self.learner.descend(loss)
             f += loss.item() / len(samples)
@@ -229,7 +229,7 @@ class Naive:
         (samples,) = draws
         for sample in samples:
             with self.machine.autocast():
-                restored = self.restorer(sample.observed, known=sample.known)
+                restored = self.restorer(sample.observed, kernel=sample.kernel)
             restoration = self.loss(restored.image.float(), sample.clean)
             guidance = F.mse_loss(restored.guidance.float(), true_guidance(sample))
             self.learner.descend(restoration + guidance)
