@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import bar
+from twofold.cli.pipeline import bar
 
 
 def command(

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import bar, tile_size, twin_of
+from twofold.cli.pictures import tile_size, twin_of
+from twofold.cli.pipeline import bar
 from twofold.contracts import ConfigError
 
 
