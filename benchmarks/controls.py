@@ -90,8 +90,8 @@ def main() -> None:
         for name in options.recipe:
             recipe, folder = variant(name, change), options.runs / f"{name}-{change.replace(' ', '-')}"
             facts = train(recipe, options.data, folder)
-            found = scores(twofold.load(name, fast=False), recipe, options.data)
-            control = scores(twofold.load(folder / "best.safetensors", fast=False), recipe, options.data)
+            found = scores(twofold.load(name, precision="exact"), recipe, options.data)
+            control = scores(twofold.load(folder / "best.safetensors", precision="exact"), recipe, options.data)
             entry = results.setdefault(name, {})
             sha256 = hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
             if entry.get("sha256") != sha256:  # controls of another shipped model say nothing of this one

@@ -99,7 +99,7 @@ def exposed(method: Method) -> Method:
 
 
 def deblur(data: Path) -> dict[str, Any]:
-    model, wiener, sparse = twofold.load("deblur", fast=False), Wiener(), HyperLaplacian()
+    model, wiener, sparse = twofold.load("deblur", precision="exact"), Wiener(), HyperLaplacian()
     by_noise: dict[str, Any] = {}
     for level in LEVELS:
         methods = {"input": untouched, "wiener": by(wiener), "hyper_laplacian": by(sparse), "deblur": learned(model)}
@@ -133,7 +133,7 @@ def haze(data: Path) -> dict[str, Any]:
     for name, pairs in sets.items():
         cases = [Sample(clean, observed) for observed, clean in map(read_pair, pairs)]
         for ours in ("dehaze", "dehaze-hnu"):
-            model = learned(twofold.load(ours, fast=False))
+            model = learned(twofold.load(ours, precision="exact"))
             methods = {**known, ours: model, f"{ours}, exposure fitted": exposed(model)}
             found.setdefault(name, {})[ours] = table(cases, methods, ours=ours)
     return found

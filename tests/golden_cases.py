@@ -38,7 +38,7 @@ def restored(name: str) -> Iterator[tuple[str, Restored]]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        model = api.load(name, device="cpu", fast=False)
+        model = api.load(name, device="cpu", precision="exact")
         for seed, (photograph, (top, left)) in enumerate(CROPS.items()):
             clean = images.from_any(np.asarray(getattr(photographs, photograph)())).pixels
             border = SHAKE.kernels.size - 1 if degradation is SHAKE else 0  # the blur crops what its kernel cannot see

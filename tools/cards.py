@@ -55,7 +55,7 @@ def sources(recipe: recipes.Recipe) -> list[str]:
 
 def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
     """By validation set: the number of pictures, PSNR and SSIM, those of the untouched pictures."""
-    model = api.load(weights, device="cpu", fast=False)
+    model = api.load(weights, device="cpu", precision="exact")
     numbers = {}
     for name, cases in material.validation(recipe, data).items():
         summary = evaluate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -98,6 +98,10 @@ class Sample(NamedTuple):
     kernel: Tensor | None = None
 
 
+Guidance: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""A map `(B, G, H, W)`, or a function `(observed, current estimate) -> map` that is asked at every stage."""
+
+
 class Restored(NamedTuple):
     """What a restorer returns: image `(B, C, H, W)`, not clamped; the guidance it used; a solver's report, if any."""
 
@@ -111,10 +115,43 @@ Progress = Callable[[int, int], None]
 
 
 class Restorer(Protocol):
-    """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
+    """observed `(B, C, H, W)` in [0, 1] → `Restored`. What every caller may ask of a restorer is declared here.
+
+    kind: what the guidance map means; None for a restorer without one. channels: of an image it restores at once, 3 or
+    1 (then each colour channel is restored by itself). takes_kernel: whether it needs the blur kernel `(B or 1, 1, h,
+    w)`. halo: radius in pixels of what one output pixel depends on, given guidance, kernel and context; None if it
+    depends on the whole image. multiple: sides of `observed` must be multiples of it.
+
+    context: what is computed once from the whole image and handed to every tile, `(B, K)`; None for a restorer that
+    needs none. estimate: the guidance of `observed`: a map `(B, 1, H, W)`, or the function that is asked at every
+    stage; None for a restorer without guidance.
+
+    At the call, a guidance that is given is used instead of the estimated one, and a context that is not given is
+    computed from `observed`.
+    """
+
+    @property
+    def kind(self) -> GuidanceKind | None: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def takes_kernel(self) -> bool: ...
+    @property
+    def halo(self) -> int | None: ...
+    @property
+    def multiple(self) -> int: ...
+
+    def context(self, observed: Tensor) -> Tensor | None: ...
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None: ...
 
     def __call__(
-        self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Restored: ...
 
 

@@ -22,12 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, TwofoldError, WeightsError
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
-from twofold.nets.guide import Guide
+from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
+from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
@@ -51,9 +52,20 @@ class UNetSpec(Settings):
     kind: Literal["unet"] = "unet"
     widths: list[int] = [32, 64, 128]
     blocks: list[int] = [1, 1, 3]
+    unshuffle: int = 1
+    context: int = 0
+    output: Literal["sum", "hadamard", "map"] = "sum"
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
-        return UNet(channels=channels, guidance=guidance, widths=self.widths, blocks=self.blocks)
+    def build(self, channels: int, guidance: int) -> UNet:
+        return UNet(
+            channels=channels,
+            guidance=guidance,
+            widths=self.widths,
+            blocks=self.blocks,
+            unshuffle=self.unshuffle,
+            context=self.context,
+            output=self.output,
+        )
 
 
 class PReNetSpec(Settings):
@@ -61,7 +73,7 @@ class PReNetSpec(Settings):
     recurrences: int = 6
     width: int = 32
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
 
 
@@ -78,7 +90,7 @@ class DeconvolutionSpec(Settings):
     shared: bool = True
     unet: UNetSpec | None = None
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return UnfoldedDeconvolution(
             stages=self.stages,
             layers=self.layers,
@@ -97,7 +109,7 @@ class GridDehazeSpec(Settings):
     growth: int = 16
     dense: int = 4
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return GridDehazeNet(
             channels=channels,
             guidance=guidance,
@@ -130,7 +142,7 @@ class HadamardSpec(Settings):
     combine: Combination = "divide"
     border: Annotated[int, Field(ge=0)] = 16
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         groups = {group: tuple(names) for group, names in self.genotype.groups.items()}
         genotype = Genotype(groups, self.genotype.ops_per_branch)
         return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
@@ -142,8 +154,16 @@ NetSpec = Annotated[
 
 
 class GuideSpec(Settings):
+    """width, stage: of the paper's four layers. unet: another network in their place, with output "map"."""
+
     width: int = 32
     stage: bool = False
+    unet: UNetSpec | None = None
+
+    def build(self, kind: GuidanceKind, channels: int) -> Guide | UNetGuide:
+        if self.unet is None:
+            return Guide(kind, channels=channels, width=self.width, stage=self.stage)
+        return UNetGuide(kind, self.unet.build(channels, 0), channels=channels)
 
 
 class GuidedSpec(Settings):
@@ -156,9 +176,7 @@ class GuidedSpec(Settings):
     net: NetSpec
 
     def build(self) -> Guided:
-        guide = Guide(
-            GUIDANCE_KINDS[self.guidance], channels=self.channels, width=self.guide.width, stage=self.guide.stage
-        )
+        guide = self.guide.build(GUIDANCE_KINDS[self.guidance], self.channels)
         return Guided(guide, self.net.build(self.channels, 1))
 
 
@@ -267,7 +285,7 @@ _MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
 
 class Card(BaseModel):
     """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a
-    run.
+    run. bf16_difference: largest root mean square difference from float32, in grey levels, over degraded photographs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -286,7 +304,13 @@ class Card(BaseModel):
     hours: float
     protocol: str
     numbers: dict[str, dict[str, float]]
+    bf16_difference: float | None = None
     notes: str = ""
+
+    @property
+    def allows_bf16(self) -> bool:
+        """Whether bfloat16 keeps every image that it was measured on within half a grey level of float32."""
+        return self.bf16_difference is not None and self.bf16_difference <= 0.5
 
 
 def cards() -> dict[str, Card]:
@@ -359,7 +383,7 @@ def read_weights(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     return spec, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
-def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
+def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None = None) -> Restorer:
     """A restorer in evaluation mode, by the name of a shipped model or the path of a weights file.
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.

@@ -13,7 +13,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import untrained
-from twofold import api, images, runtime, zoo
+from twofold import api, images, zoo
 from twofold.cli.app import run_command_line
 from twofold.cli.pictures import twin_of
 from twofold.contracts import ImageError, TwofoldError
@@ -37,7 +37,7 @@ def deblurring(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(deblurring: Path) -> api.Model:
-    return twofold.load(deblurring, fast=False)
+    return twofold.load(deblurring, precision="exact")
 
 
 def line(length: int = 7) -> torch.Tensor:
@@ -146,22 +146,6 @@ def test_the_command_finds_a_kernel_and_keeps_it(
     assert images.read(tmp_path / "k.png").pixels.shape[-2:] == (11, 11)
     assert run_command_line([*arguments, "--kernel", str(tmp_path / "k.png"), "--noise-level", "0.01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done"][0]["guidance_mean"] == 0.01
-
-
-def test_the_fastest_way_is_found_on_a_kernel_that_sums_to_one(
-    deblurring: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any other makes the picture so bright that no precision but the plain one is within the tolerance."""
-    seen = []
-
-    def choose(network: torch.nn.Module, example: tuple[torch.Tensor, ...], **_: object) -> runtime.ExecutionPlan:
-        seen.append(example)
-        return runtime.plain()
-
-    monkeypatch.setattr(runtime, "choose", choose)
-    box = torch.full((3, 3), 1 / 9)
-    twofold.load(deblurring)(torch.rand(3, 16, 16), kernel=box)
-    assert seen[0][1].sum().item() == pytest.approx(1.0)
 
 
 def test_a_folder_of_kernels_goes_by_name(

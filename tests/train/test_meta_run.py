@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
 
 def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path: Path) -> None:
     train(recipe("gkm-deconvolution", "steps=1"), pictures, tmp_path, device="cpu")
-    model = api.load(tmp_path / "model.safetensors", device="cpu", fast=False)
+    model = api.load(tmp_path / "model.safetensors", device="cpu", precision="exact")
     assert model.takes_kernel
     observed = torch.rand(1, 3, 20, 22, generator=torch.Generator().manual_seed(0))
     restored: Tensor = model(observed, kernel=torch.full((3, 3), 1 / 9)).image

@@ -54,7 +54,7 @@ def command(
     size = tile_size(tile)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
-    loaded = api.load(model, device=device, fast=False)  # a number should not depend on the machine
+    loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise ConfigError(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
 

@@ -243,8 +243,3 @@ def dry_run(work: Sequence[Job], *, skip: bool, as_json: bool) -> int:
         print(f"{printable(job.source)} → {printable(job.target)}")
     print(f"{len(planned)} planned, {len(skipped)} skipped; nothing was written")
     return 0
-
-
-def cache_folder() -> Path:
-    """Where this machine's answers are remembered: $XDG_CACHE_HOME/twofold, or ~/.cache/twofold."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"

@@ -40,7 +40,7 @@ from twofold.cli.pictures import (
     twin_of,
     twins,
 )
-from twofold.cli.pipeline import Advance, Computed, cache_folder, dry_run, run_jobs
+from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
 
@@ -161,14 +161,14 @@ def command(
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
-    chain = [api.load(name, device=device, cache=cache_folder()) for name in model]
+    chain = [api.load(name, device=device) for name in model]
     named = " + ".join(Path(name).stem if Path(name).suffix else name for name in model)
     steered = [one for one in chain if one.kind is not None]
     kind = steered[0].kind if len(steered) == 1 else None
     if not 0 <= strength <= 1.5:
         raise Misuse(f"--strength goes from 0 to 1.5, got {strength:g}")
-    if not steered and (strength != 1 or maps or guidance is not None or noise_level is not None):
-        raise Misuse(f"{named} has no guidance map; leave --guidance, --guidance-out and --strength out")
+    if not steered and (maps or guidance is not None or noise_level is not None):
+        raise Misuse(f"{named} has no guidance map; leave --guidance and --guidance-out out")
     if kind is None and (maps or guidance is not None or noise_level is not None):
         raise Misuse(f"several of {named} have a guidance map; leave --guidance out, or restore with one at a time")
     if noise_level is not None and (kind is None or kind.name != "noise_level"):
@@ -195,7 +195,7 @@ def command(
     rows: list[list[Tensor]] = []
 
     def compute(job: Job, picture: images.Picture, advance: Advance) -> Computed:
-        facts: dict[str, Any] = {"models": model}
+        facts: dict[str, Any] = {"models": model, "strength": strength}
         files: list[tuple[Path, images.Picture]] = []
         between: list[Tensor] = []
         restored = picture
@@ -209,14 +209,13 @@ def command(
                 restored,
                 kernel=blur,
                 guidance=guidance_of(job) if one.kind is not None and kind is not None else None,
-                strength=strength if one.kind is not None else 1.0,
+                strength=strength,
                 tile=size,
                 progress=part,
             )
             if drawn is not None and one.kind is not None:
                 between.insert(0, drawn / one.kind.white)
                 facts |= {"guidance": one.kind.name, "guidance_mean": round(float(drawn.mean()), 5)}
-                facts["strength"] = strength
                 if job in maps:
                     files.append((maps[job], images.Picture(between[0], bits=16)))
                     facts["guidance_out"] = str(maps[job])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from kornia.filters import guided_blur
@@ -16,16 +17,20 @@ from torch.nn import functional as F
 from twofold import images
 from twofold.contracts import DataError, Sample
 from twofold.data.crops import CropCache, as_floats, plan
+from twofold.data.sources import Zoom, draw_zoom
 from twofold.degrade.additive import uniform_between
 from twofold.degrade.hadamard import Haze
 
 
-def read_depth(path: Path, *, disparity: bool = False) -> Tensor:
+def read_depth(
+    path: Path, *, disparity: bool = False, unit: Literal["percentile", "maximum"] = "percentile", limit: float = 1.0
+) -> Tensor:
     """Depth `(1, H, W)` of a grey picture; unknown pixels (0 in the file) take the value of the nearest known one.
 
     disparity: the file holds shifts between two cameras, and depth is their inverse. The unit is the picture's own:
-    depth is divided by its 95th percentile, so that the far end of every scene is about 1, as `degrade.hadamard.Haze`
-    expects.
+    depth is divided by its 95th percentile or by its maximum (as RESIDE's indoor set does), so that the far end of
+    every scene is about 1, as `degrade.hadamard.Haze` expects. limit: share of the file's white from which on all
+    depths are the same: sky and whatever haze hides anyway.
 
     Raises: DataError where nothing is known.
     """
@@ -35,8 +40,9 @@ def read_depth(path: Path, *, disparity: bool = False) -> Tensor:
         raise DataError(f"{path}: no depth is known anywhere in it")
     nearest = distance_transform_edt(~known[0].numpy(), return_distances=False, return_indices=True)
     filled = raw[:, torch.from_numpy(nearest[0]).long(), torch.from_numpy(nearest[1]).long()]
-    depth = 1 / filled if disparity else filled
-    return (depth / depth.quantile(0.95)).clamp(0.02, 4.0)
+    depth = 1 / filled if disparity else filled.clamp(max=limit)
+    far = depth.max() if unit == "maximum" else depth.quantile(0.95)
+    return (depth / far).clamp(0.02, 4.0)
 
 
 def made_up_depth(picture: Tensor, *, horizon: float = 0.4, near: float = 0.08) -> Tensor:
@@ -96,6 +102,7 @@ class HazyCrops:
     size: int
     bend: tuple[float, float] = (1.0, 1.0)
     veil: tuple[float, float] = (0.0, 0.0)
+    zoom: Zoom = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         for picture, depth in zip(self.clean.pictures, self.depths, strict=True):
@@ -103,8 +110,8 @@ class HazyCrops:
                 raise DataError(f"a photograph of {tuple(picture.shape[1:])} has a depth of {tuple(depth.shape[1:])}")
 
     def __call__(self, generator: torch.Generator) -> Sample:
-        choice = plan(generator)
-        clean = as_floats([self.clean.crop(self.size, choice)])
-        depth = CropCache(self.depths, self.clean.rotate).crop(self.size, choice)[None]
+        choice, zoom = plan(generator), draw_zoom(generator, self.zoom)
+        clean = as_floats([self.clean.crop(self.size, choice, zoom)])
+        depth = CropCache(self.depths, self.clean.rotate).crop(self.size, choice, zoom)[None]
         bend, veil = uniform_between(generator, *self.bend), uniform_between(generator, *self.veil)
         return self.haze(clean, generator, depth=veil + (1 - veil) * depth**bend)

@@ -10,8 +10,15 @@ from torch import Tensor
 
 from twofold.contracts import DataError, Degradation, Sample
 from twofold.data.crops import CropCache, as_floats, plan
+from twofold.degrade.additive import uniform_between
 
 Source = Callable[[torch.Generator], Sample]
+Zoom = tuple[float, float]  # range of how much larger than the crop the part is that is cut out and reduced to it
+
+
+def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
+    low, high = zoom
+    return low if low == high else uniform_between(generator, low, high)
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,10 @@ class SyntheticCrops:
     degradation: Degradation
     size: int
     margin: int = 0
+    zoom: Zoom = (1.0, 1.0)
 
     def __call__(self, generator: torch.Generator) -> Sample:
-        crop = self.clean.crop(self.size + self.margin, plan(generator))
+        crop = self.clean.crop(self.size + self.margin, plan(generator), draw_zoom(generator, self.zoom))
         return self.degradation(as_floats([crop]), generator)
 
 
@@ -41,6 +49,7 @@ class PairCrops:
     clean: CropCache
     size: int
     guidance: Callable[[Tensor, Tensor], Tensor] | None = None
+    zoom: Zoom = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         sides = [[tuple(picture.shape) for picture in cache.pictures] for cache in (self.observed, self.clean)]
@@ -55,8 +64,8 @@ class PairCrops:
             raise DataError("pairs: one side would be rotated and the other not; give both caches the same `rotate`")
 
     def __call__(self, generator: torch.Generator) -> Sample:
-        choice = plan(generator)
-        observed, clean = (as_floats([cache.crop(self.size, choice)]) for cache in (self.observed, self.clean))
+        choice, zoom = plan(generator), draw_zoom(generator, self.zoom)
+        observed, clean = (as_floats([cache.crop(self.size, choice, zoom)]) for cache in (self.observed, self.clean))
         return Sample(clean, observed, None if self.guidance is None else self.guidance(observed, clean))
 
 

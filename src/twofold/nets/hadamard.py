@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
+from twofold.nets.network import Network
 from twofold.tiling import padded, tiled
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
@@ -163,7 +164,7 @@ class ResidualBlock(nn.Module):
         return features + inner
 
 
-class HadamardNet(nn.Module):
+class HadamardNet(Network):
     """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
 
     cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half

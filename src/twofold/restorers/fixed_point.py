@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, Restored
+from twofold.contracts import Guidance, ImageError, Restored
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
 from twofold.solve.adjoint import Adjoint, Unrolled
@@ -59,7 +59,20 @@ class FixedPointRestorer(nn.Module, ABC):
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         """The operator holds the weights: what it computes can be differentiated in them."""
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
+    def context(self, observed: Tensor) -> None:
+        """None: the image is restored whole."""
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
+        """None: there is no guide."""
+
+    def forward(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
         problem = self.problem(observed, kernel)

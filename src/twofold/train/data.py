@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
 from twofold.data import pairs as layouts
 from twofold.data.batches import SECOND_STREAM, Batches, Shard
-from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
+from twofold.data.crops import CropCache, as_floats, read_all, read_bytes, read_pairs
 from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
@@ -74,23 +76,29 @@ def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *
     if isinstance(settings, recipes.Synthetic):
         cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
-        return SyntheticCrops(cache, degradation, data.crop, margin=_lost(degradation))
+        return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
     if isinstance(settings, recipes.WithDepth):
         return hazy_crops(settings, data, root)
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
-    return PairCrops(observed, clean, data.crop, additive.rain_region if settings.guidance == "rain_region" else None)
+    guidance = additive.rain_region if settings.guidance == "rain_region" else None
+    return PairCrops(observed, clean, data.crop, guidance, pair(data.zoom))
 
 
 def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
-    photographs = files_of([recipes.Folder(path=settings.clean)], root)
-    clean = CropCache.of(photographs)
-    if settings.depth is None:
-        depths = [made_up_depth(picture) for picture in clean.pictures]
-    else:
-        twins = [_twin(photograph, root / settings.depth) for photograph in photographs]
-        depths = [read_depth(twin, disparity=settings.disparity) for twin in twins]
+    photographs, depths = photographs_with_depth(settings, root)
     haze, bend, veil = settings.haze.build(root), pair(settings.bend), pair(settings.veil)
-    return HazyCrops(clean, depths, haze, data.crop, bend, veil)
+    return HazyCrops(CropCache(photographs), depths, haze, data.crop, bend, veil, pair(data.zoom))
+
+
+def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """Bytes `(3, H, W)` and depths `(1, H, W)`."""
+    files = files_of([recipes.Folder(path=settings.clean, every=settings.every, keep=settings.keep)], root)
+    pictures = read_all(files)
+    if settings.depth is None:
+        return pictures, [made_up_depth(picture) for picture in pictures]
+    twins = [_twin(file, root / settings.depth) for file in files]
+    read = partial(read_depth, disparity=settings.disparity, unit=settings.unit, limit=settings.limit)
+    return pictures, [read(twin) for twin in twins]
 
 
 def _lost(degradation: Degradation) -> int:
@@ -148,14 +156,22 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
 
 
-def degraded_cases(settings: recipes.Synthetic, recipe: recipes.Recipe, root: Path) -> list[Case]:
+def degraded_cases(settings: recipes.Synthetic | recipes.WithDepth, recipe: recipes.Recipe, root: Path) -> list[Case]:
     """Whole photographs, each degraded once: picture n by what the seed n draws."""
+    generators = (torch.Generator().manual_seed(number) for number in count())
+    if isinstance(settings, recipes.WithDepth):
+        haze = settings.haze.build(root)
+        return [
+            (f"{number:04d}", haze(as_floats([clean]), generator, depth=depth[None]))
+            for number, (clean, depth, generator) in enumerate(
+                zip(*photographs_with_depth(settings, root), generators, strict=False)
+            )
+        ]
     degradation = build_degradation(settings.degradation, root)
     cases: list[Case] = []
-    for number, path in enumerate(files_of(settings.clean, root)):
+    for path, generator in zip(files_of(settings.clean, root), generators, strict=False):
         clean = as_floats([read_bytes(path, channels=recipe.model.channels)])
-        sample = degradation(clean, torch.Generator().manual_seed(number))
-        cases.append((path.stem, sample))
+        cases.append((path.stem, degradation(clean, generator)))
     return cases
 
 

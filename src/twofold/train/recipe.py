@@ -81,6 +81,10 @@ class WithDepth(Settings):
     clean: str
     depth: str | None = None
     disparity: bool = False
+    unit: Literal["percentile", "maximum"] = "percentile"
+    limit: Share = 1.0
+    every: Every = 0
+    keep: Literal["rest", "picked"] = "rest"
     bend: Range = [1.0, 1.0]
     veil: Range = [0.0, 0.0]
     haze: Hazy = Hazy()
@@ -100,16 +104,18 @@ SourceSpec = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind
 
 
 class Data(Settings):
-    """crop: side in pixels. batch: samples of all ranks together. guidance: D_h where it is not the training data
+    """crop: side in pixels. zoom: range; the part that is cut out has `zoom` times that side and is reduced to it.
+    batch: samples of all ranks together. guidance: D_h where it is not the training data
     itself. validation: pairs; degraded: clean photographs that are degraded once, the same way at every validation.
     """
 
     crop: Count = 112
+    zoom: Range = [1.0, 1.0]
     batch: Count = 8
     train: Annotated[list[SourceSpec], Field(min_length=1)]
     guidance: Annotated[list[SourceSpec], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
-    degraded: dict[str, Synthetic] = {}
+    degraded: dict[str, Annotated[Synthetic | WithDepth, Field(discriminator="kind")]] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
 
 

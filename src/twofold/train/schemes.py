@@ -149,7 +149,7 @@ def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
 
             restorer(sample.observed, guidance=draw, kernel=sample.kernel)
         else:
-            maps.append(restorer.guide(sample.observed))
+            maps.append(_estimated(restorer, sample.observed))
     truth = true_guidance(sample)
     return torch.stack([F.mse_loss(m.float(), truth) for m in maps]).mean()
 
@@ -159,8 +159,13 @@ def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Te
     if restorer.guide.stage:
         return lambda observed, current: restorer.guide(observed, current).detach()
     with torch.no_grad():
-        drawn: Tensor = restorer.guide(sample.observed)
-    return drawn
+        return _estimated(restorer, sample.observed)
+
+
+def _estimated(restorer: Guided, observed: Tensor) -> Tensor:
+    estimated = restorer.estimate(observed)
+    assert isinstance(estimated, Tensor), "a stage guide is asked by the network"
+    return estimated
 
 
 def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
