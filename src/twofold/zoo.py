@@ -22,7 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer, TwofoldError, WeightsError
+from twofold.contracts import (
+    DEPTH,
+    EXPOSURE,
+    NOISE_LEVEL,
+    RAIN_REGION,
+    GuidanceKind,
+    Restorer,
+    TwofoldError,
+    WeightsError,
+)
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
@@ -39,7 +48,7 @@ from twofold.runtime import flush_denormals_
 from twofold.search.genotype import Genotype
 from twofold.solve.solvers import KrasnoselskiiMann
 
-GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
+GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
 
 class Settings(BaseModel):
@@ -54,7 +63,7 @@ class UNetSpec(Settings):
     blocks: list[int] = [1, 1, 3]
     unshuffle: int = 1
     context: int = 0
-    output: Literal["sum", "hadamard", "map"] = "sum"
+    output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -170,7 +179,7 @@ class GuidedSpec(Settings):
     """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
 
     kind: Literal["guided"] = "guided"
-    guidance: Literal["noise_level", "rain_region", "depth"]
+    guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
     channels: Literal[1, 3] = 3
     guide: GuideSpec = GuideSpec()
     net: NetSpec

@@ -28,7 +28,7 @@ from twofold.cli.options import (
 )
 from twofold.cli.pictures import STREAM, Job, beside, check_places, check_quality, jobs, left_out
 from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
 Options = Mapping[str, str]
 
@@ -96,7 +96,7 @@ DEGRADATIONS = {
     "rain": Kind(_rain, RAIN_REGION.name, RAIN_REGION.white),
     "blur": Kind(_blur, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.01", "layout": "uniform", "kernel": "shake"}),
     "haze": Kind(_haze, DEPTH.name, DEPTH.white),
-    "low-light": Kind(_low_light, "illumination", 1.0),
+    "low-light": Kind(_low_light, EXPOSURE.name, EXPOSURE.white),
     "underwater": Kind(_underwater, DEPTH.name, DEPTH.white),
 }
 

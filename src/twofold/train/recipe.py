@@ -96,7 +96,7 @@ class Paired(Settings):
 
     kind: Literal["pairs"] = "pairs"
     pairs: Annotated[list[Pairs], Field(min_length=1)]
-    guidance: Literal["rain_region"] | None = None
+    guidance: Literal["rain_region", "exposure"] | None = None
     weight: Rate = 1.0
 
 
