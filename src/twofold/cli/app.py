@@ -103,7 +103,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     except Exception as error:  # only typer's own, of misuse; the class has moved between versions
         if not hasattr(error, "format_message"):
             raise
-        return _failed(error.format_message(), "Misuse", 2, arguments)
+        message = f"{error.format_message().rstrip('.')}; `twofold {verb} --help` lists the options"
+        return _failed(message, "Misuse", 2, arguments)
     return code[0] if code else 0
 
 
@@ -118,7 +119,7 @@ def _storing(function: Callable[..., int | None], code: list[int]) -> Callable[.
 
 
 def _failed(message: str, kind: str, code: int, arguments: Sequence[str]) -> int:
-    from twofold.cli.printing import printable
+    from twofold.printing import printable
 
     print(f"twofold: {printable(message)}", file=sys.stderr)
     if "--json" in arguments:

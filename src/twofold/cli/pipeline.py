@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 import time
 from collections import Counter, deque
@@ -20,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from twofold import images
 from twofold.cli.pictures import STREAM, Job, read_input, save_picture
-from twofold.cli.printing import printable
 from twofold.contracts import TwofoldError
 from twofold.files import remove_orphans
+from twofold.printing import printable
 
 Advance = Callable[[int, int], None]
 """Called with how much of one image is done: (tiles done, tiles in all)."""

@@ -180,7 +180,10 @@ def command(
         raise Misuse(f"{named} removes no blur; leave --kernel and --kernel-out out")
     if len(takes_kernel) > 1:
         raise Misuse(f"several of {named} take a kernel; restore with one at a time")
-    search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+    try:
+        search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+    except ValueError as error:
+        raise Misuse(f"--kernel-size: {error}") from error
 
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":

@@ -50,7 +50,7 @@ def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
             held = {*picked, *copies(files, picked)}  # the same scene under another name stays on its side of the split
             kept = picked if folder.keep == "picked" else [file for file in files if file not in held]
         if not kept:
-            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.SUFFIXES)}")
+            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.READABLE)}")
         found += kept
     return found
 

@@ -16,3 +16,12 @@ def printable(text: object) -> str:
         for c in str(text)
     )
     return "".join(escaped)
+
+
+def table_cell(text: object) -> str:
+    """The same as a cell of a Markdown table.
+
+    >>> print(table_cell("a|b.png"))
+    a\\|b.png
+    """
+    return printable(text).replace("|", "\\|")
