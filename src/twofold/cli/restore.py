@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -203,6 +204,8 @@ def command(
         between: list[Tensor] = []
         restored = picture
         for index, one in enumerate(chain):
+            if index:  # as if a file lay between two models
+                restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
 
             def part(done: int, total: int, index: int = index) -> None:
                 advance(index * total + done, len(chain) * total)
