@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -121,7 +123,9 @@ def command(
 
 def recipe_table(*kinds: str, as_json: bool) -> str:
     """The shipped recipes of some kinds, each with what it is for."""
-    found = {name: str(recipes.tree_of(name).get("about", "")) for name in recipes.names(*kinds)}
+    folder = resources.files("twofold") / "configs"
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in recipes.names(*kinds)}
+    found = {name: str(yaml.safe_load(text).get("about", "")) for name, text in texts.items()}
     if as_json:
         return json.dumps([{"name": name, "about": about} for name, about in found.items()], indent=2)
     wide = max(map(len, found))
@@ -150,14 +154,23 @@ def for_one_process(folder: Path) -> Iterator[None]:
         yield
         return
     with locked(folder):
-        before = set(folder.iterdir())
+        first = not (folder / "recipe.yaml").exists()
         try:
             yield
         except TwofoldError:
-            recipe = folder / "recipe.yaml"
-            if set(folder.iterdir()) - before == {recipe}:
-                recipe.unlink()
+            if first and not any((folder / name).exists() for name in ("state.safetensors", "log.jsonl")):
+                _forget_recipes(folder)
             raise
+
+
+def _forget_recipes(folder: Path) -> None:
+    """Of a run that failed before its first step, and of those below it (a search has several); empty folders too."""
+    if any(folder.rglob("state.safetensors")):
+        return
+    for recipe in list(folder.rglob("recipe.yaml")):
+        recipe.unlink()
+        with suppress(OSError):
+            recipe.parent.rmdir()
 
 
 def _train_judge(
