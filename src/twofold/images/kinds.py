@@ -58,7 +58,8 @@ def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
         return picture_of(samples)
     if not np.issubdtype(samples.dtype, np.floating):
         raise ImageError(f"array: expected uint8, uint16 or floating-point samples, got {samples.dtype}")
-    picture = picture_of(samples.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):  # of float64: infinite values are refused below
+        picture = picture_of(samples.astype(np.float32, copy=False))
     check_images(picture.pixels, name="array")
     if picture.alpha is not None:
         check_images(picture.alpha, name="alpha of the array")
