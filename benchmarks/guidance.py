@@ -31,6 +31,7 @@ from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.restorers.guided import Guided
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_loss, build_schedule, build_scheme, machine_of
 from twofold.train.schemes import Draw, Learner, Loss, Machine
@@ -80,7 +81,7 @@ def recipe_of(way: str, seed: int, steps: int) -> recipes.Recipe:
     if way == "frozen":
         scheme, steps = {"kind": "frozen", "pretraining": 0.5}, 2 * steps
     pairs = [{"root": "rain/Rain100", "observed": rain, "clean": "clean", "every": 5} for rain in ("light", "heavy")]
-    return recipes.parse(
+    return reading.parse(
         {
             "name": way,
             "task": "rain",

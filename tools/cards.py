@@ -21,6 +21,7 @@ from twofold.evaluate import evaluate
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.damage import Blurred, KernelFiles
 
@@ -81,10 +82,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.again:
         name = str(options.run)
-        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read_recipe(name), options.data)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", reading.read_recipe(name), options.data)
         write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
         return
-    recipe = recipes.read_recipe(options.run / "recipe.yaml")
+    recipe = reading.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
     spec, state = zoo.read_weights(options.run / ("best.safetensors" if options.best else "model.safetensors"))
     notes = options.notes

@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tiny_models import untrained
-from twofold import images, zoo
+from twofold import images, specs, zoo
 from twofold.cli.app import run_command_line
 from twofold.contracts import ConfigError, ImageError, TwofoldError, WeightsError
 from twofold.data.manifest import read_manifest
-from twofold.train import recipe as recipes
+from twofold.settings import to_yaml
+from twofold.train import reading
 
 CASES = int(os.environ.get("TWOFOLD_FUZZ", 100))
 fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -193,7 +194,7 @@ def playground() -> Path:
     (folder / "in" / "empty.webp").touch()
     (folder / "notes.txt").write_text("[1, 2")
     (folder / "k.txt").write_text("0 1 0\n1 2 1\n0 1 0\n")
-    untrained(zoo.PlainSpec(net=zoo.UNetSpec(widths=[8, 8], blocks=[1, 1])), folder / "model.safetensors")
+    untrained(specs.PlainSpec(net=specs.UNetSpec(widths=[8, 8], blocks=[1, 1])), folder / "model.safetensors")
     return folder
 
 
@@ -290,8 +291,8 @@ keys = st.sampled_from((*MODEL_KEYS, *DATA_KEYS, *OTHER_KEYS))
 def test_any_setting_of_a_recipe_is_taken_or_refused(key: str, value: Any) -> None:
     text = json.dumps(value)
     try:
-        tree = recipes.tree_of("derain", [f"{key}={text}"])
-        recipes.dump(recipes.parse(tree))
+        tree = reading.tree_of("derain", [f"{key}={text}"])
+        to_yaml(reading.parse(tree))
     except ConfigError as error:
         one_line(error)
 
@@ -299,12 +300,12 @@ def test_any_setting_of_a_recipe_is_taken_or_refused(key: str, value: Any) -> No
 @fuzz
 @given(steps=changes)
 def test_a_damaged_recipe_is_read_or_refused(steps: Changes) -> None:
-    text = recipes.dump(recipes.read_recipe("lowlight")).encode()
+    text = to_yaml(reading.read_recipe("lowlight")).encode()
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "a.yaml"
         path.write_bytes(mutated(text, steps))
         try:
-            recipes.read_recipe(path)
+            reading.read_recipe(path)
         except TwofoldError as error:
             one_line(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from skimage import data
 
 from twofold.contracts import ConfigError, DataError
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import train
 
@@ -38,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 def recipe(model: dict[str, Any], *train: dict[str, Any], **more: Any) -> recipes.Recipe:
     shape = {**SMALL["data"], "train": list(train), **more.pop("data", {})}  # type: ignore[dict-item]
     tree = {**SMALL, "name": "small", "task": "any", "model": model, "data": shape, **more}
-    return recipes.parse(tree)
+    return reading.parse(tree)
 
 
 DEBLUR = {
@@ -74,7 +76,7 @@ def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
     ids=lambda s: "-".join([s["kind"], *([s["kernels"]["kind"]] if "kernels" in s else [])]),
 )
 def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
-    source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
+    source = TypeAdapter(recipes.SourceSpec).validate_json(json.dumps(synthetic(settings)))
     shape = recipes.Data(crop=24, train=[source])
     sample = material.build_source(source, shape, root, channels=3)(torch.Generator().manual_seed(0))
     assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
@@ -93,7 +95,7 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
     savemat(root / "two.mat", {"kernels": cells})
     for path in ("kernels", "two.mat"):
         settings = {"kind": "blur", "kernels": {"kind": "files", "path": path}}
-        source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
+        source = TypeAdapter(recipes.SourceSpec).validate_json(json.dumps(synthetic(settings)))
         made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
         sample = made(torch.Generator().manual_seed(0))
         assert sample.kernel is not None
@@ -111,7 +113,7 @@ def test_haze_over_measured_depth_has_that_depth_as_guidance(root: Path) -> None
 
 
 def test_depth_can_be_made_up_and_bent(root: Path) -> None:
-    source = recipes.WithDepth(clean="clean", bend=[1.0, 2.0])
+    source = recipes.WithDepth(clean="clean", bend=(1.0, 2.0))
     made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
     one, two = (made(torch.Generator().manual_seed(seed)).guidance for seed in (0, 1))
     assert one is not None
@@ -120,7 +122,7 @@ def test_depth_can_be_made_up_and_bent(root: Path) -> None:
 
 
 def test_a_veil_lies_on_the_nearest_things_too(root: Path) -> None:
-    source = recipes.WithDepth(clean="clean", veil=[0.5, 0.5])
+    source = recipes.WithDepth(clean="clean", veil=(0.5, 0.5))
     made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
     guidance = made(torch.Generator().manual_seed(0)).guidance
     assert guidance is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import shutil
@@ -70,9 +69,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
     if verb == "help":
         verb, rest = rest[0], ["--help"]
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return _failed(f"unknown verb {verb!r}; {hint}`twofold --help` lists them all", "Misuse", 2, rest)
+        from twofold.settings import nearest
+
+        return _failed(f"unknown verb {verb!r}; {nearest(verb, VERBS)}", "Misuse", 2, rest)
     return _run_verb(verb, rest)
 
 

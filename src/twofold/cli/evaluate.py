@@ -59,8 +59,8 @@ def command(
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
+    from twofold.settings import nearest
     from twofold.train.loop import interruption
-    from twofold.zoo import nearest
 
     if protocol not in PROTOCOLS:
         raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")

@@ -10,6 +10,7 @@ import typer
 from twofold import zoo
 from twofold.cli.misuse import Misuse
 from twofold.cli.options import JsonOption
+from twofold.settings import nearest
 
 
 def command(
@@ -24,7 +25,7 @@ def command(
     """
     cards = zoo.cards()
     if name is not None and name not in cards:
-        raise Misuse(f"unknown model {name!r}; {zoo.nearest(name, list(cards))}")
+        raise Misuse(f"unknown model {name!r}; {nearest(name, list(cards))}")
     found = list(cards.values()) if name is None else [cards[name]]
     if as_json:
         described = [zoo.describe(card) for card in found]

@@ -12,7 +12,8 @@ import typer
 from twofold.cli.misuse import Misuse
 from twofold.cli.options import DeviceOption, JsonOption, check_device, place
 from twofold.cli.train import Bar, for_one_process, recipe_table, run_folder
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Live(Bar):
@@ -69,21 +70,21 @@ def command(
     if recipe == "list":
         print(recipe_table("search", as_json=as_json))
         return
-    tree = recipes.tree_of(recipe, change)
-    if recipes.kind_of(tree) != "search":
+    tree = reading.tree_of(recipe, change)
+    if reading.kind_of(tree) != "search":
         raise Misuse(
             f"{recipe} is not a search; run it with `twofold train {recipe}`; `twofold search list` names those"
         )
     from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
-    chosen = recipes.parse_as(SearchRecipe, tree, recipe)
+    chosen = checked(SearchRecipe, tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
-    recipes.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
+    reading.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     check_device(device)
     folder = run_folder(output, chosen.name)
     finished = (folder / "search.json").exists()

@@ -20,7 +20,8 @@ from twofold.cli.misuse import Misuse
 from twofold.cli.options import DeviceOption, JsonOption, check_device, place
 from twofold.contracts import ConfigError, TwofoldError
 from twofold.files import locked
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Bar:
@@ -93,15 +94,15 @@ def command(
     if recipe == "list":
         print(recipe_table("train", "judge", as_json=as_json))
         return
-    tree = recipes.tree_of(recipe, change, loss=loss)
-    if recipes.kind_of(tree) == "judge":
+    tree = reading.tree_of(recipe, change, loss=loss)
+    if reading.kind_of(tree) == "judge":
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
         return
-    if recipes.kind_of(tree) == "search":
+    if reading.kind_of(tree) == "search":
         raise Misuse(f"{recipe} is a search, not a training recipe; run it with `twofold search {recipe}`")
-    chosen = recipes.parse(tree, recipe)
+    chosen = reading.parse(tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     check_device(device)
     folder = run_folder(output, chosen.name)
@@ -124,7 +125,7 @@ def command(
 def recipe_table(*kinds: str, as_json: bool) -> str:
     """The shipped recipes of some kinds, each with what it is for."""
     folder = resources.files("twofold") / "configs"
-    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in recipes.names(*kinds)}
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in reading.names(*kinds)}
     found = {name: str(yaml.safe_load(text).get("about", "")) for name, text in texts.items()}
     if as_json:
         return json.dumps([{"name": name, "about": about} for name, about in found.items()], indent=2)
@@ -187,9 +188,9 @@ def _train_judge(
     from twofold.train import judge
     from twofold.train.search_recipe import JudgeRecipe
 
-    chosen = recipes.parse_as(JudgeRecipe, tree, origin)
+    chosen = checked(JudgeRecipe, tree, origin)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     check_device(device)
     folder = run_folder(output, chosen.name)

@@ -9,18 +9,8 @@ from pydantic import AfterValidator, Field
 
 from twofold.contracts import Degradation
 from twofold.degrade import additive, blur, hadamard
-from twofold.zoo import Settings
+from twofold.settings import Amount, Range, Settings
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-def _ordered(bounds: list[float]) -> list[float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError("expected low <= high")
-    return bounds
-
-
-Range = Annotated[list[Amount], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
 Side = Annotated[int, Field(ge=3)]
 
 NOISE_LAYOUTS = {
@@ -31,13 +21,7 @@ NOISE_LAYOUTS = {
 }
 
 
-def pair(bounds: list[float]) -> tuple[float, float]:
-    """A range of a recipe as degradations take it."""
-    low, high = bounds
-    return low, high
-
-
-def _level(level: list[float]) -> list[float]:
+def _level(level: tuple[float, float]) -> tuple[float, float]:
     if level[1] > 1:
         raise ValueError("expected 0 <= low <= high <= 1; 25 grey levels are 0.098")
     return level
@@ -47,12 +31,12 @@ class Noise(Settings):
     """level: range of standard deviations on the [0, 1] scale. quantise: round to 8 bits, as a file would."""
 
     kind: Literal["noise"] = "noise"
-    level: Annotated[Range, AfterValidator(_level)] = [0.01, 0.05]
+    level: Annotated[Range, AfterValidator(_level)] = (0.01, 0.05)
     layout: Literal["uniform", "halves", "quadrants", "smooth"] = "uniform"
     quantise: bool = False
 
     def build(self, root: Path) -> Degradation:
-        return additive.GaussianNoise(pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
+        return additive.GaussianNoise(self.level, NOISE_LAYOUTS[self.layout], self.quantise)
 
 
 class SaltAndPepperSettings(Settings):
@@ -69,25 +53,25 @@ class Streaks(Settings):
     """Procedural rain. Ranges as in `additive.RainStreaks`."""
 
     kind: Literal["streaks"] = "streaks"
-    angle: list[float] = [-25.0, 25.0]
+    angle: tuple[float, float] = (-25.0, 25.0)
     spread: Amount = 1.5
-    length: Range = [15.0, 45.0]
-    width: Range = [0.9, 2.2]
-    density: Range = [0.05, 0.8]
-    strength: Range = [0.25, 0.7]
+    length: Range = (15.0, 45.0)
+    width: Range = (0.9, 2.2)
+    density: Range = (0.05, 0.8)
+    strength: Range = (0.25, 0.7)
     layers: Annotated[int, Field(ge=1)] = 3
-    mist: Range = [0.0, 0.0]
+    mist: Range = (0.0, 0.0)
 
     def build(self, root: Path) -> Degradation:
         return additive.RainStreaks(
-            angle=pair(self.angle),
+            angle=self.angle,
             spread=self.spread,
-            length=pair(self.length),
-            width=pair(self.width),
-            density=pair(self.density),
-            strength=pair(self.strength),
+            length=self.length,
+            width=self.width,
+            density=self.density,
+            strength=self.strength,
             layers=self.layers,
-            mist=pair(self.mist),
+            mist=self.mist,
         )
 
 
@@ -96,10 +80,10 @@ class Shake(Settings):
 
     kind: Literal["shake"] = "shake"
     size: Side = 37
-    extent: Range = [5.0, 27.0]
+    extent: Range = (5.0, 27.0)
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.CameraShake(size=self.size, extent=pair(self.extent))
+        return blur.CameraShake(size=self.size, extent=self.extent)
 
 
 class KernelFiles(Settings):
@@ -117,10 +101,10 @@ class GaussianBlur(Settings):
 
     kind: Literal["gaussian"] = "gaussian"
     size: Side = 37
-    deviation: Range = [0.6, 3.0]
+    deviation: Range = (0.6, 3.0)
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Gaussian(size=self.size, deviation=pair(self.deviation))
+        return blur.Gaussian(size=self.size, deviation=self.deviation)
 
 
 class Defocus(Settings):
@@ -128,10 +112,10 @@ class Defocus(Settings):
 
     kind: Literal["disc"] = "disc"
     size: Side = 37
-    radius: Range = [1.0, 8.0]
+    radius: Range = (1.0, 8.0)
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Disc(size=self.size, radius=pair(self.radius))
+        return blur.Disc(size=self.size, radius=self.radius)
 
 
 class Motion(Settings):
@@ -139,10 +123,10 @@ class Motion(Settings):
 
     kind: Literal["line"] = "line"
     size: Side = 37
-    length: Range = [3.0, 21.0]
+    length: Range = (3.0, 21.0)
 
     def build(self, root: Path) -> blur.Kernels:
-        return blur.Line(size=self.size, length=pair(self.length))
+        return blur.Line(size=self.size, length=self.length)
 
 
 KernelSpec = Annotated[Shake | KernelFiles | GaussianBlur | Defocus | Motion, Field(discriminator="kind")]
@@ -165,33 +149,33 @@ class Hazy(Settings):
     """
 
     kind: Literal["haze"] = "haze"
-    beta: Range = [0.4, 2.0]
-    airlight: Range = [0.7, 1.0]
+    beta: Range = (0.4, 2.0)
+    airlight: Range = (0.7, 1.0)
     tint: Amount = 0.03
-    near: Range = [0.03, 0.2]
+    near: Range = (0.03, 0.2)
 
     def build(self, root: Path) -> hadamard.Haze:
-        source = hadamard.OutdoorDepth(near=pair(self.near))
-        return hadamard.Haze(beta=pair(self.beta), airlight=pair(self.airlight), tint=self.tint, source=source)
+        source = hadamard.OutdoorDepth(near=self.near)
+        return hadamard.Haze(beta=self.beta, airlight=self.airlight, tint=self.tint, source=source)
 
 
 class Dark(Settings):
     """exposure: range of the mean illumination, in linear light. shot, read: ranges of the camera's noise."""
 
     kind: Literal["lowlight"] = "lowlight"
-    exposure: Range = [0.01, 0.15]
+    exposure: Range = (0.01, 0.15)
     unevenness: Amount = 0.6
     cast: Amount = 0.15
-    shot: Range = [1e-5, 4e-4]
-    read: Range = [2e-4, 2e-3]
+    shot: Range = (1e-5, 4e-4)
+    read: Range = (2e-4, 2e-3)
 
     def build(self, root: Path) -> hadamard.LowLight:
         return hadamard.LowLight(
-            exposure=pair(self.exposure),
+            exposure=self.exposure,
             unevenness=self.unevenness,
             cast=self.cast,
-            shot=pair(self.shot),
-            read=pair(self.read),
+            shot=self.shot,
+            read=self.read,
         )
 
 
@@ -201,12 +185,10 @@ class Water(Settings):
     """
 
     kind: Literal["underwater"] = "underwater"
-    distance: Range = [1.0, 10.0]
-    column: Range = [0.5, 6.0]
-    light: Range = [0.5, 0.9]
+    distance: Range = (1.0, 10.0)
+    column: Range = (0.5, 6.0)
+    light: Range = (0.5, 0.9)
     kept: Amount = 0.0
 
     def build(self, root: Path) -> hadamard.Underwater:
-        return hadamard.Underwater(
-            distance=pair(self.distance), column=pair(self.column), light=pair(self.light), kept=self.kept
-        )
+        return hadamard.Underwater(distance=self.distance, column=self.column, light=self.light, kept=self.kept)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twofold import evaluate, images, tiling
-from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
+from twofold.contracts import ConfigError, DataError, Degradation, Restored, Restorer, Sample
 from twofold.data import pairs as layouts
 from twofold.data.batches import SECOND_STREAM, Batches, Shard
 from twofold.data.crops import CropCache, as_floats, read_all, read_bytes, read_pairs
@@ -24,10 +24,10 @@ from twofold.degrade.blur import Blur
 from twofold.degrade.hadamard import exposure
 from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
+from twofold.restorers.classical import UnderwaterStretch
+from twofold.settings import nearest
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
-from twofold.train.damage import pair
-from twofold.zoo import nearest
 
 PAIR_GUIDANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rain_region": additive.rain_region,
@@ -83,18 +83,31 @@ def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *
     if isinstance(settings, recipes.Synthetic):
         cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
-        return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
+        return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), data.zoom)
     if isinstance(settings, recipes.WithDepth):
         return hazy_crops(settings, data, root)
+    if isinstance(settings, recipes.Taught):
+        pictures = read_all(files_of(settings.observed, root))
+        targets = [taught(picture, TEACHERS[settings.teacher]) for picture in pictures]
+        return PairCrops(CropCache(pictures), CropCache(targets), data.crop, None, data.zoom)
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
     guidance = None if settings.guidance is None else PAIR_GUIDANCE[settings.guidance]
-    return PairCrops(observed, clean, data.crop, guidance, pair(data.zoom))
+    return PairCrops(observed, clean, data.crop, guidance, data.zoom)
+
+
+TEACHERS: dict[str, Restorer] = {"underwater-stretch": UnderwaterStretch()}
+
+
+def taught(picture: Tensor, teacher: Restorer) -> Tensor:
+    """What the teacher makes of an image, both as bytes `(3, H, W)`."""
+    image = teacher(as_floats([picture])).image[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
     photographs, depths = photographs_with_depth(settings, root)
-    haze, bend, veil = settings.haze.build(root), pair(settings.bend), pair(settings.veil)
-    return HazyCrops(CropCache(photographs), depths, haze, data.crop, bend, veil, pair(data.zoom))
+    haze, bend, veil = settings.haze.build(root), settings.bend, settings.veil
+    return HazyCrops(CropCache(photographs), depths, haze, data.crop, bend, veil, data.zoom)
 
 
 def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[list[Tensor], list[Tensor]]:

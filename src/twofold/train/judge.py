@@ -25,6 +25,7 @@ from twofold.data.batches import Batches
 from twofold.files import replacing, write_text
 from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
 from twofold.nets.perceptual import read_tensors
+from twofold.settings import Settings
 from twofold.train import data as material
 from twofold.train.loop import JsonLines, Report, Run, fit
 from twofold.train.recipe import SourceSpec
@@ -32,7 +33,6 @@ from twofold.train.run import build_optimizer, build_schedule, keep_recipe, mach
 from twofold.train.schemes import Draw, Learner, Machine
 from twofold.train.search import split_source
 from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, SmallJudge
-from twofold.zoo import Settings
 
 COMPETENT = 0.9  # share of held-out crops that a judge must call right
 WARY = 0.5  # share of counterfeits that it must not call clear, if it was shown any

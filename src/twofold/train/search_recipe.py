@@ -8,11 +8,11 @@ from pydantic import Field
 
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
+from twofold.settings import Amount, Count, Rate, Settings, Share
+from twofold.specs import Combination, PlainSpec
 from twofold.train import recipe as recipes
-from twofold.train.damage import Amount
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
-from twofold.zoo import Combination, PlainSpec, Settings
+from twofold.train.recipe import Optimizer, Schedule, SourceSpec
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
 OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)

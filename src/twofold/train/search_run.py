@@ -33,11 +33,12 @@ from twofold.search.loss_space import (
     published_terms,
 )
 from twofold.search.supernet import mixtures, network_weights
+from twofold.settings import checked
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
+from twofold.specs import PlainSpec
 from twofold.train import data as material
-from twofold.train import drawings
+from twofold.train import drawings, reading
 from twofold.train import judge as judges
-from twofold.train import recipe as recipes
 from twofold.train.loop import JsonLines, Report, Run, fit
 from twofold.train.run import build_optimizer, feature_networks, keep_recipe, machine_of
 from twofold.train.schemes import Learner, Machine
@@ -59,7 +60,6 @@ from twofold.train.search_recipe import (
     SearchRecipe,
     SupernetSpec,
 )
-from twofold.zoo import PlainSpec
 
 
 @dataclass(frozen=True)
@@ -327,6 +327,6 @@ def train_recipe_judge(
 
     Raises: ConfigError where another one lies there.
     """
-    settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
+    settings = checked(JudgeRecipe, reading.tree_of(recipe.judge), recipe.judge)
     judges.train_judge(settings, root, folder, device=device, reports=reports)
     return folder / "judge.safetensors"
