@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench searches docs clean
+.PHONY: help demo test fuzz check bench searches docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -20,6 +20,9 @@ demo: $(STAMP)   ## degrade bundled photographs, restore them, write demo/index.
 
 test: $(STAMP)   ## the test suite, ten minutes at most
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+fuzz: $(STAMP)   ## random files, tensors, options and recipes: 2,000 cases of each kind
+	TWOFOLD_FUZZ=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .

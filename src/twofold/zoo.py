@@ -10,6 +10,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from twofold.contracts import Restorer, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.runtime import flush_denormals_
 from twofold.settings import nearest
+from twofold.sizes import check_size
 from twofold.specs import AnyModel, ModelSpec
 
 _MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
@@ -60,9 +62,13 @@ class Card(BaseModel):
 
 
 def cards() -> dict[str, Card]:
-    """Every shipped model by name."""
+    """Every shipped model by name. A damaged card is left out: it disables no other model."""
     folder = resources.files("twofold") / "weights"
-    found = [Card.model_validate_json(f.read_text()) for f in folder.iterdir() if f.name.endswith(".json")]
+    found = []
+    for file in folder.iterdir():
+        if file.name.endswith(".json"):
+            with suppress(OSError, ValueError):  # ValidationError and UnicodeDecodeError are ValueErrors
+                found.append(Card.model_validate_json(file.read_text(encoding="utf-8")))
     return {card.name: card for card in sorted(found, key=lambda card: card.name)}
 
 
@@ -134,9 +140,12 @@ def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None
             spec, state = read_weights(file)
     elif path.suffix or _may_be_there(path):
         spec, state = read_weights(path)
+    elif (resources.files("twofold") / "weights" / f"{path.name}.json").is_file():
+        raise WeightsError(f"the card of {path.name!r} is damaged; install twofold again")
     else:
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:
+        check_size(spec.build, state)
         restorer = spec.build()
         restorer.load_state_dict(state)
     except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:

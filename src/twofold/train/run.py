@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from twofold import losses, zoo
-from twofold.contracts import ConfigError
+from twofold.contracts import ConfigError, Sample
 from twofold.data.batches import Shard
 from twofold.files import replacing, write_text
 from twofold.nets.perceptual import (
@@ -214,7 +214,7 @@ def train(
     """
     machine, place, share = machine_of(recipe.precision, device)
     main = share.rank == 0
-    keep_recipe(recipe, folder, write=main)
+    keep_recipe(recipe, folder, write=False)
     torch.manual_seed(recipe.seed)
     restorer = build_restorer(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     scheme = build_scheme(recipe, restorer, machine, root)
@@ -227,6 +227,8 @@ def train(
             reports = [*reports, Convergence(folder)]
 
     shown = [sample for draw in batches(0) for sample in draw][-1]
+    check_crop(restorer, shown)
+    keep_recipe(recipe, folder, write=main)  # a start that fails leaves the folder to a corrected one
     found: dict[str, float] | None = None
 
     def validate(done: int) -> dict[str, float]:
@@ -256,6 +258,20 @@ def train(
     if main:
         write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def check_crop(restorer: nn.Module, sample: Sample) -> None:
+    """Raises: ConfigError where the network cannot take images of the size of the training crops."""
+    height, width = sample.observed.shape[-2:]
+    multiple = getattr(restorer, "multiple", 1)
+    try:
+        if height % multiple or width % multiple:
+            raise ValueError(f"its sides must be multiples of {multiple}")
+        with torch.no_grad():
+            restorer(sample.observed[:1], **({} if sample.kernel is None else {"kernel": sample.kernel[:1]}))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"data.crop: the network cannot take crops of {width} x {height}: {reason}") from error
 
 
 def keep_best(folder: Path, steps: int, scores: dict[str, float]) -> None:
@@ -290,6 +306,9 @@ def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
     if path.exists():
         kept = checked(type(recipe), reading.tree_of(path), str(path))
         changed = [key for key, value in kept if key != "steps" and value != getattr(recipe, key)]
+        done = _steps_done(folder)
+        if isinstance(recipe, recipes.Recipe) and recipe.steps < done:
+            raise ConfigError(f"{folder} holds a run of {done} steps, more than {recipe.steps}; name another folder")
         if changed:
             raise ConfigError(
                 f"{folder} holds a run of another recipe ({', '.join(changed)} differ from {path}); "
@@ -297,3 +316,11 @@ def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
             )
     if write:
         write_text(path, to_yaml(recipe))
+
+
+def _steps_done(folder: Path) -> int:
+    """Of a finished run, by its result.json; 0 where there is none."""
+    try:
+        return int(json.loads((folder / "result.json").read_text())["steps"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
