@@ -32,8 +32,8 @@ def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) ->
 
 def test_a_change_reaches_into_lists_by_number() -> None:
     shipped, changed = (
-        reading.read_recipe("underwater"),
-        reading.read_recipe("underwater", ["data.train.1.weight=0.25"]),
+        reading.read_recipe("underwater-hnu"),
+        reading.read_recipe("underwater-hnu", ["data.train.1.weight=0.25"]),
     )
     assert [source.weight for source in changed.data.train] == [shipped.data.train[0].weight, 0.25]
 
@@ -61,7 +61,7 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         (PAIRS % "wieght: 2", "unknown key data.train.0.wieght; did you mean 'weight'"),
         (NOISE % "levl: [0, 1]", "unknown key data.train.0.degradation.levl; did you mean 'level'"),
         ("scheme.kind=gided", "scheme.kind: unknown 'gided'; did you mean 'guided'"),
-        ("model.net={widths: [8]}", "model.net.kind is missing; known: unet, prenet"),
+        ("model.net={widths: [8]}", "model.net.kind is missing; known: mixture, unet, prenet"),
         ("loss={l3: 1}", "loss.l3: unknown 'l3'; did you mean 'l2'"),
         ("precision=bf61", "precision: unknown 'bf61'; did you mean 'bf16'"),
         ("steps=many", "steps: input should be a valid integer, got 'many'"),

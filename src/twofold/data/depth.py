@@ -164,7 +164,7 @@ class WithDepth:
         files = self._folder.files(root)
         pictures = read_all(files)
         if self.depth is None:
-            return pictures, [made_up_depth(picture) for picture in pictures]
+            return pictures, [_made_up(file, picture) for file, picture in zip(files, pictures, strict=True)]
         read = partial(read_depth, disparity=self.disparity, unit=self.unit, limit=self.limit)
         return pictures, [read(_twin(file, root / self.depth)) for file in files]
 
@@ -175,6 +175,16 @@ class WithDepth:
     @property
     def _folder(self) -> Folder:
         return Folder(self.clean, self.every, self.keep)
+
+
+_MADE_UP: dict[Path, Tensor] = {}
+
+
+def _made_up(file: Path, picture: Tensor) -> Tensor:
+    """`made_up_depth`, once for each file: it takes a second, and training draws from a folder for both levels."""
+    if file not in _MADE_UP:
+        _MADE_UP[file] = made_up_depth(picture)
+    return _MADE_UP[file]
 
 
 def _twin(photograph: Path, folder: Path) -> Path:

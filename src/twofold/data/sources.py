@@ -21,11 +21,15 @@ from twofold.data.crops import CropCache, as_floats, plan, read_bytes, read_pair
 from twofold.data.degradations import AnyDegradation, with_files
 from twofold.data.folders import Folder, PairFolder, files_of, pairs_of
 from twofold.degrade.additive import rain_region, uniform_between
+from twofold.degrade.hadamard import exposure
 from twofold.settings import ByName, Rate
 
 Source = Callable[[torch.Generator], Sample]
 Zoom = tuple[float, float]  # range of how much larger than the crop the part is that is cut out and reduced to it
-GUIDANCE_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"rain_region": rain_region}
+GUIDANCE_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rain_region": rain_region,
+    "exposure": exposure,
+}
 """How a map follows from a pair (observed, clean), by the names that recipes use."""
 
 
