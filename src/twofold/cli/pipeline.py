@@ -159,7 +159,7 @@ class _JobQueue:
                 read.cancel()
 
     def skips(self, job: Job) -> bool:
-        return self.skip and job.target != STREAM and job.target.is_file() and job.target.stat().st_size > 0
+        return self.skip and job.target != STREAM and os.path.isfile(job.target) and job.target.stat().st_size > 0
 
     def one(self, number: int, job: Job, read: Future[tuple[images.Picture, float]] | None) -> None:
         try:
@@ -232,7 +232,7 @@ def _threads(parallel: int) -> Executor:
 
 def dry_run(work: Sequence[Job], *, skip: bool, as_json: bool) -> int:
     """Prints what a run would do."""
-    skipped = [job for job in work if skip and job.target.is_file() and job.target.stat().st_size > 0]
+    skipped = [job for job in work if skip and os.path.isfile(job.target) and job.target.stat().st_size > 0]
     planned = [job for job in work if job not in skipped]
     if as_json:
         pairs = [{"input": str(job.source), "output": str(job.target)} for job in planned]
