@@ -65,13 +65,13 @@ def jobs(
         return [_stream_job(inputs, output, suffix)]
     paths = [path for text in dict.fromkeys(inputs) for path in _expanded(text)]
     place = None if output is None else Path(output)
-    as_folder = place is not None and (place.is_dir() or str(output).endswith(("/", os.sep)))
-    if place is not None and len(paths) == 1 and place.suffix and not (as_folder or paths[0].is_dir()):
+    as_folder = place is not None and (os.path.isdir(place) or str(output).endswith(("/", os.sep)))
+    if place is not None and len(paths) == 1 and place.suffix and not (as_folder or os.path.isdir(paths[0])):
         _check_name(place, suffix)
         (source,) = images.find(paths)
         found = [Job(source, place, Path(source.name), place.suffix)]
     else:
-        if place is not None and (place.is_file() or (place.suffix.lower() in images.SUFFIXES and not as_folder)):
+        if place is not None and (os.path.isfile(place) or (place.suffix.lower() in images.SUFFIXES and not as_folder)):
             raise Misuse(f"{place} names one file, but a folder is needed for a folder or several images")
         kept = [other.resolve() for other in others if other is not None]
         found = [job for path in paths for job in _jobs_of(path, place, kept, suffix, marker, recursive)]
@@ -104,7 +104,7 @@ def _expanded(text: str) -> list[Path]:
 
 
 def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -> Job:
-    if len(inputs) > 1 or (inputs[0] != "-" and Path(inputs[0]).is_dir()):
+    if len(inputs) > 1 or (inputs[0] != "-" and os.path.isdir(Path(inputs[0]))):
         raise Misuse("- (standard input or output) is for one image; name the others in a second command")
     name = Path("standard-input.png" if inputs[0] == "-" else Path(inputs[0]).name)
     if inputs[0] != "-":
@@ -114,7 +114,7 @@ def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -
             raise Misuse("the image would be printed on the terminal; name a file with --output, or use a pipe")
         return Job(Path(inputs[0]), STREAM, name, suffix or _ending(name, None).suffix)
     place = Path(output or "")
-    if place.is_dir() or not place.suffix or str(output).endswith(("/", os.sep)):
+    if os.path.isdir(place) or not place.suffix or str(output).endswith(("/", os.sep)):
         place = _ending(place / name, suffix)
     _check_name(place, suffix)
     return Job(STREAM, place, name, place.suffix)
@@ -123,7 +123,7 @@ def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -
 def left_out(inputs: Sequence[str], *, recursive: bool = True) -> str:
     """One line on the images in folders whose formats are not read; empty where there are none."""
     found: Counter[str] = Counter()
-    for folder in (Path(text) for text in inputs if text != "-" and Path(text).is_dir()):
+    for folder in (Path(text) for text in inputs if text != "-" and os.path.isdir(Path(text))):
         files = folder.rglob("*") if recursive else folder.glob("*")
         found.update(file.suffix.lower() for file in files if file.suffix.lower() in images.UNREADABLE)
     if not found:
@@ -135,7 +135,7 @@ def left_out(inputs: Sequence[str], *, recursive: bool = True) -> str:
 def _jobs_of(
     path: Path, output: Path | None, others: Sequence[Path], suffix: str | None, marker: str, recursive: bool
 ) -> Iterator[Job]:
-    if path.is_dir():
+    if os.path.isdir(path):
         root = path.resolve()
         if output is None and not root.name:
             raise Misuse(f"{path} has no name to call a folder of outputs by; name one with -o")
@@ -174,11 +174,11 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     """
     if place is None:
         return {}
-    if place.is_file() and place.suffix.lower() not in images.SUFFIXES:
+    if os.path.isfile(place) and place.suffix.lower() not in images.SUFFIXES:
         raise Misuse(f"{option} {place} is a file, but no picture; name another place")
-    if len(work) == 1 and place.suffix and not place.is_dir():  # as for the result of one picture
+    if len(work) == 1 and place.suffix and not os.path.isdir(place):  # as for the result of one picture
         check_suffix(place, folder=True)
-    if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
+    if place.suffix.lower() not in images.SUFFIXES or os.path.isdir(place):
         return {job: (place / job.name).with_suffix(".png") for job in work}
     if len(work) > 1:
         raise Misuse(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
@@ -196,7 +196,7 @@ def twin_of(folder: Path, name: Path) -> Path:
     for place in (folder / name.parent, folder):
         # The pattern finds `photo.alt.png` for `photo.jpg` too; only a whole stem is a twin.
         found = sorted(
-            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and file.is_file()
+            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and os.path.isfile(file)
         )
         if len(found) > 1:
             raise TwofoldError(f"{place} has several files called {name.stem}: {_listed(found)}; keep one")
@@ -207,7 +207,7 @@ def twin_of(folder: Path, name: Path) -> Path:
 
 def twins(work: Sequence[Job], place: Path) -> dict[Job, Path]:
     """The file `place` for every picture, or each one's twin in the folder `place`, where it has one."""
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return dict.fromkeys(work, place)
     found = {}
     for job in work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -144,7 +145,7 @@ class _JobQueue:
         try:
             for number, job in enumerate(self.work):
                 for later in self.work[number + len(self.reads) : number + self.ahead]:
-                    self.reads.append(None if self.skips(later) else self.threads.submit(_timed_read, later))
+                    self.reads.append(None if self.skip and is_done(later) else self.threads.submit(_timed_read, later))
                 self.one(number, job, self.reads.popleft())
                 self.settle(self.ahead - 1)
                 if self.noted.stopped:
@@ -157,9 +158,6 @@ class _JobQueue:
         for read in self.reads:
             if read is not None:
                 read.cancel()
-
-    def skips(self, job: Job) -> bool:
-        return self.skip and job.target != STREAM and job.target.is_file() and job.target.stat().st_size > 0
 
     def one(self, number: int, job: Job, read: Future[tuple[images.Picture, float]] | None) -> None:
         try:
@@ -193,6 +191,11 @@ class _JobQueue:
         self.noted.failed[source] = message if known else f"{source}: {message}"
         if getattr(error.__cause__, "errno", None) in _LASTING:
             self.noted.stopped = "stopped, as the others could not be written either"
+
+
+def is_done(job: Job) -> bool:
+    """Whether its output is there, and not empty as after a loss of power."""
+    return job.target != STREAM and os.path.isfile(job.target) and job.target.stat().st_size > 0
 
 
 def _timed_read(job: Job) -> tuple[images.Picture, float]:
@@ -232,7 +235,7 @@ def _threads(parallel: int) -> Executor:
 
 def dry_run(work: Sequence[Job], *, skip: bool, as_json: bool) -> int:
     """Prints what a run would do."""
-    skipped = [job for job in work if skip and job.target.is_file() and job.target.stat().st_size > 0]
+    skipped = [job for job in work if skip and is_done(job)]
     planned = [job for job in work if job not in skipped]
     if as_json:
         pairs = [{"input": str(job.source), "output": str(job.target)} for job in planned]
