@@ -27,7 +27,6 @@ from twofold.metrics import PROTOCOLS
 from twofold.search.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import recipe as recipes
-from twofold.train.found import FoundLoss
 from twofold.train.run import train
 
 RECIPES = ("lowlight", "underwater", "dehaze-hnu")
@@ -40,7 +39,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
     tree = recipes.tree_of(name)
     if change == "all ones":
         weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
-        tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
+        tree["loss"] = {**tree["loss"], "weights": weights}
     elif change == "U-Net":
         tree["model"]["net"] = zoo.UNetSpec().model_dump()
     else:

@@ -34,17 +34,16 @@ from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.data.sources import Source
 from twofold.evaluate import interval
 from twofold.files import write_text
-from twofold.losses import Loss
+from twofold.losses import Loss, LossSpec
 from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
 from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
 from twofold.nets.unet import UNet
 from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform_genotype
-from twofold.search.loss_space import LossFile
 from twofold.train import data as material
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
-from twofold.train.run import build_optimizer, build_schedule, feature_networks
+from twofold.train.run import build_optimizer, build_schedule
 from twofold.train.schemes import Learner, Machine
 from twofold.train.search import judged, split_source
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
@@ -120,7 +119,7 @@ class Bench:
             branches=branches,
         )
 
-    def search(self, stage: Stage, net: nn.Module, given: LossFile | None, seed: int) -> tuple[LossFile, float]:
+    def search(self, stage: Stage, net: nn.Module, given: LossSpec | None, seed: int) -> tuple[LossSpec, float]:
         """Runs one stage on `net`, in place; the loss at its end, and the CPU seconds it took."""
         began = time.process_time()
         recipe = self.recipe.model_copy(update={"seed": seed})
@@ -155,8 +154,8 @@ class Bench:
             learner.descend(loss(net(sample.observed), sample.clean))
         return net.eval()
 
-    def loss(self, file: LossFile) -> Loss:
-        return file.build(feature_networks(file.needs, self.root, self.device))
+    def loss(self, file: LossSpec) -> Loss:
+        return file.build(self.root / "features")
 
     @torch.no_grad()
     def score(self, net: nn.Module) -> dict[str, float]:
@@ -170,9 +169,9 @@ class Bench:
         return {**facts, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def ones(found: LossFile) -> LossFile:
+def ones(found: LossSpec) -> LossSpec:
     """The same losses with every weight 1."""
-    return LossFile(dict.fromkeys(found.weights, 1.0), found.layers)
+    return LossSpec(dict.fromkeys(found.weights, 1.0), found.layers)
 
 
 def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
@@ -208,7 +207,7 @@ def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     together, both = bench.search(Stage("synchronous", "both", 2 * asked.search_steps), synchronous, None, seed)
     genotype, other = derive(hierarchical), derive(synchronous)
     matched = matched_width(bench, sum(p.numel() for p in bench.hadamard(genotype).parameters()))
-    nets: dict[str, tuple[Callable[[], nn.Module], LossFile]] = {
+    nets: dict[str, tuple[Callable[[], nn.Module], LossSpec]] = {
         "supernet": (lambda: bench.supernet(seed), found),
         **{op: ((lambda op=op: bench.hadamard(bench.uniform(op))), found) for op in ("1-C", "3-C", "1-RC", "3-RC")},
         "3-C, as many parameters": (lambda: bench.hadamard(bench.uniform("3-C"), width=matched), found),
@@ -244,7 +243,7 @@ def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     return {**result, "black_box": black} if black else result
 
 
-def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budget: float, seed: int) -> dict[str, Any]:
+def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossSpec, budget: float, seed: int) -> dict[str, Any]:
     """TPE and random search over the weights for `budget` CPU seconds each; the network trained with the best."""
     import optuna
 
@@ -254,7 +253,7 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
 
     def objective(trial: Any) -> float:
         weights = {name: trial.suggest_float(name, 0.0, 3.0) for name in found.weights}
-        file = LossFile(weights, found.layers)
+        file = LossSpec(weights, found.layers)
         net = bench.trained(make, bench.loss(file), seed, steps=max(bench.asked.steps // 4, 1), source=bench.seen)
         upper = judged(bench.judge)
         with torch.no_grad():
@@ -270,7 +269,7 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
         began = time.process_time()
         while time.process_time() - began < budget or not study.trials:
             study.optimize(objective, n_trials=1)
-        best = LossFile(dict(study.best_params), found.layers)
+        best = LossSpec(dict(study.best_params), found.layers)
         score = bench.score(bench.trained(make, bench.loss(best), seed))
         results[name] = {**score, "trials": len(study.trials), "weights": dict(best.weights)}
         say(seed, name, results[name])

@@ -14,13 +14,13 @@ import yaml
 from twofold import zoo
 from twofold.cli.app import run_command_line as command_line
 from twofold.contracts import ConfigError, Sample, WeightsError
+from twofold.losses import PLAIN, LossSpec
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
 from twofold.search.genotype import Genotype, uniform_genotype
-from twofold.search.loss_space import PLAIN, LossFile, LossSpace
+from twofold.search.loss_space import LossSpace, searchable
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
-from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
 from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_recipe_judge
@@ -34,7 +34,7 @@ TREE: dict[str, Any] = {
     "search": {"kind": "hierarchical", "loss": 3, "architecture": 3},
     "net": {"kind": "supernet", "width": 4, "units": 1, "ops_per_branch": 2},
     "data": {"crop": 8, "batch": 1, "train": [{"kind": "pairs", "pairs": [{"root": "pairs"}]}]},
-    "loss": {"features": None},
+    "loss": {"terms": list(PLAIN)},
     "judge": "judge-dark",
     "final": "lowlight",
     "loss_optimizer": OPTIMIZER,
@@ -112,7 +112,7 @@ def test_seeds_are_searched_one_by_one_and_what_they_agree_on_is_left(root: Path
     assert found["seeds"] == [3, 4]
     assert json.loads((tmp_path / "out" / "stability.json").read_text()) == found
     assert (tmp_path / "out" / "stability.png").exists()
-    losses = [LossFile.from_yaml((tmp_path / "out" / f"seed{n}" / "loss.yaml").read_text()) for n in (3, 4)]
+    losses = [LossSpec.from_yaml((tmp_path / "out" / f"seed{n}" / "loss.yaml").read_text()) for n in (3, 4)]
     mean = sum(loss.weights["l1"] for loss in losses) / 2
     low, high = found["weights"]["l1"]["interval"]
     assert found["weights"]["l1"]["mean"] == pytest.approx(mean)
@@ -231,11 +231,11 @@ def test_counterfeits_are_neither_the_clean_picture_nor_out_of_its_shape() -> No
 
 
 def test_a_loss_space_takes_over_a_found_loss() -> None:
-    space = LossSpace(PLAIN)
-    space.assume(LossFile({"l1": 1.5, "ssim": 0.25}, {}))
+    space = LossSpace(searchable(PLAIN))
+    space.assume(LossSpec({"l1": 1.5, "ssim": 0.25}, {}))
     assert {name: weight for name, weight in space.derive().weights.items() if weight} == {"l1": 1.5, "ssim": 0.25}
-    with pytest.raises(ConfigError, match="features-squeeze"):
-        space.assume(LossFile({"features-squeeze": 1.0}, {"features-squeeze": (1,)}))
+    with pytest.raises(ConfigError, match="features_squeeze"):
+        space.assume(LossSpec({"features_squeeze": 1.0}, {"features_squeeze": (1,)}))
 
 
 def test_a_plain_network_has_no_architecture_to_search() -> None:
@@ -274,13 +274,15 @@ def test_a_misspelt_key_of_a_search_names_the_nearest() -> None:
         settings(colapse=0.5)
 
 
-def test_a_misspelt_loss_is_found_in_named_and_searched_losses() -> None:
-    with pytest.raises(ConfigError, match="there is no loss 'l3'"):
-        FoundLoss(weights={"l3": 1.0}).file()
+def test_a_misspelt_loss_is_found_in_trained_and_searched_losses() -> None:
+    with pytest.raises(ConfigError, match="unknown loss 'l3'; did you mean"):
+        LossSpec({"l3": 1.0})
+    with pytest.raises(ConfigError, match=r"loss\.terms\.1: unknown loss 'l3'; did you mean"):
+        settings(loss={"terms": ["l1", "l3"]})
 
 
 def test_train_takes_a_loss_file_for_any_model(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    LossFile({"l1": 0.5, "colour": 2.0}, {}).write(tmp_path / "loss.yaml")
+    LossSpec({"l1": 0.5, "colour": 2.0}, {}).write(tmp_path / "loss.yaml")
     assert command_line(["train", "derain", "--loss", str(tmp_path / "loss.yaml"), "--show"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["loss"]["weights"] == {"l1": 0.5, "colour": 2.0}
 
@@ -319,9 +321,9 @@ def test_recipes_that_a_search_names_are_sought_beside_it_and_before_it_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_terms_of_vgg_are_its_features_and_lpips_and_their_files_are_asked_for(tmp_path: Path) -> None:
+def test_a_search_on_features_of_vgg19_asks_for_its_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no weights of vgg19"):
-        build_space(settings(loss={"features": "vgg19"}), tmp_path)
+        build_space(settings(loss={"terms": ["l1", "features_vgg19"]}), tmp_path)
 
 
 def test_the_command_searches_several_seeds_and_says_what_they_agree_on(

@@ -58,7 +58,7 @@ class Genotype:
     def skip_ratio(self) -> float:
         """Share of the units' places that were given to SC: near 1, the search has collapsed to doing nothing.
 
-        >>> uniform("SC", "3-C").skip_ratio
+        >>> uniform_genotype("SC", "3-C").skip_ratio
         1.0
         """
         names = [name for group, names in self.groups.items() if group.startswith("unit") for name in names]
@@ -74,7 +74,7 @@ class Genotype:
     ) -> HadamardNet:
         """The found network, its parameters drawn anew; the options are those of `HadamardNet`.
 
-        >>> sum(p.numel() for p in uniform("3-C", "3-C").network().parameters())
+        >>> sum(p.numel() for p in uniform_genotype("3-C", "3-C").network().parameters())
         621408
         """
         units = [names for group, names in self.groups.items() if group.startswith("unit")]
@@ -131,7 +131,7 @@ def agreement(found: Sequence[Genotype]) -> tuple[float, float]:
 
     Raises: ConfigError for fewer than two, or for genotypes of different skeletons.
 
-    >>> agreement([uniform("SC", "3-C"), uniform("3-RC", "3-C")])                   # 18 of 74 places; 1/9 or 1/4 each
+    >>> agreement([uniform_genotype("SC", "3-C"), uniform_genotype("3-RC", "3-C")])  # 18 of 74 places; 1/9 or 1/4 each
     (0.243..., 0.144...)
     """
     places = [[(group, name) for group, names in genotype.groups.items() for name in names] for genotype in found]

@@ -6,29 +6,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from twofold.contracts import ConfigError
+from twofold.losses import LossSpec
 from twofold.search.genotype import Genotype
-from twofold.search.loss_space import LossFile
-from twofold.train.damage import Amount
-from twofold.zoo import Settings
-
-
-class FoundLoss(Settings):
-    """A searched loss, as its file has it. A recipe names the file, `loss: {file: loss.yaml}`, and reading it puts the
-    contents in its place.
-    """
-
-    weights: dict[str, Amount]
-    layers: dict[str, list[int]] = Field(default_factory=dict)
-    ssim_exponents: list[float] = Field(default_factory=lambda: [1.0] * 3, min_length=3, max_length=3)
-
-    def file(self) -> LossFile:
-        """Raises: ConfigError for an unknown loss."""
-        layers = {name: tuple(numbers) for name, numbers in self.layers.items()}
-        a, b, c = self.ssim_exponents
-        return LossFile(self.weights, layers, (a, b, c))
 
 
 def embed(tree: dict[str, Any], folder: Traversable) -> None:
@@ -54,10 +34,9 @@ def embed(tree: dict[str, Any], folder: Traversable) -> None:
     for group in (tree, tree.get("search")):
         loss = group.get("loss") if isinstance(group, dict) else None
         if isinstance(loss, dict) and set(loss) == {"file"} and isinstance(group, dict):
-            found = LossFile.from_yaml(text(str(loss["file"])))
+            found = LossSpec.from_yaml(text(str(loss["file"])))
             layers = {name: list(numbers) for name, numbers in found.layers.items()}
-            exponents = list(found.ssim_exponents)
-            group["loss"] = {"weights": dict(found.weights), "layers": layers, "ssim_exponents": exponents}
+            group["loss"] = {"weights": dict(found.weights), "layers": layers}
     net = tree.get("model", {}).get("net") if isinstance(tree.get("model"), dict) else None
     if isinstance(net, dict) and isinstance(net.get("genotype"), str):
         found_net = Genotype.from_json(text(net["genotype"]))

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from twofold.contracts import ConfigError
+from twofold.losses import LossSpec
 from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepperSettings, Streaks, Water
-from twofold.train.found import FoundLoss, embed
+from twofold.train.found import embed
 from twofold.zoo import ModelSpec, Settings, nearest
 
 Count = Annotated[int, Field(ge=1)]
@@ -184,29 +185,7 @@ class MetaSpec(Settings):
 SchemeSpec = Annotated[
     SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec | MetaSpec, Field(discriminator="kind")
 ]
-LossName = Literal[
-    "l1",
-    "l2",
-    "smooth_l1",
-    "charbonnier",
-    "negative_ssim",
-    "colour_angle",
-    "ssim_distance",
-    "total_variation",
-    "laplacian",
-    "perceptual_squeeze",
-    "perceptual_vgg16",
-]
-
-
-def _kind_of_loss(value: Any) -> str:
-    return "found" if isinstance(value, FoundLoss) or (isinstance(value, dict) and "weights" in value) else "named"
-
-
-NamedLosses = Annotated[dict[LossName, Amount], Field(min_length=1)]
-LossSettings = Annotated[
-    Annotated[NamedLosses, Tag("named")] | Annotated[FoundLoss, Tag("found")], Discriminator(_kind_of_loss)
-]
+LossSettings = Annotated[LossSpec, BeforeValidator(LossSpec.of)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -226,7 +205,7 @@ class Recipe(Settings):
     seed: int = 0
     model: ModelSpec
     scheme: SchemeSpec
-    loss: LossSettings = {"l1": 1.0}
+    loss: LossSettings = LossSpec({"l1": 1.0})
     data: Data
     optimizer: Optimizer = Optimizer()
     guide_optimizer: Optimizer = Optimizer()
@@ -377,7 +356,7 @@ def _place(loc: tuple[int | str, ...], tree: Any, of: type[Settings]) -> tuple[s
         if arrived and isinstance(node, dict) and part == node.get("kind"):
             groups = [group for group in groups if part in _tags([group])]
             arrived = False
-        elif part not in ("[key]", "named", "found"):  # the latter two: which kind of loss
+        elif part != "[key]":
             path.append(str(part))
             fields = [group.model_fields[part] for group in groups if part in group.model_fields]
             groups = _groups(fields[0]) if fields else groups

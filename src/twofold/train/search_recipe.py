@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from twofold.losses import loss_of
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.train import recipe as recipes
 from twofold.train.damage import Amount
-from twofold.train.found import FoundLoss
 from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
 from twofold.zoo import Combination, PlainSpec, Settings
+
+
+def _known(name: str) -> str:
+    """Raises: ConfigError for an unknown loss."""
+    loss_of(name)
+    return name
+
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
 OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)
@@ -88,7 +95,7 @@ class SynchronousSpec(Settings):
     steps: Count
 
 
-class LossSpec(Settings):
+class LossAloneSpec(Settings):
     """The loss alone, for any network."""
 
     kind: Literal["loss"] = "loss"
@@ -100,10 +107,10 @@ class ArchitectureSpec(Settings):
 
     kind: Literal["architecture"] = "architecture"
     steps: Count
-    loss: FoundLoss | None = None
+    loss: recipes.LossSettings | None = None
 
 
-Stages = Annotated[HierarchicalSpec | SynchronousSpec | LossSpec | ArchitectureSpec, Field(discriminator="kind")]
+Stages = Annotated[HierarchicalSpec | SynchronousSpec | LossAloneSpec | ArchitectureSpec, Field(discriminator="kind")]
 
 
 class SupernetSpec(Settings):
@@ -128,12 +135,16 @@ class SupernetSpec(Settings):
 
 
 class LossSpaceSpec(Settings):
-    """features: the network of the feature term, its weights in `features` below the data root; null goes without the
-    perceptual terms. With vgg19 the other one is LPIPS on AlexNet, which takes its weights and heads too.
-    constraint: how weights stay at least 0; `clipped` is the paper's.
+    """terms: names of `twofold.losses.LOSSES`; weights of networks are read from `features` below the data root.
+
+    The paper's eight have lpips_alexnet and features_vgg19 in place of the two of SqueezeNet. constraint: how weights
+    stay at least 0; `clipped` is the paper's.
     """
 
-    features: Literal["squeezenet", "vgg19"] | None = "squeezenet"
+    terms: list[Annotated[str, AfterValidator(_known)]] = Field(
+        default=["l1", "l2", "colour", "ssim", "perceptual_squeeze", "features_squeeze", "tv", "laplacian"],
+        min_length=1,
+    )
     constraint: Literal["clipped", "softplus", "fixed-sum"] = "clipped"
 
     def bound(self) -> Clipped | Softplus | FixedSum:

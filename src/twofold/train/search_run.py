@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,21 +17,10 @@ from torch import nn
 from twofold.contracts import ConfigError, Sample
 from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.files import write_text
-from twofold.losses import Loss
+from twofold.losses import LayerLoss, Loss, LossSpec, loss_of
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
-from twofold.nets.perceptual import DirectionDistance, FeatureNetwork
 from twofold.search.genotype import Genotype, derive, entropy, picture
-from twofold.search.loss_space import (
-    SQUEEZENET_GROUPS,
-    SQUEEZENET_SCALE,
-    VGG19_GROUPS,
-    Clipped,
-    FeatureChoice,
-    LossFile,
-    LossSpace,
-    near_zero,
-    published_terms,
-)
+from twofold.search.loss_space import Clipped, LossSpace, searchable
 from twofold.search.supernet import mixtures, network_weights
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
 from twofold.train import data as material
@@ -39,7 +28,7 @@ from twofold.train import drawings
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
 from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.run import build_optimizer, feature_networks, keep_recipe, machine_of
+from twofold.train.run import build_optimizer, keep_recipe, machine_of
 from twofold.train.schemes import Learner, Machine
 from twofold.train.search import (
     Collapsed,
@@ -55,7 +44,7 @@ from twofold.train.search_recipe import (
     ArchitectureSpec,
     HierarchicalSpec,
     JudgeRecipe,
-    LossSpec,
+    LossAloneSpec,
     SearchRecipe,
     SupernetSpec,
 )
@@ -69,21 +58,20 @@ class Stage:
     name: str
     what: What
     steps: int
-    found: LossFile | None = None
+    found: LossSpec | None = None
 
 
 def stages(recipe: SearchRecipe) -> list[Stage]:
     """What is done, in order. Raises: ConfigError where a network without choices is to be searched."""
     spec = recipe.search
-    if isinstance(recipe.net, PlainSpec) and not isinstance(spec, LossSpec):
+    if isinstance(recipe.net, PlainSpec) and not isinstance(spec, LossAloneSpec):
         raise ConfigError(f"search.kind: {spec.kind!r} searches an architecture, and net.kind is plain; take supernet")
     if isinstance(spec, HierarchicalSpec):
         return [Stage("loss", "loss", spec.loss), Stage("architecture", "architecture", spec.architecture)]
-    if isinstance(spec, LossSpec):
+    if isinstance(spec, LossAloneSpec):
         return [Stage("loss", "loss", spec.steps)]
     if isinstance(spec, ArchitectureSpec):
-        given = None if spec.loss is None else spec.loss.file()
-        return [Stage("architecture", "architecture", spec.steps, given)]
+        return [Stage("architecture", "architecture", spec.steps, spec.loss)]
     return [Stage("synchronous", "both", spec.steps)]
 
 
@@ -101,39 +89,15 @@ def build_net(recipe: SearchRecipe) -> nn.Module:
     return net
 
 
-class PerceptualTerms(NamedTuple):
-    """The two perceptual terms that go with a feature network: names, layers to choose from, scale of the first."""
-
-    term: str
-    distance: str
-    groups: tuple[tuple[int, ...], ...]
-    scale: float
-
-
-PERCEPTUAL = {
-    "squeezenet": PerceptualTerms("features-squeeze", "perceptual-squeeze", SQUEEZENET_GROUPS, SQUEEZENET_SCALE),
-    "vgg19": PerceptualTerms("features-vgg19", "lpips-alexnet", VGG19_GROUPS, 1.0),
-}
-
-
 def build_space(
     recipe: SearchRecipe, root: Path, device: torch.device | str = "cpu", *, clipped: bool = False
 ) -> LossSpace:
     """The losses, every weight 1. clipped: whatever the recipe says, for a loss that only takes over what was found.
 
-    Raises: WeightsError where the weights of the perceptual terms are not in `features` below the data root.
+    Raises: WeightsError where weights of perceptual terms are not in `features` below the data root.
     """
-    if recipe.loss.features is None:
-        terms = published_terms()
-    else:
-        seen = PERCEPTUAL[recipe.loss.features]
-        networks = feature_networks((seen.term, seen.distance), root, device)
-        network, distance = networks[seen.term], networks[seen.distance]
-        assert isinstance(network, FeatureNetwork)
-        assert isinstance(distance, DirectionDistance)
-        logits = near_zero(seen.groups, torch.Generator().manual_seed(recipe.seed))
-        term = FeatureChoice(network, seen.groups, logits=logits, scale=seen.scale)
-        terms = published_terms(features=(seen.term, term), distance=distance)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    terms = searchable(recipe.loss.terms, folder=root / "features", device=device, generator=generator)
     return LossSpace(terms, constraint=Clipped() if clipped else recipe.loss.bound()).to(device)
 
 
@@ -198,7 +162,7 @@ def search(
     def batches(n: int) -> tuple[Sequence[Sample], ...]:
         return [train(n)], [validation(n)]
 
-    found: LossFile | None = None
+    found: LossSpec | None = None
     done: dict[str, Any] = {}
     for stage in plan:
         net = build_net(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -231,7 +195,7 @@ def search(
 def account(
     recipe: SearchRecipe,
     stages_done: dict[str, Any],
-    loss: LossFile,
+    loss: LossSpec,
     judge: judges.JudgeFacts | None,
     place: torch.device,
 ) -> dict[str, Any]:
@@ -292,11 +256,12 @@ def network_of(recipe: SearchRecipe, genotype: Genotype) -> HadamardNet:
 
 
 @torch.no_grad()
-def draw_features(path: Path, loss: LossFile, net: nn.Module, shown: Sample, root: Path) -> None:
+def draw_features(path: Path, loss: LossSpec, net: nn.Module, shown: Sample, root: Path) -> None:
     """What the feature layers that a loss chose see; nothing where it has none."""
     for name, layers in loss.layers.items():
-        network = feature_networks((name,), root, shown.clean.device)[name]
-        assert isinstance(network, FeatureNetwork)
+        entry = loss_of(name)
+        assert isinstance(entry, LayerLoss), "only these have layers"
+        network = entry.network(root / "features", shown.clean.device)
         drawings.features(path, network, layers, shown, net.eval()(shown.observed))
 
 
@@ -304,7 +269,7 @@ def hand_over(
     recipe: SearchRecipe,
     folder: Path,
     plan: Sequence[Stage],
-    loss: LossFile,
+    loss: LossSpec,
     genotype: Genotype | None,
     result: dict[str, Any],
 ) -> None:
