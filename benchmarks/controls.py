@@ -24,7 +24,7 @@ from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate, interval
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
-from twofold.search.genotype import uniform_genotype
+from twofold.space.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train.run import train

@@ -28,12 +28,12 @@ from twofold.files import write_text
 from twofold.losses import PLAIN, Loss, l1, ssim
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
-from twofold.search.difference import ForwardDifference
-from twofold.search.loss_space import LossSpace, searchable
-from twofold.search.supernet import Mixture, architecture, mixtures, network_weights
+from twofold.solve.difference import ForwardDifference
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.second_order import CentralDifference, Cross
+from twofold.space.loss_space import LossSpace, searchable
+from twofold.space.supernet import Mixture, architecture, mixtures, network_weights
 
 STEP = 5e-4  # ξ, the learning rate of the published search
 RADIUS = 0.01  # of the central difference, as published

@@ -19,10 +19,10 @@ from twofold.data.crops import CropCache
 from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
 from twofold.nets.unet import UNet
-from twofold.search.loss_space import LossSpace, searchable
+from twofold.search.scheme import Search
 from twofold.solve.hypergradient import OneStepUnrolled
+from twofold.space.loss_space import LossSpace, searchable
 from twofold.train.schemes import Learner
-from twofold.train.search import Search
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=200)

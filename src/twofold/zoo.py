@@ -36,8 +36,8 @@ from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenois
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.runtime import flush_denormals_
-from twofold.search.genotype import Genotype
 from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.space.genotype import Genotype
 
 GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
 

@@ -68,14 +68,15 @@ def command(
     tree = recipes.tree_of(recipe, change)
     if recipes.kind_of(tree) != "search":
         raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
-    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
+    from twofold.search.recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
     chosen = recipes.parse_as(SearchRecipe, tree, recipe)
     if show:
         print(recipes.dump(chosen), end="")
         return
-    from twofold.train.search_run import search
-    from twofold.train.search_seeds import searches
+    from twofold.search.judge import train_judge_of
+    from twofold.search.run import search
+    from twofold.search.seeds import searches
 
     recipes.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
@@ -87,6 +88,8 @@ def command(
         return [bars[-1]]
 
     try:
+        if judge is None and chosen.needs_judge and not finished:
+            judge = train_judge_of(chosen, data, folder / "judge", device=device, reports=live("judge"))
         if seeds > 1:
             result = searches(
                 chosen, data, folder, seeds=seeds, judge=judge, device=device, minutes=minutes, reports=live

@@ -8,7 +8,7 @@ from typing import Any
 
 from twofold.contracts import ConfigError
 from twofold.losses import LossSpec
-from twofold.search.genotype import Genotype
+from twofold.space.genotype import Genotype
 
 
 def embed(tree: dict[str, Any], folder: Traversable) -> None:

@@ -8,40 +8,52 @@ of `twofold.train.loop.fit`: logged, resumed, reproducible.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import ConfigError, DataError, Sample, TwofoldError
-from twofold.data.crops import CropCache
-from twofold.data.depth import HazyCrops
-from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
-from twofold.losses import Loss
+from twofold.contracts import ConfigError, Sample, TwofoldError
+from twofold.losses import Loss, LossSpec
 from twofold.nets.hadamard import HadamardNet
-from twofold.nets.judge import clear_loss
-from twofold.search.genotype import derive, entropy
-from twofold.search.loss_space import LossSpace
-from twofold.search.supernet import architecture, mixtures_of, network_weights
+from twofold.search.recipe import SearchRecipe, Stage, What
 from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import Cost, Strategy, hypergradient
+from twofold.solve.hypergradient import Cost, FirstOrder, OneStepUnrolled, Strategy, hypergradient
+from twofold.space.genotype import Genotype, derive, entropy
+from twofold.space.loss_space import LossSpace
+from twofold.space.supernet import architecture, mixtures_of, network_weights
+from twofold.train.run import build_optimizer
 from twofold.train.schemes import Draw, Learner, Machine
 
-What = Literal["loss", "architecture", "both"]
 Parameters = dict[str, Any]  # {"loss": β by name, "architecture": α by name}, empty where not searched
 
 
-def judged(judge: nn.Module) -> Loss:
-    """The upper loss of a loss search: how far the judge is from calling the restored picture clear.
+@dataclass(frozen=True)
+class Found:
+    """What the stages of a search found so far. alpha, beta: by parameter name; empty before they were searched.
 
-    The judge is frozen. The clean picture plays no part.
+    loss: what the last β means; None before there is one.
     """
-    judge.eval().requires_grad_(False)
-    return lambda restored, clean: clear_loss(judge(restored))
+
+    alpha: Mapping[str, Tensor] = field(default_factory=dict)
+    beta: Mapping[str, Tensor] = field(default_factory=dict)
+    loss: LossSpec | None = None
+    genotype: Genotype | None = None
+
+    @torch.no_grad()
+    def restore(self, net: nn.Module, space: LossSpace | None) -> None:
+        """Puts α into a supernet and β into a loss space, in place; what was not searched yet stays as it is.
+
+        space: None where its loss is given.
+        """
+        for name, value in self.alpha.items():
+            net.get_parameter(name).copy_(value)
+        if space is not None:
+            for name, value in self.beta.items():
+                space.get_parameter(name).copy_(value)
 
 
 @dataclass
@@ -69,6 +81,63 @@ class Search:
     warmup: int = 0
     cost: Cost | None = None
 
+    @classmethod
+    def of_stage(
+        cls,
+        recipe: SearchRecipe,
+        stage: Stage,
+        root: Path,
+        *,
+        found: Found = Found(),
+        upper: Loss | None = None,
+        machine: Machine | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Search:
+        """One stage of a search: ω drawn from the seed, α and β from what was found, or from their start.
+
+        Raises: WeightsError where weights of perceptual terms are not in `features` below the data root; ConfigError as
+        `LossSpace.assume`.
+        """
+        net = recipe.build_net().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        given = stage.loss or found.loss if stage.what == "architecture" else None
+        space = recipe.loss.build(root, device, seed=recipe.seed, given=given)
+        found.restore(net, space if given is None else None)
+        return cls.with_optimizers(recipe, stage.what, net, space, upper, machine or Machine())
+
+    @classmethod
+    def with_optimizers(
+        cls, recipe: SearchRecipe, what: What, net: nn.Module, space: LossSpace, upper: Loss | None, machine: Machine
+    ) -> Search:
+        """A search of this network by the optimizers and strategies of a recipe."""
+        settings = recipe.loss_optimizer if what == "loss" else recipe.architecture_optimizer
+        beta = [] if what == "architecture" else list(space.parameters())
+        alpha = [] if what == "loss" else list(architecture(net).values())
+        omega = network_weights(net).values()
+        first_order = what == "architecture" and not recipe.second_order
+        return cls(
+            restorer=net,
+            space=space,
+            what=what,
+            upper=None if what == "architecture" else upper,
+            strategy=FirstOrder() if first_order else OneStepUnrolled(recipe.unrolled_step),
+            searcher=Learner(beta + alpha, build_optimizer(settings), clip=settings.clip, machine=machine),
+            learner=Learner(omega, build_optimizer(recipe.optimizer), clip=recipe.optimizer.clip, machine=machine),
+            machine=machine,
+            warmup=recipe.warmup,
+        )
+
+    def found(self, before: Found = Found()) -> Found:
+        """What was found before, and what this stage searched in its place."""
+        alpha, beta, loss, genotype = before.alpha, before.beta, before.loss, before.genotype
+        if self.what != "loss":
+            alpha = {name: value.detach().clone() for name, value in architecture(self.restorer).items()}
+            assert isinstance(self.restorer, HadamardNet), "only a supernet has an architecture"
+            genotype = derive(self.restorer)
+        if self.what != "architecture":
+            beta = {name: value.detach().clone() for name, value in self.space.named_parameters()}
+            loss = self.space.derive()
+        return Found(alpha, beta, loss or self.space.derive(), genotype)
+
     def __post_init__(self) -> None:
         if self.upper is None and self.what != "architecture":
             raise ConfigError("a loss that judges itself shrinks to zero; give `upper`, such as judged(judge)")
@@ -80,7 +149,18 @@ class Search:
             shown["upper"] = self._search(train, validation)
         loss = self.space(self._restored(self.restorer, train), train.clean)
         self.learner.descend(loss)
-        return {"restoration": loss.item(), **shown, **facts(self.restorer, self.space)}
+        return {"restoration": loss.item(), **shown, **self.facts()}
+
+    @torch.no_grad()
+    def facts(self) -> dict[str, float]:
+        """What a search shows while it runs: λ by name; of a supernet the mean entropy of its choices (1: undecided),
+        and the share of unit places where SC leads.
+        """
+        weights = self.space.weights().tolist()
+        shown = {f"weight/{name}": value for name, value in zip(self.space.terms, weights, strict=True)}
+        if isinstance(self.restorer, HadamardNet) and mixtures_of(self.restorer):
+            shown |= {"entropy": entropy(self.restorer), "skip_ratio": derive(self.restorer).skip_ratio}
+        return shown
 
     def _search(self, train: Sample, validation: Sample) -> float:
         """One step of what is searched; the upper loss before it."""
@@ -136,23 +216,6 @@ def _call(module: nn.Module, parameters: Parameters, *inputs: Tensor) -> Tensor:
     return result
 
 
-def searched_parameters(what: What, network: nn.Module, space: LossSpace) -> list[nn.Parameter]:
-    """What the searcher's optimizer moves."""
-    beta = [] if what == "architecture" else list(space.parameters())
-    return beta + ([] if what == "loss" else list(architecture(network).values()))
-
-
-@torch.no_grad()
-def facts(network: nn.Module, space: LossSpace) -> dict[str, float]:
-    """What a search shows while it runs: λ by name; of a supernet the mean entropy of its choices (1: undecided), and
-    the share of unit places where SC leads.
-    """
-    shown = {f"weight/{name}": value for name, value in zip(space.terms, space.weights().tolist(), strict=True)}
-    if isinstance(network, HadamardNet) and mixtures_of(network):
-        shown |= {"entropy": entropy(network), "skip_ratio": derive(network).skip_ratio}
-    return shown
-
-
 class Collapsed(TwofoldError):
     """A search is about to choose a network that does next to nothing. step: when it was stopped."""
 
@@ -178,72 +241,3 @@ class CollapseGuard:
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         pass
-
-
-def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
-    """(training, validation): the same source on every other clean picture and on the rest, a split by picture.
-
-    Pairs whose clean pictures hold the same bytes, such as one scene at several densities of haze, stay together, also
-    across the sources of a mixture. pictures: take so many clean pictures in all, evenly spread; 0 takes all.
-
-    Raises: DataError for a source with fewer than two clean pictures, or of a kind that cannot be split.
-    """
-    return _halves(source, pictures, {})
-
-
-def _halves(source: Source, pictures: int, sides: dict[bytes, int]) -> tuple[Source, Source]:
-    """sides: the half of every scene that was met, by its digest; those of this source join it."""
-    match source:
-        case PairCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                return replace(source, observed=_only(source.observed, chosen), clean=_only(source.clean, chosen))
-
-        case SyntheticCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                return replace(source, clean=_only(source.clean, chosen))
-
-        case HazyCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                depths = [source.depths[i] for i in chosen]
-                return replace(source, clean=_only(source.clean, chosen), depths=depths)
-
-        case SourceMixture():
-            share = -(-pictures // len(source.sources))
-            parts = [_halves(inner, share, sides) for inner in source.sources]
-            return tuple(SourceMixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
-        case _:
-            raise DataError(f"a {type(source).__name__} cannot be split by picture; take pairs or clean pictures")
-    return part(first), part(second)
-
-
-def _split(pictures: Sequence[Tensor], limit: int, sides: dict[bytes, int]) -> tuple[list[int], list[int]]:
-    """Indices of both halves, whole scenes each."""
-    scenes: dict[bytes, list[int]] = {}
-    for number, picture in enumerate(pictures):
-        scenes.setdefault(hashlib.sha256(picture.numpy().tobytes()).digest(), []).append(number)
-    for number, scene in enumerate(scenes):
-        sides.setdefault(scene, number % 2)
-    halved = [[numbers for scene, numbers in scenes.items() if sides[scene] == side] for side in (0, 1)]
-    if not all(halved) or limit == 1:
-        seen = "data.pictures asks for 1 of a source" if limit == 1 else f"got {len(scenes)} that other sources lack"
-        raise DataError(f"a search takes at least 2 different clean pictures, one for each half; {seen}")
-    # The limit comes after the split: a judge that sees more pictures than a search still shares its halves.
-    first, second = (
-        _evenly(half, limit // 2 + limit % 2 * (1 - side) if limit else 0) for side, half in enumerate(halved)
-    )
-    return list(chain(*first)), list(chain(*second))
-
-
-def _evenly(scenes: Sequence[list[int]], limit: int) -> Sequence[list[int]]:
-    """At most `limit` of them, evenly over the whole; 0 for all."""
-    return [scenes[i * len(scenes) // limit] for i in range(limit)] if 0 < limit < len(scenes) else scenes
-
-
-def _only(cache: CropCache, chosen: Sequence[int]) -> CropCache:
-    return replace(cache, pictures=[cache.pictures[i] for i in chosen])

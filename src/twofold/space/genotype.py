@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from twofold.contracts import ConfigError
 from twofold.files import replacing, write_text
 from twofold.nets.hadamard import COMBINATIONS, Cell, Combine, HadamardNet, Place
-from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
-from twofold.search.supernet import mixtures_of
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
+from twofold.space.supernet import mixtures_of
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
-from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform_genotype
-from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
-from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
 from twofold.solve.second_order import CentralDifference, Exact
+from twofold.space.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform_genotype
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
+from twofold.space.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
 
 
 def plain_sum(mixture: Mixture, x):
