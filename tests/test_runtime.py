@@ -24,7 +24,7 @@ ALL = (
 
 @pytest.mark.parametrize("plan", ALL, ids=str)
 @pytest.mark.parametrize("inputs", [1, 2])
-def test_every_recipe_computes_the_same_picture(plan: ExecutionPlan, inputs: int) -> None:
+def test_every_plan_computes_the_same_picture(plan: ExecutionPlan, inputs: int) -> None:
     net = convolutions()
     images = torch.rand(inputs, 2, 3, 33, 18).unbind()
     expected = net(*images)
@@ -50,7 +50,7 @@ class WithMap(nn.Module):
 
 @pytest.mark.parametrize("plan", ALL, ids=str)
 @pytest.mark.parametrize("guidance", [0, 1])
-def test_prenet_runs_by_every_recipe(plan: ExecutionPlan, guidance: int) -> None:
+def test_prenet_runs_by_every_plan(plan: ExecutionPlan, guidance: int) -> None:
     torch.manual_seed(1)
     net = PReNet(guidance=guidance, recurrences=2)
     images = (torch.rand(1, 3, 40, 24), torch.rand(1, 1, 40, 24))[: 1 + guidance]

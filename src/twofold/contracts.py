@@ -82,6 +82,14 @@ DEPTH = GuidanceKind(
     "distance from the camera, in units of the training data's typical distance",
     "below 1 keeps some haze, above 1 removes more of it, most in the distance",
 )
+EXPOSURE = GuidanceKind(
+    "exposure",
+    0.0,
+    None,
+    4.0,
+    "how many stops a pixel is brightened by: 1 doubles its value, 0 leaves it",
+    "the brightness: 0.5 brightens by half the stops, above 1 by more",
+)
 
 
 class Sample(NamedTuple):

@@ -22,12 +22,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer, TwofoldError, WeightsError
+from twofold.contracts import (
+    DEPTH,
+    EXPOSURE,
+    NOISE_LEVEL,
+    RAIN_REGION,
+    GuidanceKind,
+    Restorer,
+    TwofoldError,
+    WeightsError,
+)
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
+from twofold.nets.mixture import CandidateMixture
 from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
@@ -39,7 +49,7 @@ from twofold.runtime import flush_denormals_
 from twofold.solve.solvers import KrasnoselskiiMann
 from twofold.space.genotype import Genotype
 
-GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
+GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
 
 class Settings(BaseModel):
@@ -54,7 +64,7 @@ class UNetSpec(Settings):
     blocks: list[int] = [1, 1, 3]
     unshuffle: int = 1
     context: int = 0
-    output: Literal["sum", "hadamard", "map"] = "sum"
+    output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -148,8 +158,23 @@ class HadamardSpec(Settings):
         return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
 
 
+class MixtureSpec(Settings):
+    """Classical underwater corrections, mixed by a small U-Net with global context."""
+
+    kind: Literal["mixture"] = "mixture"
+    features: int = 32
+    widths: list[int] = [32, 64, 96]
+    blocks: list[int] = [1, 1, 2]
+    unshuffle: int = 4
+
+    def build(self, channels: int, guidance: int) -> Network:
+        return CandidateMixture(
+            features=self.features, widths=tuple(self.widths), blocks=tuple(self.blocks), unshuffle=self.unshuffle
+        )
+
+
 NetSpec = Annotated[
-    UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
+    MixtureSpec | UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
 ]
 
 
@@ -170,7 +195,7 @@ class GuidedSpec(Settings):
     """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
 
     kind: Literal["guided"] = "guided"
-    guidance: Literal["noise_level", "rain_region", "depth"]
+    guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
     channels: Literal[1, 3] = 3
     guide: GuideSpec = GuideSpec()
     net: NetSpec

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import RAIN_REGION, DataError, Sample
+from twofold.contracts import EXPOSURE, RAIN_REGION, DataError, Sample
 from twofold.losses import l1, l2
 from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
@@ -176,12 +176,21 @@ def test_a_loss_that_is_not_finite_stops_training_before_it_spoils_the_weights()
 def test_steering_scales_map_and_removal_alike() -> None:
     sample = rainy(0)
     assert sample.guidance is not None
-    guidance, target = steered(sample, sample.guidance, 1.0, torch.Generator().manual_seed(4))
+    guidance, target = steered(sample, sample.guidance, 1.0, torch.Generator().manual_seed(4), RAIN_REGION)
     for b in range(2):
         share = guidance[b].max()
         expected = sample.observed[b] + share * (sample.clean[b] - sample.observed[b])
         torch.testing.assert_close(target[b], expected)
         assert 0 <= share <= 1
-    untouched, target = steered(sample, sample.guidance, 0.0, torch.Generator().manual_seed(4))
+    untouched, target = steered(sample, sample.guidance, 0.0, torch.Generator().manual_seed(4), RAIN_REGION)
     torch.testing.assert_close(untouched, sample.guidance)
     torch.testing.assert_close(target, sample.clean)
+
+
+def test_a_steered_exposure_asks_for_the_brightness_of_so_many_stops() -> None:
+    clean = torch.full((4, 3, 8, 8), 0.4)
+    stops = torch.full((4, 1, 8, 8), 2.0)
+    sample = Sample(clean, clean / 4, stops)
+    guidance, target = steered(sample, stops, 1.0, torch.Generator().manual_seed(0), EXPOSURE)
+    torch.testing.assert_close(target, (sample.observed * guidance.exp2()).clamp(max=1.0))
+    assert guidance.unique().numel() == 4

@@ -16,7 +16,7 @@ import typer
 from twofold import images
 from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import FORMATS, Advance, Job, beside, check_places, frames_of, jobs, run_jobs, save_picture
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ DEGRADATIONS = {
     "rain": Kind(_rain, RAIN_REGION.name, RAIN_REGION.white),
     "blur": Kind(_blur, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.01", "layout": "uniform", "kernel": "shake"}),
     "haze": Kind(_haze, DEPTH.name, DEPTH.white),
-    "low-light": Kind(_low_light, "illumination", 1.0),
+    "low-light": Kind(_low_light, EXPOSURE.name, EXPOSURE.white),
     "underwater": Kind(_underwater, DEPTH.name, DEPTH.white),
 }
 

@@ -168,7 +168,8 @@ class LowLight:
 
     The picture is made linear (gamma 2.2), multiplied by an uneven illumination and a colour cast, given the noise of
     few photons (variance `shot` times the signal) and of the sensor (`read`), and encoded again. `guidance` is the
-    illumination as it shows in the encoded picture: observed = clean * guidance but for cast, noise and clipping.
+    exposure that was lost, in stops of the encoded picture: observed = clean / 2^guidance but for cast, noise and
+    clipping.
 
     exposure: range of the mean illumination in linear light. unevenness: largest relative swing over the picture.
     cast: how far a channel may lie from grey. shot, read: ranges, on the scale where white is 1.
@@ -194,7 +195,26 @@ class LowLight:
             + uniform_per_sample(self.read, clean, generator) ** 2
         )
         observed = (light + noise * variance.sqrt()).clamp(0, 1) ** (1 / 2.2)
-        return Sample(clean, observed, illumination ** (1 / 2.2))
+        return Sample(clean, observed, -illumination.log2() / 2.2)
+
+
+def exposure(observed: Tensor, clean: Tensor, *, deviation: float = 12.0, least: float = 1 / 255) -> Tensor:
+    """By how many stops `observed (B, C, H, W)` is darker than `clean`, `(B, 1, H, W)`, at least 0.
+
+    log2 of the ratio of both brightnesses, each blurred by a Gaussian (deviation in pixels), so that noise and small
+    shifts between the two do not count; `least` is added to both.
+    """
+    bright, dark = (blurred(image.mean(1, keepdim=True), deviation) + least for image in (clean, observed))
+    return (bright / dark).log2().clamp(min=0)
+
+
+def blurred(images: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of `(B, 1, H, W)`; the border's pixels go on outside."""
+    side = 2 * round(3 * deviation) + 1
+    taps = torch.exp(-((torch.arange(side, device=images.device) - side // 2) ** 2) / (2 * deviation**2))
+    taps = (taps / taps.sum()).to(images)[None, None, None]
+    padded = F.pad(images, (side // 2,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, taps), taps.mT)
 
 
 def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:

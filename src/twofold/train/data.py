@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twofold import evaluate, images, tiling
-from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
+from twofold.contracts import ConfigError, DataError, Degradation, Restored, Restorer, Sample
 from twofold.data import pairs as layouts
 from twofold.data.batches import SECOND_STREAM, Batches, Shard
 from twofold.data.crops import CropCache, as_floats, read_all, read_bytes, read_pairs
@@ -21,12 +21,20 @@ from twofold.data.pairs import Pair
 from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade import additive
 from twofold.degrade.blur import Blur
+from twofold.degrade.hadamard import exposure
 from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
+from twofold.restorers.classical import UnderwaterStretch
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
 from twofold.train.damage import pair
 from twofold.zoo import nearest
+
+PAIR_GUIDANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rain_region": additive.rain_region,
+    "exposure": exposure,
+}
+"""How the guidance map of a real pair is derived from it."""
 
 
 def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
@@ -79,9 +87,22 @@ def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *
         return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
     if isinstance(settings, recipes.WithDepth):
         return hazy_crops(settings, data, root)
+    if isinstance(settings, recipes.Taught):
+        pictures = read_all(files_of(settings.observed, root))
+        targets = [taught(picture, TEACHERS[settings.teacher]) for picture in pictures]
+        return PairCrops(CropCache(pictures), CropCache(targets), data.crop, None, pair(data.zoom))
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
-    guidance = additive.rain_region if settings.guidance == "rain_region" else None
+    guidance = None if settings.guidance is None else PAIR_GUIDANCE[settings.guidance]
     return PairCrops(observed, clean, data.crop, guidance, pair(data.zoom))
+
+
+TEACHERS: dict[str, Restorer] = {"underwater-stretch": UnderwaterStretch()}
+
+
+def taught(picture: Tensor, teacher: Restorer) -> Tensor:
+    """What the teacher makes of an image, both as bytes `(3, H, W)`."""
+    image = teacher(as_floats([picture])).image[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
@@ -95,10 +116,20 @@ def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[lis
     files = files_of([recipes.Folder(path=settings.clean, every=settings.every, keep=settings.keep)], root)
     pictures = read_all(files)
     if settings.depth is None:
-        return pictures, [made_up_depth(picture) for picture in pictures]
+        return pictures, [_made_up(file, picture) for file, picture in zip(files, pictures, strict=True)]
     twins = [_twin(file, root / settings.depth) for file in files]
     read = partial(read_depth, disparity=settings.disparity, unit=settings.unit, limit=settings.limit)
     return pictures, [read(twin) for twin in twins]
+
+
+_MADE_UP: dict[Path, Tensor] = {}
+
+
+def _made_up(file: Path, picture: Tensor) -> Tensor:
+    """`made_up_depth`, once for each file: a second apiece, and training draws from a folder for both levels."""
+    if file not in _MADE_UP:
+        _MADE_UP[file] = made_up_depth(picture)
+    return _MADE_UP[file]
 
 
 def _lost(degradation: Degradation) -> int:

@@ -97,11 +97,20 @@ class Paired(Settings):
 
     kind: Literal["pairs"] = "pairs"
     pairs: Annotated[list[Pairs], Field(min_length=1)]
-    guidance: Literal["rain_region"] | None = None
+    guidance: Literal["rain_region", "exposure"] | None = None
     weight: Rate = 1.0
 
 
-SourceSpec = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
+class Taught(Settings):
+    """Real degraded photographs without truth; a classical restorer makes the target of each, on the whole image."""
+
+    kind: Literal["taught"] = "taught"
+    observed: Annotated[list[Folder], Field(min_length=1)]
+    teacher: Literal["underwater-stretch"]
+    weight: Rate = 1.0
+
+
+SourceSpec = Annotated[Taught | Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):

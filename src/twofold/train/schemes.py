@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import DataError, Sample, TwofoldError
+from twofold.contracts import EXPOSURE, DataError, GuidanceKind, Sample, TwofoldError
 from twofold.losses import Loss
 from twofold.restorers.guided import Guided
 
@@ -168,15 +168,20 @@ def _estimated(restorer: Guided, observed: Tensor) -> Tensor:
     return estimated
 
 
-def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s in
-    [0, 1].
+def steered(
+    sample: Sample, guidance: Tensor, share: float, generator: torch.Generator, kind: GuidanceKind
+) -> tuple[Tensor, Tensor]:
+    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s.
 
-    Where the map is scaled by s, the target is `observed + s (clean − observed)`; a third of the steered samples have
-    s = 0.
+    Where the map is scaled by s, the target is `observed + s (clean − observed)`, s in [0, 1], and a third of the
+    steered samples have s = 0. An exposure in stops is scaled by s in [0.4, 1.3], and the target is clean · 2^((s − 1)
+    guidance), clipped: the brightness that so many stops give.
     """
     b = sample.clean.shape[0]
     chosen, strength = torch.rand(2, b, generator=generator)
+    if kind is EXPOSURE:
+        s = torch.where(chosen < share, 0.4 + 0.9 * strength, torch.ones(())).to(sample.clean.device).view(b, 1, 1, 1)
+        return guidance * s, (sample.clean * ((s - 1) * guidance.float()).exp2()).clamp(max=1.0)
     s = torch.where(chosen < share, (strength * 1.5 - 0.5).clamp(min=0.0), torch.ones(()))
     s = s.to(sample.clean.device).view(b, 1, 1, 1)
     return guidance * s, sample.observed + s * (sample.clean - sample.observed)
@@ -212,7 +217,7 @@ class GuidedTraining:
                 target = sample.clean
                 if self.steering and isinstance(guidance, Tensor):
                     generator = torch.Generator().manual_seed(self.seed + self.learner.schedule.last_epoch)
-                    guidance, target = steered(sample, guidance, self.steering, generator)
+                    guidance, target = steered(sample, guidance, self.steering, generator, self.restorer.kind)
                 restored = self.restorer(sample.observed, guidance=guidance, kernel=sample.kernel).image
             loss = self.loss(restored.float(), target)
             self.learner.descend(loss)
