@@ -213,7 +213,7 @@ def _lpips_alexnet(folder: Path) -> nn.Module:
 
 VGG19_GROUPS = (tuple(range(4)), tuple(range(5, 9)), tuple(range(10, 18)), tuple(range(19, 27)))  # as published
 SQUEEZENET_GROUPS = ((0, 1), (3, 4, 5), (7, 8, 9, 10), (12,))  # likewise without the poolings
-SQUEEZENET_SCALE = 1 / 255  # its features are in grey levels; so scaled, they weigh about as much as the other losses
+SQUEEZENET_SCALE = 1 / 255  # its features are in grey levels; scaled so, the loss is about as large as the others
 
 LOSSES: dict[str, Loss | DistanceLoss | LayerLoss] = {
     "l1": l1,

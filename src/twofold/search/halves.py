@@ -27,7 +27,7 @@ def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
 
 
 def _halves(source: Source, pictures: int, sides: dict[bytes, int]) -> tuple[Source, Source]:
-    """sides: the half of every scene that was met, by its digest; those of this source join it."""
+    """sides: the half of every scene so far, by its digest; the scenes of this source are added."""
     match source:
         case PairCrops():
             first, second = _split(source.clean.pictures, pictures, sides)

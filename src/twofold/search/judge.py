@@ -1,4 +1,4 @@
-"""Training the judge of a loss search, and letting only a competent one judge.
+"""Training the judge of a loss search, and refusing one that is not accurate enough.
 
 A judge tells clear crops from degraded ones. It sees the training half of the pictures; how often it is right is
 measured on the other half, the one that a search validates on, and travels in the header of its file.
@@ -88,8 +88,8 @@ class JudgeTraining:
 def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
     """Pictures `(B, 3, H, W)` that are not clear in the ways of a network: noisy, coarse, blocky, or half restored.
 
-    A judge that knows clear and degraded pictures alone calls noise and the patterns of an untrained network clear, and
-    a search would find the loss that makes them.
+    A judge trained on clear and degraded pictures alone classifies noise and the output of an untrained network as
+    clear; a search would then find the loss that produces them.
     """
     degraded = []
     for clean, observed in zip(sample.clean[:, None], sample.observed[:, None], strict=True):
@@ -126,7 +126,7 @@ def train_judge(
     minutes: float = 5.0,
     reports: Sequence[Report] = (),
 ) -> dict[str, Any]:
-    """Trains a judge on the data below `root`; leaves judge.safetensors in `folder`; returns its facts.
+    """Trains a judge on the data below `root`; writes judge.safetensors to `folder`; returns its facts.
 
     Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
     """
@@ -175,7 +175,7 @@ def train_judge(
 def train_judge_of(
     recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
 ) -> Path:
-    """The path of the judge that a search names, trained in `folder`; what lies there is gone on with.
+    """The path of the judge that a search names, trained in `folder`; an interrupted training there is continued.
 
     Raises: ConfigError where another one lies there.
     """
@@ -262,7 +262,7 @@ def load_judge(path: Path) -> tuple[nn.Module, JudgeFacts]:
         judge = facts.judge.build()
         judge.load_state_dict(state)
     except (ValidationError, RuntimeError) as error:
-        raise WeightsError(f"{path} is a judge that this version does not know; train it anew") from error
+        raise WeightsError(f"{path} is a judge that this version does not know; train it again") from error
     return judge.eval().requires_grad_(False), facts
 
 
@@ -270,8 +270,8 @@ def competent(path: Path, *, task: str, train: Sequence[SourceSpec]) -> tuple[nn
     """The judge at `path`, if it may judge a search for `task` on the pictures of `train`.
 
     Raises: ConfigError where it was trained for another task or on other pictures; where it calls less than 90 % of
-    held-out crops right, or most counterfeits clear: a search would then learn what fools the judge, not what restores
-    pictures.
+    held-out crops right, or most counterfeits clear: a search would then minimise the judge's errors instead of
+    restoring pictures.
     """
     judge, facts = load_judge(path)
     if facts.task != task:
@@ -279,12 +279,12 @@ def competent(path: Path, *, task: str, train: Sequence[SourceSpec]) -> tuple[nn
     if facts.train != list(train):
         raise ConfigError(
             f"{path} was trained on other pictures than this search takes, and may have seen those that it is to "
-            "judge; give both recipes the same data.train, and train it anew"
+            "judge; give both recipes the same data.train, and train it again"
         )
     if facts.accuracy < MIN_ACCURACY:
         raise ConfigError(
             f"{path} calls {facts.accuracy:.1%} of {facts.held_out} held-out crops right, and a search takes at least "
-            f"{MIN_ACCURACY:.0%}: its gradient would say what fools it, not what is clear; train it longer"
+            f"{MIN_ACCURACY:.0%}: a search would exploit its errors; train it longer"
         )
     if facts.caught is not None and facts.caught < MIN_NEGATIVE_ACCURACY:
         raise ConfigError(

@@ -20,7 +20,7 @@ from twofold.losses import LayerLoss, LossSpec, loss_of
 from twofold.search import plots
 from twofold.search.recipe import SearchRecipe, SupernetSpec
 from twofold.search.scheme import Found
-from twofold.space.genotype import entropy, picture
+from twofold.space.genotype import entropy
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SearchOutcome:
         plots.draw_weights(folder / "weights.png", {self.recipe.task: self.loss.weights})
         if self.found.genotype is not None:
             self.found.genotype.write(folder / "genotype.json")
-            picture(self.found.genotype, folder / "architecture.png")
+            plots.draw_architecture(folder / "architecture.png", self.found.genotype)
         traces = {name: plots.traces_of(folder / name / "log.jsonl") for name in self.stages}
         write_text(folder / "traces.json", json.dumps(traces) + "\n")
         plots.traces(folder / "traces.png", traces)

@@ -254,7 +254,8 @@ class LossSpaceSpec(Settings):
 class SearchRecipe(Settings):
     """judge: the recipe that trains one where none is given. final: the recipe that trains what was found.
 
-    warmup: steps of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
+    warmup: steps of each stage in which ω alone is trained, since the judge's gradient on an untrained network is
+    useless.
     unrolled_step: learning rate of the step that the loss's weights are seen through. collapse: the share of unit
     places led by SC above which the search ends early. second_order: α's gradient through one step too, at four times
     the cost.

@@ -1,4 +1,4 @@
-"""A whole search: its stages one after the other, and everything it hands over, in one folder."""
+"""A whole search: its stages one after the other. Everything it leaves is in one folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def search(
 ) -> dict[str, Any]:
     """Searches by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts.
 
-    One that is interrupted there goes on, one that is finished is not done again.
+    An interrupted search in `folder` is continued; a finished one is not repeated.
 
     judge: a trained one, see `twofold.search.judge.train_judge_of`; None where the architecture alone is searched.
     reports: those of a stage, by its name.

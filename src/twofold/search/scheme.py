@@ -168,7 +168,7 @@ class Search:
         self.cost = found.cost
         slopes = {**found.gradient["loss"], **found.gradient["architecture"]}
         searched = {**self.searched()["loss"], **self.searched()["architecture"]}
-        # A linear function has the hypergradient as its gradient: the learner then clips, averages and steps as ever.
+        # The gradient of this linear function is the hypergradient, which the learner then averages, clips and applies.
         self.searcher.descend(torch.stack([(searched[name] * slopes[name]).sum() for name in searched]).sum())
         self.space.project()
         return found.value.item()
@@ -217,12 +217,12 @@ def _call(module: nn.Module, parameters: Parameters, *inputs: Tensor) -> Tensor:
 
 
 class Collapsed(TwofoldError):
-    """A search is about to choose a network that does next to nothing. step: when it was stopped."""
+    """Most places of the units chose SC, the identity. step: when the search was stopped."""
 
     def __init__(self, step: int, ratio: float) -> None:
         super().__init__(
-            f"after {step} steps SC leads at {ratio:.0%} of the places: the search collapses to doing nothing, which "
-            "gradient-based searches are prone to; stop earlier, lower the rate of architecture_optimizer, or take "
+            f"after {step} steps SC leads at {ratio:.0%} of the places: the search collapses to identities, a known "
+            "failure of gradient-based searches; stop earlier, lower the rate of architecture_optimizer, or take "
             "another seed"
         )
         self.step, self.ratio = step, ratio

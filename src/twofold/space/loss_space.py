@@ -37,7 +37,7 @@ class FeatureChoice(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.__dict__["network"] = network  # used, not owned: it is no part of β, of checkpoints or of `to(device)`
+        self.__dict__["network"] = network  # not a submodule: no part of β, of checkpoints or of `to(device)`
         self.groups = tuple(tuple(group) for group in groups)
         self.scale = scale
         self.logits = nn.ParameterList(nn.Parameter(start) for start in logits)
