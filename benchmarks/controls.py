@@ -24,11 +24,10 @@ from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate, interval
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
-from twofold.search.genotype import uniform_genotype
+from twofold.space.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.found import FoundLoss
 from twofold.train.run import train
 
 RECIPES = ("lowlight", "underwater", "dehaze-hnu")
@@ -41,7 +40,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
     tree = reading.tree_of(name)
     if change == "all ones":
         weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
-        tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
+        tree["loss"] = {**tree["loss"], "weights": weights}
     elif change == "U-Net":
         tree["model"]["net"] = specs.UNetSpec().model_dump()
     else:

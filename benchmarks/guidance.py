@@ -34,7 +34,7 @@ from twofold.restorers.guided import Guided
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.run import build_loss, build_schedule, build_scheme, machine_of
+from twofold.train.run import build_schedule, build_scheme, machine_of
 from twofold.train.schemes import Draw, Learner, Loss, Machine
 
 WAYS = {
@@ -126,7 +126,7 @@ def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
             clip=recipe.optimizer.clip,
             machine=machine,
         )
-        scheme: Any = Given(restorer, build_loss(recipe.loss), learner, machine, RULES[way])
+        scheme: Any = Given(restorer, recipe.loss.build(root / "features"), learner, machine, RULES[way])
     else:
         scheme = build_scheme(recipe, restorer, machine)
     began = time.process_time()

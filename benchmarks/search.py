@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from twofold.files import write_text
-from twofold.losses import Loss, l1, ssim_distance
+from twofold.losses import PLAIN, Loss, l1, ssim
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
-from twofold.search.difference import ForwardDifference
-from twofold.search.loss_space import PLAIN, LossSpace
-from twofold.search.supernet import Mixture, architecture, mixtures, network_weights
+from twofold.solve.difference import ForwardDifference
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.second_order import CentralDifference, Cross
+from twofold.space.loss_space import LossSpace, searchable
+from twofold.space.supernet import Mixture, architecture, mixtures, network_weights
 
 STEP = 5e-4  # ξ, the learning rate of the published search
 RADIUS = 0.01  # of the central difference, as published
@@ -43,7 +43,7 @@ Pair = tuple[Tensor, Tensor]
 
 def restoration(restored: Tensor, clean: Tensor) -> Tensor:
     """The loss of both levels: cheap, so that the network's share of a step is seen."""
-    return l1(restored, clean) + 0.1 * ssim_distance(restored, clean)
+    return l1(restored, clean) + 0.1 * ssim(restored, clean)
 
 
 class PlainMixture(Mixture):
@@ -187,7 +187,7 @@ def beta_step(size: int, batch: int) -> dict[str, Callable[[], object]]:
     """A step for the losses' weights, and a plain training step of the same network with the same losses."""
     torch.manual_seed(0)
     net, judge = supernet("merged"), Judge().eval().requires_grad_(False)
-    space = LossSpace(PLAIN)
+    space = LossSpace(searchable(PLAIN))
     train, validation = pictures(size, batch)
     alpha = {name: p.detach() for name, p in architecture(net).items()}
     omega = {name: p.detach() for name, p in network_weights(net).items()}

@@ -72,7 +72,7 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sample], None]:
     """Algorithm 1 as one would write it first."""
-    weights = recipe.loss
+    weights = recipe.loss.weights
     halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
     theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
     factor = build_schedule(recipe.schedule, recipe.steps)

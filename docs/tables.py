@@ -451,7 +451,7 @@ def paper_b_losses() -> str:
             )
             perceptual = f"{facts['gain']['perceptual_squeeze']['mean']:+.3f}"
             body.append([task, name, *scores, gained(facts["gain"]["psnr"]), perceptual])
-    head = ["task", "network", "all ones (PSNR / SSIM)", "searched", "gain in dB (95 %)", "perceptual-squeeze"]
+    head = ["task", "network", "all ones (PSNR / SSIM)", "searched", "gain in dB (95 %)", "perceptual_squeeze"]
     return rows(head, body)
 
 
@@ -502,7 +502,7 @@ def paper_b_black_box() -> str:
     found = result("paper_b-lowlight")["summary"]
     ways = {"all ones": found["fig6"]["HNU (3-RC)"]["ones"], **found["black_box"]}
     body = [[way, *(f"{facts[key]['mean']:.4g}" for key in keys)] for way, facts in ways.items()]
-    return rows(["weights of 3-RC's loss", "PSNR", "SSIM", "perceptual-squeeze"], body)
+    return rows(["weights of 3-RC's loss", "PSNR", "SSIM", "perceptual_squeeze"], body)
 
 
 def controls() -> str:

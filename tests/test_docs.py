@@ -40,7 +40,7 @@ def test_every_command_that_the_readme_shows_is_a_verb() -> None:
 def test_every_recipe_that_a_page_shows_is_valid() -> None:
     import yaml
 
-    from twofold.train.search_recipe import JudgeRecipe, SearchRecipe
+    from twofold.search.recipe import JudgeRecipe, SearchRecipe
 
     schemas = {"judge": JudgeRecipe, "search": SearchRecipe}
     text = "\n".join(page.read_text() for page in PAGES)

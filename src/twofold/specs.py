@@ -24,9 +24,9 @@ from twofold.restorers.classical import CLASSICAL, Classical
 from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
-from twofold.search.genotype import Genotype
 from twofold.settings import Settings
 from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.space.genotype import Genotype
 
 GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 
 from twofold.contracts import WeightsError
 from twofold.data.sources import Synthetic
+from twofold.losses import LossSpec
 from twofold.nets.perceptual import vgg16
 from twofold.restorers.guided import Guided
 from twofold.settings import to_yaml
 from twofold.train import data as material
 from twofold.train import reading
-from twofold.train.run import build_loss, build_restorer, build_schedule, machine_of
+from twofold.train.run import build_restorer, build_schedule, machine_of
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_a.py"
 
@@ -69,7 +70,7 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
 
 
 def test_a_perceptual_loss_asks_for_its_weights_when_it_is_first_called(tmp_path: Path) -> None:
-    loss = build_loss(reading.read_recipe("paper-a-sots-indoor").loss, tmp_path)
+    loss = reading.read_recipe("paper-a-sots-indoor").loss.build(tmp_path / "features")
     with pytest.raises(WeightsError, match=r"no weights of vgg16 at .*features; put the file there"):
         loss(*torch.rand(2, 1, 3, 32, 32))
 
@@ -84,7 +85,7 @@ def test_the_vgg16_term_is_the_mean_squared_difference_of_three_layers_of_pictur
     for layer in (4, 9, 16):  # one past relu1_2, relu2_2, relu3_3
         x, y = network.features[:layer](restored), network.features[:layer](clean)
         terms.append((x - y).square().mean())
-    found = build_loss({"perceptual_vgg16": 2.0}, tmp_path)(restored, clean)
+    found = LossSpec({"perceptual_vgg16": 2.0}).build(tmp_path / "features")(restored, clean)
     torch.testing.assert_close(found, 2 * sum(terms) / 3)
 
 

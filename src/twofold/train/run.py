@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,96 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from twofold import losses, zoo
+from twofold import zoo
 from twofold.contracts import ConfigError, Sample
 from twofold.data.batches import Shard
 from twofold.files import replacing, write_text
-from twofold.nets.perceptual import (
-    ALEXNET,
-    SQUEEZENET,
-    VGG16,
-    VGG19,
-    FeatureDistance,
-    FeatureNetwork,
-    load_features,
-    lpips,
-    perceptual_squeeze,
-)
 from twofold.restorers.fixed_point import FixedPointRestorer
 from twofold.restorers.guided import Guided
-from twofold.search.loss_space import Feature
-from twofold.settings import Settings, checked, nearest, to_yaml
+from twofold.settings import Settings, checked, to_yaml
 from twofold.solve.meta import Harmonic
 from twofold.train import data as material
 from twofold.train import reading, schemes
 from twofold.train import recipe as recipes
 from twofold.train.convergence import Convergence
-from twofold.train.found import FoundLoss
 from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
 from twofold.train.meta import MetaTraining
-
-
-def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> losses.Loss:
-    """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
-    the data root when the loss is first called, and raise WeightsError where it is not there.
-
-    Raises: ConfigError for a searched loss that does not exist.
-    """
-    if isinstance(settings, FoundLoss):
-        file = settings.file()
-
-        @cache
-        def found(device: torch.device) -> losses.Loss:
-            return file.build(feature_networks(file.needs, root, device))
-
-        return lambda restored, clean: found(restored.device)(restored, clean)
-    terms = [(_term(name, root), weight) for name, weight in settings.items()]
-    return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
-
-
-def feature_networks(needs: Sequence[str], root: Path, device: torch.device | str) -> dict[str, Feature]:
-    """The networks of perceptual terms by the name of the term.
-
-    Raises: WeightsError where the weights are not in `features` below the data root; ConfigError for an unknown term.
-    """
-    folder = root / "features"
-    makers: dict[str, Callable[[], Feature]] = {
-        "features-squeeze": lambda: load_features(SQUEEZENET, folder),
-        "features-vgg19": lambda: load_features(VGG19, folder),
-        "perceptual-squeeze": lambda: perceptual_squeeze(folder),
-        "lpips-alexnet": lambda: lpips(ALEXNET, features=folder, heads=folder / "alex.pth"),
-    }
-    unknown = [name for name in needs if name not in makers]
-    if unknown:
-        raise ConfigError(f"loss: there are no features for {unknown[0]}; {nearest(unknown[0], list(makers))}")
-    return {
-        name: makers[name]().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name in needs
-    }
-
-
-def _term(name: recipes.LossName, root: Path) -> losses.Loss:
-    makers = {"perceptual_squeeze": perceptual_squeeze, "perceptual_vgg16": perceptual_vgg16}
-    if name not in makers:
-        term: losses.Loss = getattr(losses, name)
-        return term
-
-    @cache
-    def distance(device: torch.device) -> nn.Module:  # read when first called: a recipe builds without the weights
-        made = makers[name](root / "features")
-        return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-    return lambda restored, clean: distance(restored.device)(restored, clean).mean()
-
-
-def perceptual_vgg16(features: Path) -> FeatureDistance:
-    """GridDehazeNet's (Liu et al. 2019): mean squared difference of relu1_2, 2_2 and 3_3 of VGG16, not normalised.
-
-    Raises: WeightsError where the weights are missing, damaged, or of another network.
-    """
-    published = load_features(VGG16, features)
-    plain = FeatureNetwork(published.features, mean=(0, 0, 0), deviation=(1, 1, 1), smallest=published.smallest)
-    return FeatureDistance(plain, (3, 8, 15), weights=(1 / 3, 1 / 3, 1 / 3), power=2)
 
 
 def build_schedule(settings: recipes.Schedule, steps: int) -> Callable[[int], float]:
@@ -143,11 +67,11 @@ def build_optimizer(settings: recipes.Optimizer) -> Callable[[list[nn.Parameter]
 def build_scheme(
     recipe: recipes.Recipe, restorer: nn.Module, machine: schemes.Machine, root: Path = Path()
 ) -> schemes.Scheme:
-    """root: of the data, where networks of a perceptual loss lie.
+    """root: of the data; `features` below it holds the networks of perceptual losses.
 
     Raises: ConfigError where the scheme needs a guide and the model has none.
     """
-    loss, spec = build_loss(recipe.loss, root), recipe.scheme
+    loss, spec = recipe.loss.build(root / "features"), recipe.scheme
 
     def learner(module: nn.Module, settings: recipes.Optimizer, steps: float) -> schemes.Learner:
         schedule = build_schedule(recipe.schedule, max(round(steps), 1))

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
-from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform_genotype
-from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
-from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
 from twofold.solve.second_order import CentralDifference, Exact
+from twofold.space.genotype import Genotype, copy_weights, derive, entropy, shares, uniform_genotype
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
+from twofold.space.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
 
 
 def plain_sum(mixture: Mixture, x):
@@ -218,8 +218,3 @@ def test_a_genotype_with_two_branches_cannot_be_built_without_division():
     with pytest.raises(ConfigError, match="disagree"):
         uniform_genotype("3-C", "3-C", units=1).network(combine=None)
     uniform_genotype("3-C", "3-C", units=1, branches=1).network(combine=None)
-
-
-def test_the_picture_of_an_architecture_is_a_png(tmp_path):
-    picture(uniform_genotype("3-RC", "5-C"), tmp_path / "architecture.png")
-    assert (tmp_path / "architecture.png").read_bytes().startswith(b"\x89PNG")

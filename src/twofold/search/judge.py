@@ -1,4 +1,4 @@
-"""Training the judge of a loss search, and letting only a competent one judge.
+"""Training the judge of a loss search, and refusing one that is not accurate enough.
 
 A judge tells clear crops from degraded ones. It sees the training half of the pictures; how often it is right is
 measured on the other half, the one that a search validates on, and travels in the header of its file.
@@ -22,20 +22,19 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError, Sample, WeightsError
 from twofold.data.batches import Batches
-from twofold.data.sources import Crops
-from twofold.data.specs import SourceSpec, build_mixture
+from twofold.data.specs import SourceSpec
 from twofold.files import replacing, write_text
-from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
+from twofold.losses import Loss
+from twofold.nets.judge import clear_loss, verdict_loss
 from twofold.nets.perceptual import read_tensors
+from twofold.search.recipe import JudgeRecipe, JudgeSpec, SearchRecipe
 from twofold.settings import Settings
 from twofold.train.loop import JsonLines, Report, Run, fit
 from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
 from twofold.train.schemes import Draw, Learner, Machine
-from twofold.train.search import split_source
-from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, SmallJudge
 
-COMPETENT = 0.9  # share of held-out crops that a judge must call right
-WARY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
+MIN_ACCURACY = 0.9  # on held-out crops
+MIN_NEGATIVE_ACCURACY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
 
 
 class JudgeFacts(Settings):
@@ -64,7 +63,7 @@ class JudgeTraining:
     Clear pictures count as much as all others together.
     """
 
-    restorer: nn.Module  # the judge, under the name that the loop knows
+    restorer: nn.Module  # the judge, under the attribute name that `fit` expects
     learner: Learner
     counterfeits: float = 0.0
     seed: int = 0
@@ -89,8 +88,8 @@ class JudgeTraining:
 def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
     """Pictures `(B, 3, H, W)` that are not clear in the ways of a network: noisy, coarse, blocky, or half restored.
 
-    A judge that knows clear and degraded pictures alone calls noise and the patterns of an untrained network clear, and
-    a search would find the loss that makes them.
+    A judge trained on clear and degraded pictures alone classifies noise and the output of an untrained network as
+    clear; a search would then find the loss that produces them.
     """
     degraded = []
     for clean, observed in zip(sample.clean[:, None], sample.observed[:, None], strict=True):
@@ -118,22 +117,6 @@ def _right(logits: Tensor, clear: Tensor) -> float:
     return float(((logits > 0) == (clear > 0.5)).float().mean())
 
 
-def build(spec: JudgeSpec, root: Path = Path()) -> nn.Module:
-    """root: of the data, where a judge's starting weights lie. Raises: WeightsError where they do not fit."""
-    if isinstance(spec, SmallJudge):
-        return Judge(width=spec.width)
-    judge = ResNetJudge()
-    if isinstance(spec, PaperJudge) and spec.weights is not None:
-        given = {n: t for n, t in read_tensors(root / spec.weights).items() if not n.startswith("fc.")}
-        try:
-            missing = judge.load_state_dict(given, strict=False)
-        except RuntimeError as error:
-            raise WeightsError(f"{root / spec.weights}: not the weights of a ResNet-50") from error
-        if missing.unexpected_keys or any(not name.startswith("fc.") for name in missing.missing_keys):
-            raise WeightsError(f"{root / spec.weights}: not the weights of a ResNet-50")
-    return judge
-
-
 def train_judge(
     recipe: JudgeRecipe,
     root: Path,
@@ -143,21 +126,20 @@ def train_judge(
     minutes: float = 5.0,
     reports: Sequence[Report] = (),
 ) -> dict[str, Any]:
-    """Trains a judge on the data below `root`; leaves judge.safetensors in `folder`; returns its facts.
+    """Trains a judge on the data below `root`; writes judge.safetensors to `folder`; returns its facts.
 
     Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
     """
     machine, place, share = machine_of("float32", device)
     keep_recipe(recipe, folder, write=share.rank == 0)
     torch.manual_seed(recipe.seed)
-    judge = build(recipe.judge, root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = recipe.judge.build(root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = recipe.optimizer
     schedule = build_schedule(recipe.schedule, recipe.steps)
     learner = Learner(
         judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
     )
-    source = build_mixture(recipe.data.train, root, Crops(recipe.data.crop))
-    seen, held = split_source(source, pictures=recipe.data.pictures)
+    seen, held = recipe.data.halves(root)
     drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
     main = share.rank == 0
     fit(
@@ -188,6 +170,42 @@ def train_judge(
 
         PartialState().wait_for_everyone()  # the other ranks read what the first one wrote
     return facts.model_dump()
+
+
+def train_judge_of(
+    recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
+) -> Path:
+    """The path of the judge that a search names, trained in `folder`; an interrupted training there is continued.
+
+    Raises: ConfigError where another one lies there.
+    """
+    train_judge(recipe.judge_recipe(), root, folder, device=device, reports=reports)
+    return folder / "judge.safetensors"
+
+
+def verdict_of(
+    recipe: SearchRecipe, judge: Path | None, device: torch.device | str = "cpu"
+) -> tuple[Loss, dict[str, Any]]:
+    """The upper loss of a search of losses: how far the judge at `judge` is from calling the restored picture clear.
+
+    With it come the facts of the judge and the SHA-256 of its file, which trace a search back to it.
+
+    Raises: ConfigError where there is no judge, or as `competent`.
+    """
+    if judge is None:
+        raise ConfigError(f"a search of a loss needs a judge; `twofold train {recipe.judge}` makes one")
+    module, admitted = competent(judge, task=recipe.task, train=recipe.data.train)
+    facts = {**admitted.model_dump(), "sha256": hashlib.sha256(judge.read_bytes()).hexdigest()}
+    return judged(module.to(device, memory_format=torch.channels_last)), facts  # type: ignore[call-overload]
+
+
+def judged(judge: nn.Module) -> Loss:
+    """The upper loss that any judge gives: (restored, clean) → how far it is from calling the restored picture clear.
+
+    The judge is frozen.
+    """
+    judge.eval().requires_grad_(False)
+    return lambda restored, clean: clear_loss(judge(restored))
 
 
 def accuracy(judge: nn.Module, batches: Callable[[int], Sample], *, count: int) -> float:
@@ -241,10 +259,10 @@ def load_judge(path: Path) -> tuple[nn.Module, JudgeFacts]:
         raise WeightsError(f"{path} holds no judge; `twofold train judge-TASK` makes one")
     try:
         facts = TypeAdapter(JudgeFacts).validate_json(header)
-        judge = build(facts.judge.model_copy(update={"weights": None}) if facts.judge.kind != "small" else facts.judge)
+        judge = facts.judge.build()
         judge.load_state_dict(state)
     except (ValidationError, RuntimeError) as error:
-        raise WeightsError(f"{path} is a judge that this version does not know; train it anew") from error
+        raise WeightsError(f"{path} is a judge that this version does not know; train it again") from error
     return judge.eval().requires_grad_(False), facts
 
 
@@ -252,8 +270,8 @@ def competent(path: Path, *, task: str, train: Sequence[SourceSpec]) -> tuple[nn
     """The judge at `path`, if it may judge a search for `task` on the pictures of `train`.
 
     Raises: ConfigError where it was trained for another task or on other pictures; where it calls less than 90 % of
-    held-out crops right, or most counterfeits clear: a search would then learn what fools the judge, not what restores
-    pictures.
+    held-out crops right, or most counterfeits clear: a search would then minimise the judge's errors instead of
+    restoring pictures.
     """
     judge, facts = load_judge(path)
     if facts.task != task:
@@ -261,14 +279,14 @@ def competent(path: Path, *, task: str, train: Sequence[SourceSpec]) -> tuple[nn
     if facts.train != list(train):
         raise ConfigError(
             f"{path} was trained on other pictures than this search takes, and may have seen those that it is to "
-            "judge; give both recipes the same data.train, and train it anew"
+            "judge; give both recipes the same data.train, and train it again"
         )
-    if facts.accuracy < COMPETENT:
+    if facts.accuracy < MIN_ACCURACY:
         raise ConfigError(
             f"{path} calls {facts.accuracy:.1%} of {facts.held_out} held-out crops right, and a search takes at least "
-            f"{COMPETENT:.0%}: its gradient would say what fools it, not what is clear; train it longer"
+            f"{MIN_ACCURACY:.0%}: a search would exploit its errors; train it longer"
         )
-    if facts.caught is not None and facts.caught < WARY:
+    if facts.caught is not None and facts.caught < MIN_NEGATIVE_ACCURACY:
         raise ConfigError(
             f"{path} calls {1 - facts.caught:.0%} of the counterfeits clear (noise, blocks, pictures half restored), "
             "and a search would find the loss that makes such pictures; train it longer, or raise counterfeits"

@@ -14,16 +14,20 @@ from twofold.contracts import ConfigError, DataError, Sample
 from twofold.data.crops import CropCache
 from twofold.data.sources import PairCrops, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
+from twofold.losses import PLAIN
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
-from twofold.search.genotype import derive
-from twofold.search.loss_space import PLAIN, LossSpace
-from twofold.search.supernet import architecture, mixtures
+from twofold.search.halves import split_source
+from twofold.search.judge import judged
+from twofold.search.recipe import What
+from twofold.search.scheme import Collapsed, CollapseGuard, Search
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.params import SolveError
+from twofold.space.genotype import derive
+from twofold.space.loss_space import LossSpace, searchable
+from twofold.space.supernet import architecture, mixtures
 from twofold.train.loop import Run, fit
 from twofold.train.schemes import Learner
-from twofold.train.search import Collapsed, CollapseGuard, Search, What, judged, searched_parameters, split_source
 
 
 def batches(n: int) -> tuple[list[Sample], list[Sample]]:
@@ -37,8 +41,10 @@ def search(what: What, strategy: Strategy, *, upper: bool, rate: float = 0.05) -
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     net = HadamardNet(mixtures(generator), width=4, units=1, ops_per_branch=2)
-    space, judge = LossSpace(PLAIN), Judge(width=4)
-    searcher = Learner(searched_parameters(what, net, space), lambda p: torch.optim.Adam(p, rate))
+    space, judge = LossSpace(searchable(PLAIN)), Judge(width=4)
+    beta = [] if what == "architecture" else list(space.parameters())
+    alpha = [] if what == "loss" else list(architecture(net).values())
+    searcher = Learner(beta + alpha, lambda p: torch.optim.Adam(p, rate))
     trained = [p for name, p in net.named_parameters() if name not in architecture(net)]
     learner = Learner(trained, lambda p: torch.optim.SGD(p, 0.01, momentum=0.9))
     return Search(net, space, what, judged(judge) if upper else None, strategy, searcher, learner)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twofold.search.difference import ForwardDifference
+from twofold.solve.difference import ForwardDifference
 from twofold.solve.dynamics import Bilevel, GradientDescent
 from twofold.solve.hypergradient import Neumann, OneStepUnrolled, hypergradient
 from twofold.solve.params import SolveError

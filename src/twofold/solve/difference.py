@@ -1,4 +1,4 @@
-"""A product with second derivatives at the price of one gradient: what a search step takes when time matters most."""
+"""A product with second derivatives at the cost of one gradient, by a forward difference."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ from typing import Any
 from twofold.contracts import ConfigError
 from twofold.evaluate import interval
 from twofold.files import write_text
-from twofold.search.genotype import Genotype, agreement
-from twofold.train import drawings
+from twofold.search import plots
+from twofold.search.outcome import total
+from twofold.search.recipe import SearchRecipe
+from twofold.search.run import search
+from twofold.space.genotype import Genotype, agreement
 from twofold.train.loop import Report
-from twofold.train.search_recipe import SearchRecipe
-from twofold.train.search_run import needs_judge, search, total, train_recipe_judge
 
 
 def searches(
@@ -32,15 +33,13 @@ def searches(
     """Searches from `seeds` seeds, the recipe's and those after it, each in a folder of its own below `folder`.
 
     What they agree on is returned, and left there as stability.json and stability.png (the weights of every seed). All
-    share one judge. For the rest see `twofold.train.search_run.search`, one of which this is for every seed: a finished
+    share one judge. For the rest see `twofold.search.run.search`, one of which this is for every seed: a finished
     one is not repeated, an interrupted one goes on.
 
     Raises: ConfigError for fewer than two seeds, and as `search`.
     """
     if seeds < 2:
         raise ConfigError(f"seeds: to see what two searches agree on takes at least 2, got {seeds}")
-    if judge is None and needs_judge(recipe):
-        judge = train_recipe_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
     each: dict[int, dict[str, Any]] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
 
@@ -65,6 +64,6 @@ def searches(
         genotypes = [Genotype.from_json((folder / f"seed{seed}" / "genotype.json").read_text()) for seed in each]
         result["agreement"], result["chance"] = agreement(genotypes)
         result |= {name: [facts[name] for facts in each.values()] for name in ("parameters", "skip_ratio", "entropy")}
-    drawings.draw_weights(folder / "stability.png", {f"seed {seed}": facts["loss"] for seed, facts in each.items()})
+    plots.draw_weights(folder / "stability.png", {f"seed {seed}": facts["loss"] for seed, facts in each.items()})
     write_text(folder / "stability.json", json.dumps(result, indent=1) + "\n")
     return result

@@ -1,4 +1,4 @@
-"""Pictures of a search: weights by task, weights over time, and what the chosen feature layers see."""
+"""Plots of a search: weights by task, weights over time, the architecture, and the features of chosen layers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from twofold.contracts import ConfigError, Sample
 from twofold.files import replacing
 from twofold.nets.perceptual import FeatureNetwork
 from twofold.sheets import contact_sheet
+from twofold.space.genotype import Genotype
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 
 Traces = dict[str, list[float | None]]  # series by name; None before it was begun
 
@@ -34,6 +36,30 @@ def draw_weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
         for x, value in enumerate(row):
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 * high else "black")
     axes.set_title("weights of the losses")
+    _save(figure, path)
+
+
+def draw_architecture(path: Path, genotype: Genotype) -> None:
+    """A row for each group, a box for each operation, in the order of the data; white for SC."""
+    names = list(dict.fromkeys([*UNIT_CANDIDATES, *CONVERT_CANDIDATES]))
+    columns = max(map(len, genotype.groups.values()))
+    figure = _figure(1.0 + columns, 0.5 * len(genotype.groups) + 0.6)
+    figure.set_layout_engine("none")  # the axes fill the figure
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    for row, (group, chosen) in enumerate(genotype.groups.items()):
+        axes.text(-1.1, row + 0.4, group, va="center", fontsize=10)
+        shades = ["white" if name == "SC" else f"C{names.index(name) % 10}" for name in chosen]
+        places = [column + 0.46 for column in range(len(chosen))]
+        heights = [0.8] * len(chosen)
+        axes.bar(places, heights, 0.92, bottom=row, color=shades, edgecolor="black", alpha=0.55, lw=0.6)
+        for place, name in zip(places, chosen, strict=True):
+            axes.text(place, row + 0.4, name, ha="center", va="center", fontsize=9)
+        if group.startswith("unit") and len(chosen) > genotype.ops_per_branch:
+            axes.axvline(genotype.ops_per_branch - 0.04, color="black", lw=0.5)
+    axes.set(xlim=(-1.2, columns), ylim=(len(genotype.groups), -0.9))
+    for branch, head in enumerate(("R_u: numerator", "R_v: divisor")):
+        axes.text(branch * genotype.ops_per_branch, -0.35, head, fontsize=9, style="italic")
     _save(figure, path)
 
 
@@ -91,7 +117,7 @@ def features(path: Path, network: FeatureNetwork, layers: Sequence[int], sample:
 
 
 def _smooth(values: Sequence[float | None]) -> list[float | None]:
-    """A running mean: one batch says little."""
+    """A running mean (0.9 of the last one), because single batches are noisy."""
     found: list[float | None] = []
     mean: float | None = None
     for value in values:
@@ -102,7 +128,7 @@ def _smooth(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
-    """As matplotlib takes what is not there."""
+    """NaN for None, which matplotlib leaves out."""
     return [math.nan if value is None else value for value in values]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,19 @@ import yaml
 from twofold import zoo
 from twofold.cli.app import run_command_line as command_line
 from twofold.contracts import ConfigError, Sample, WeightsError
+from twofold.losses import PLAIN, LossSpec
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
-from twofold.search.genotype import Genotype, uniform_genotype
-from twofold.search.loss_space import PLAIN, LossFile, LossSpace
+from twofold.search import judge as judges
+from twofold.search.recipe import JudgeRecipe, SearchRecipe, SmallJudge, Stage
+from twofold.search.run import search
+from twofold.search.scheme import Collapsed
+from twofold.search.seeds import searches
 from twofold.settings import checked
-from twofold.train import judge as judges
+from twofold.space.genotype import Genotype, uniform_genotype
+from twofold.space.loss_space import LossSpace, searchable
 from twofold.train import reading
-from twofold.train.found import FoundLoss
 from twofold.train.run import train
-from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
-from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_recipe_judge
-from twofold.train.search_seeds import searches
 
 OPTIMIZER = {"learning_rate": 0.05}
 TREE: dict[str, Any] = {
@@ -35,9 +37,9 @@ TREE: dict[str, Any] = {
     "search": {"kind": "hierarchical", "loss": 3, "architecture": 3},
     "net": {"kind": "supernet", "width": 4, "units": 1, "ops_per_branch": 2},
     "data": {"crop": 8, "batch": 1, "train": [{"kind": "pairs", "pairs": [{"root": "pairs"}]}]},
-    "loss": {"features": None},
+    "loss": {"terms": list(PLAIN)},
     "judge": "judge-dark",
-    "final": "lowlight",
+    "final": "lowlight-hnu",
     "loss_optimizer": OPTIMIZER,
     "architecture_optimizer": OPTIMIZER,
     "warmup": 1,
@@ -113,7 +115,7 @@ def test_seeds_are_searched_one_by_one_and_what_they_agree_on_is_left(root: Path
     assert found["seeds"] == [3, 4]
     assert json.loads((tmp_path / "out" / "stability.json").read_text()) == found
     assert (tmp_path / "out" / "stability.png").exists()
-    losses = [LossFile.from_yaml((tmp_path / "out" / f"seed{n}" / "loss.yaml").read_text()) for n in (3, 4)]
+    losses = [LossSpec.from_yaml((tmp_path / "out" / f"seed{n}" / "loss.yaml").read_text()) for n in (3, 4)]
     mean = sum(loss.weights["l1"] for loss in losses) / 2
     low, high = found["weights"]["l1"]["interval"]
     assert found["weights"]["l1"]["mean"] == pytest.approx(mean)
@@ -158,6 +160,7 @@ def test_synchronous_and_loss_only_searches_run_and_architecture_only_needs_no_j
     )
     assert "genotype.json" in {path.name for path in (tmp_path / "both").iterdir()}
     assert both["judge"]["accuracy"] == 0.95
+    assert both["judge"]["sha256"] == hashlib.sha256(judge.read_bytes()).hexdigest()
     unet = {"kind": "plain", "net": {"kind": "unet", "widths": [8, 8], "blocks": [1, 1]}}
     loss = search(
         settings(search={"kind": "loss", "steps": 2}, net=unet), root, tmp_path / "loss", judge=judge, device="cpu"
@@ -195,14 +198,14 @@ def test_a_judge_that_counterfeits_fool_and_one_of_other_pictures_are_refused(ro
 def test_a_judge_of_another_recipe_is_not_taken_for_that_of_the_search(root: Path, tmp_path: Path) -> None:
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2}))
     named = settings(judge=str(tmp_path / "judge.yaml"))
-    path = train_recipe_judge(named, root, tmp_path / "judge", device="cpu")
-    assert train_recipe_judge(named, root, tmp_path / "judge", device="cpu") == path
+    path = judges.train_judge_of(named, root, tmp_path / "judge", device="cpu")
+    assert judges.train_judge_of(named, root, tmp_path / "judge", device="cpu") == path
     before = path.read_bytes()
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 6}))  # trained longer, as an error advises
-    assert train_recipe_judge(named, root, tmp_path / "judge", device="cpu").read_bytes() != before
+    assert judges.train_judge_of(named, root, tmp_path / "judge", device="cpu").read_bytes() != before
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2, "seed": 5}))
     with pytest.raises(ConfigError, match="holds a run of another recipe"):
-        train_recipe_judge(named, root, tmp_path / "judge", device="cpu")
+        judges.train_judge_of(named, root, tmp_path / "judge", device="cpu")
 
 
 def test_a_file_that_holds_no_judge_says_so(tmp_path: Path, plain_model: Path) -> None:
@@ -232,25 +235,105 @@ def test_counterfeits_are_neither_the_clean_picture_nor_out_of_its_shape() -> No
 
 
 def test_a_loss_space_takes_over_a_found_loss() -> None:
-    space = LossSpace(PLAIN)
-    space.assume(LossFile({"l1": 1.5, "ssim": 0.25}, {}))
+    space = LossSpace(searchable(PLAIN))
+    space.assume(LossSpec({"l1": 1.5, "ssim": 0.25}, {}))
     assert {name: weight for name, weight in space.derive().weights.items() if weight} == {"l1": 1.5, "ssim": 0.25}
-    with pytest.raises(ConfigError, match="features-squeeze"):
-        space.assume(LossFile({"features-squeeze": 1.0}, {"features-squeeze": (1,)}))
+    with pytest.raises(ConfigError, match="features_squeeze"):
+        space.assume(LossSpec({"features_squeeze": 1.0}, {"features_squeeze": (1,)}))
 
 
 def test_a_plain_network_has_no_architecture_to_search() -> None:
     unet = {"kind": "plain", "net": {"kind": "unet"}}
-    with pytest.raises(ConfigError, match=r"net\.kind is plain; take supernet"):
-        stages(settings(net=unet))
+    with pytest.raises(ConfigError, match="net: 'hierarchical' searches an architecture, and a plain network has none"):
+        settings(net=unet)
 
 
 def test_the_stages_of_a_hierarchical_search_are_the_loss_and_then_the_architecture() -> None:
-    assert stages(settings()) == [Stage("loss", "loss", 3), Stage("architecture", "architecture", 3)]
+    assert settings().search.stages() == [Stage("loss", "loss", 3), Stage("architecture", "architecture", 3)]
+    twice = settings(search={"kind": "hierarchical", "loss": 3, "architecture": 4, "rounds": 2})
+    assert [(stage.name, stage.what, stage.steps) for stage in twice.search.stages()] == [
+        ("loss", "loss", 3),
+        ("architecture", "architecture", 4),
+        ("loss2", "loss", 3),
+        ("architecture2", "architecture", 4),
+    ]
+
+
+def test_a_search_of_a_loss_without_a_judge_says_how_to_make_one(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a judge; `twofold train judge-dark` makes one"):
+        search(settings(), root, tmp_path / "out", device="cpu")
+
+
+def test_rounds_go_on_from_the_loss_and_the_architecture_of_the_round_before(root: Path, tmp_path: Path) -> None:
+    judge = a_judge(tmp_path / "j.safetensors")
+    stages = {"kind": "hierarchical", "loss": 3, "architecture": 3}
+    once = search(settings(search=stages), root, tmp_path / "once", judge=judge, device="cpu")
+    asked = settings(search={**stages, "rounds": 2})
+    twice = search(asked, root, tmp_path / "twice", judge=judge, device="cpu")
+    assert list(twice["stages"]) == ["loss", "architecture", "loss2", "architecture2"]
+    first, second = (json.loads((tmp_path / name / "traces.json").read_text()) for name in ("once", "twice"))
+    for stage in ("loss", "architecture"):
+        assert first[stage]["weight/l1"] == second[stage]["weight/l1"], "the first round is a search of one round"
+        assert first[stage]["entropy"] == second[stage]["entropy"]
+    # a stage begins with a step of ω alone, so that its first line shows what it took over
+    assert second["loss2"]["weight/l1"][0] == second["loss"]["weight/l1"][-1] != 1.0, "β goes on"
+    assert second["loss2"]["entropy"][0] == second["architecture"]["entropy"][-1], "with α of the round before"
+    assert len(set(second["loss2"]["entropy"])) == 1, "which is fixed in it"
+    assert second["architecture2"]["entropy"][0] == second["architecture"]["entropy"][-1], "α goes on"
+    assert second["architecture2"]["weight/l1"][0] == second["loss2"]["weight/l1"][-1], "with the second loss"
+    assert twice["loss"] != once["loss"]
+    assert twice["loss"]["l1"] == pytest.approx(second["loss2"]["weight/l1"][-1])
+    again = search(asked, root, tmp_path / "again", judge=judge, device="cpu")
+    for file in ("genotype.json", "loss.yaml", "traces.json"):
+        assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert again["parameters"] == twice["parameters"]
+
+
+def test_an_interrupted_search_of_several_rounds_goes_on_where_it_stopped(root: Path, tmp_path: Path) -> None:
+    judge = a_judge(tmp_path / "j.safetensors")
+    asked = settings(search={"kind": "hierarchical", "loss": 2, "architecture": 2, "rounds": 2})
+
+    class Stop(Exception):
+        pass
+
+    class Stopper:
+        def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+            raise Stop
+
+        def validated(self, done: int, scores: dict[str, float]) -> None: ...
+
+    def stopping(stage: str) -> list[Stopper]:
+        return [Stopper()] if stage == "architecture2" else []
+
+    whole = tmp_path / "whole"
+    search(asked, root, whole, judge=judge, device="cpu")
+    parts = tmp_path / "parts"
+    with pytest.raises(Stop):
+        search(asked, root, parts, judge=judge, device="cpu", reports=stopping)
+    search(asked, root, parts, judge=judge, device="cpu")
+    for file in ("genotype.json", "loss.yaml"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
+
+
+def test_a_collapsed_architecture_is_no_start_for_another_round(root: Path, tmp_path: Path) -> None:
+    class Guard:
+        def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+            raise Collapsed(done, 0.9)
+
+        def validated(self, done: int, scores: dict[str, float]) -> None: ...
+
+    def reports(stage: str) -> list[Guard]:
+        return [Guard()] if stage == "architecture" else []
+
+    asked = settings(search={"kind": "hierarchical", "loss": 2, "architecture": 2, "rounds": 3})
+    judge = a_judge(tmp_path / "j.safetensors")
+    result = search(asked, root, tmp_path / "out", judge=judge, device="cpu", reports=reports)
+    assert list(result["stages"]) == ["loss", "architecture"]
+    assert "SC leads at 90%" in result["stages"]["architecture"]["ended_early"]
 
 
 def test_the_supernet_depends_on_the_seed_alone() -> None:
-    first, second, other = (build_net(settings(seed=seed)) for seed in (0, 0, 1))
+    first, second, other = (settings(seed=seed).build_net() for seed in (0, 0, 1))
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
@@ -275,13 +358,15 @@ def test_a_misspelt_key_of_a_search_names_the_nearest() -> None:
         settings(colapse=0.5)
 
 
-def test_a_misspelt_loss_is_found_in_named_and_searched_losses() -> None:
-    with pytest.raises(ConfigError, match="there is no loss 'l3'"):
-        FoundLoss(weights={"l3": 1.0}).file()
+def test_a_misspelt_loss_is_found_in_trained_and_searched_losses() -> None:
+    with pytest.raises(ConfigError, match="unknown loss 'l3'; did you mean"):
+        LossSpec({"l3": 1.0})
+    with pytest.raises(ConfigError, match=r"loss\.terms\.1: unknown loss 'l3'; did you mean"):
+        settings(loss={"terms": ["l1", "l3"]})
 
 
 def test_train_takes_a_loss_file_for_any_model(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    LossFile({"l1": 0.5, "colour": 2.0}, {}).write(tmp_path / "loss.yaml")
+    LossSpec({"l1": 0.5, "colour": 2.0}, {}).write(tmp_path / "loss.yaml")
     assert command_line(["train", "derain", "--loss", str(tmp_path / "loss.yaml"), "--show"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["loss"]["weights"] == {"l1": 0.5, "colour": 2.0}
 
@@ -294,7 +379,7 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     arguments = [str(tmp_path / "tiny.yaml"), "--data", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
     said = capsys.readouterr().out
-    assert f"twofold train lowlight --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
+    assert f"twofold train lowlight-hnu --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
     asked = said.splitlines()[-1].removeprefix("train it: twofold ").split()
     assert command_line([*asked, "--show"]) == 0
     model = reading.parse(yaml.safe_load(capsys.readouterr().out)).model.build()
@@ -320,9 +405,9 @@ def test_recipes_that_a_search_names_are_sought_beside_it_and_before_it_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_terms_of_vgg_are_its_features_and_lpips_and_their_files_are_asked_for(tmp_path: Path) -> None:
+def test_a_search_on_features_of_vgg19_asks_for_its_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no weights of vgg19"):
-        build_space(settings(loss={"features": "vgg19"}), tmp_path)
+        settings(loss={"terms": ["l1", "features_vgg19"]}).loss.build(tmp_path)
 
 
 def test_the_command_searches_several_seeds_and_says_what_they_agree_on(

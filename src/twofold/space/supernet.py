@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.nets.hadamard import Cell, Place, radius_of
-from twofold.search.operations import (
+from twofold.space.operations import (
     CONVERT_CANDIDATES,
     UNIT_CANDIDATES,
     Candidate,

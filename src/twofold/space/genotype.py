@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from twofold.contracts import ConfigError
-from twofold.files import replacing, write_text
+from twofold.files import write_text
 from twofold.nets.hadamard import COMBINATIONS, Cell, Combine, HadamardNet, Place
-from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
-from twofold.search.supernet import mixtures_of
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
+from twofold.space.supernet import mixtures_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Genotype:
     def skip_ratio(self) -> float:
         """Share of the units' places that were given to SC: near 1, the search has collapsed to doing nothing.
 
-        >>> uniform("SC", "3-C").skip_ratio
+        >>> uniform_genotype("SC", "3-C").skip_ratio
         1.0
         """
         names = [name for group, names in self.groups.items() if group.startswith("unit") for name in names]
@@ -74,7 +74,7 @@ class Genotype:
     ) -> HadamardNet:
         """The found network, its parameters drawn anew; the options are those of `HadamardNet`.
 
-        >>> sum(p.numel() for p in uniform("3-C", "3-C").network().parameters())
+        >>> sum(p.numel() for p in uniform_genotype("3-C", "3-C").network().parameters())
         621408
         """
         units = [names for group, names in self.groups.items() if group.startswith("unit")]
@@ -131,7 +131,7 @@ def agreement(found: Sequence[Genotype]) -> tuple[float, float]:
 
     Raises: ConfigError for fewer than two, or for genotypes of different skeletons.
 
-    >>> agreement([uniform("SC", "3-C"), uniform("3-RC", "3-C")])                   # 18 of 74 places; 1/9 or 1/4 each
+    >>> agreement([uniform_genotype("SC", "3-C"), uniform_genotype("3-RC", "3-C")])  # 18 of 74 places; 1/9 or 1/4 each
     (0.243..., 0.144...)
     """
     places = [[(group, name) for group, names in genotype.groups.items() for name in names] for genotype in found]
@@ -180,40 +180,3 @@ def copy_weights(supernet: HadamardNet, found: HadamardNet) -> None:
         for name, value in found.named_parameters():
             if name in own:  # the down- and upsamplings
                 value.copy_(own[name])
-
-
-def picture(genotype: Genotype, path: Path) -> None:
-    """Draws the architecture as a PNG: one row a group, one box an operation, in the order of the data.
-
-    Raises: ConfigError where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib; pip install 'twofold[train]'") from error
-    names = list(dict.fromkeys([*UNIT_CANDIDATES, *CONVERT_CANDIDATES]))
-    columns = max(map(len, genotype.groups.values()))
-    figure = Figure(figsize=(1.0 + columns, 0.5 * len(genotype.groups) + 0.6), dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(-1.2, columns), ylim=(len(genotype.groups), -0.9))
-    axes.set_axis_off()
-    for row, (group, chosen) in enumerate(genotype.groups.items()):
-        axes.text(-1.1, row + 0.4, group, va="center", fontsize=10)
-        for column, name in enumerate(chosen):
-            shade = "white" if name == "SC" else f"C{names.index(name) % 10}"
-            axes.add_patch(_box(column, row, shade))
-            axes.text(column + 0.46, row + 0.4, name, ha="center", va="center", fontsize=9)
-        if group.startswith("unit") and len(chosen) > genotype.ops_per_branch:
-            axes.axvline(genotype.ops_per_branch - 0.04, color="black", lw=0.5)
-    heads = ["R_u: numerator", "R_v: divisor"]
-    for n, head in enumerate(heads):
-        axes.text(n * genotype.ops_per_branch, -0.35, head, fontsize=9, style="italic")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", facecolor="white")
-
-
-def _box(column: int, row: int, shade: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column, row), 0.92, 0.8, facecolor=shade, edgecolor="black", alpha=0.55, lw=0.6)
