@@ -45,9 +45,8 @@ from twofold.search.loss_space import LossFile
 from twofold.settings import checked
 from twofold.train import judge as judges
 from twofold.train import reading
-from twofold.train import recipe as recipes
-from twofold.train.run import build_optimizer, build_schedule, feature_networks
-from twofold.train.schemes import Learner, Machine
+from twofold.train.learner import Learner, Machine, Optimizer, Schedule
+from twofold.train.run import feature_networks
 from twofold.train.search import judged, split_source
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
 from twofold.train.search_run import Stage, build_net, build_search, build_space
@@ -148,9 +147,9 @@ class Bench:
         steps = steps or self.asked.steps
         torch.manual_seed(seed)
         net = make().to(self.device, memory_format=torch.channels_last)
-        optimizer = recipes.Optimizer(learning_rate=1e-3)
-        schedule = build_schedule(recipes.Schedule(warmup=10), steps)
-        learner = Learner(net.parameters(), build_optimizer(optimizer), schedule=schedule, clip=5.0)
+        optimizer = Optimizer(learning_rate=1e-3)
+        schedule = Schedule(warmup=10).build(steps)
+        learner = Learner(net.parameters(), optimizer.build, schedule=schedule, clip=5.0)
         batches = Batches(source or self.whole, self.recipe.data.batch, seed=seed + 7, device=self.device, ahead=False)
         for n in range(steps):
             sample = batches(n)

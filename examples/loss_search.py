@@ -21,7 +21,7 @@ from twofold.degrade.additive import GaussianNoise
 from twofold.nets.unet import UNet
 from twofold.search.loss_space import PLAIN, LossSpace
 from twofold.solve.hypergradient import OneStepUnrolled
-from twofold.train.schemes import Learner
+from twofold.train.learner import Learner
 from twofold.train.search import Search
 
 parser = argparse.ArgumentParser(description=__doc__)

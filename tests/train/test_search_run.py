@@ -23,7 +23,7 @@ from twofold.train import judge as judges
 from twofold.train import reading
 from twofold.train.found import FoundLoss
 from twofold.train.run import train
-from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
+from twofold.train.search_recipe import JudgeRecipe, SearchRecipe
 from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_recipe_judge
 from twofold.train.search_seeds import searches
 
@@ -75,9 +75,16 @@ def root(picture: Callable[..., Path], tmp_path: Path) -> Path:
 
 def a_judge(path: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
-    facts = {"judge": SmallJudge(width=4), "task": "dark", "recipe": "x", "seed": 0, "accuracy": 0.95, "caught": 0.8}
+    facts: dict[str, Any] = {
+        "judge": {"kind": "small", "width": 4},
+        "task": "dark",
+        "recipe": "x",
+        "seed": 0,
+        "accuracy": 0.95,
+        "caught": 0.8,
+    }
     facts |= {"held_out": 8, "crop": 8, "train": TREE["data"]["train"], "terms": "", **changes}
-    judges.save_judge(path, Judge(width=4), judges.JudgeFacts(**facts))
+    judges.save_judge(path, Judge(width=4), checked(judges.JudgeFacts, facts))
     return path
 
 

@@ -21,8 +21,8 @@ from twofold.search.loss_space import PLAIN, LossSpace
 from twofold.search.supernet import architecture, mixtures
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.params import SolveError
+from twofold.train.learner import Learner
 from twofold.train.loop import Run, fit
-from twofold.train.schemes import Learner
 from twofold.train.search import Collapsed, CollapseGuard, Search, What, judged, searched_parameters, split_source
 
 

@@ -29,7 +29,8 @@ from twofold.search.loss_space import LossSpace
 from twofold.search.supernet import architecture, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import Cost, Strategy, hypergradient
-from twofold.train.schemes import Draw, Learner, Machine
+from twofold.train.learner import Learner, Machine
+from twofold.train.schemes import Draw
 
 What = Literal["loss", "architecture", "both"]
 Parameters = dict[str, Any]  # {"loss": β by name, "architecture": α by name}, empty where not searched
@@ -88,8 +89,7 @@ class Search:
         self.cost = found.cost
         slopes = {**found.gradient["loss"], **found.gradient["architecture"]}
         searched = {**self.searched()["loss"], **self.searched()["architecture"]}
-        # A linear function has the hypergradient as its gradient: the learner then clips, averages and steps as ever.
-        self.searcher.descend(torch.stack([(searched[name] * slopes[name]).sum() for name in searched]).sum())
+        self.searcher.step([slopes[name] for name in searched])  # in the order of `searched_parameters`
         self.space.project()
         return found.value.item()
 

@@ -12,7 +12,7 @@ from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.settings import Amount, Count, Rate, Settings, Share
 from twofold.specs import Combination, PlainSpec
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Optimizer, Schedule
+from twofold.train.learner import Optimizer, Schedule
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
 OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)

@@ -40,9 +40,10 @@ from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
 from twofold.specs import PlainSpec
 from twofold.train import drawings, reading
 from twofold.train import judge as judges
-from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.run import build_optimizer, feature_networks, keep_recipe, machine_of
-from twofold.train.schemes import Learner, Machine
+from twofold.train.learner import Learner, Machine, machine_of
+from twofold.train.loop import JsonLines, Run, fit
+from twofold.train.run import feature_networks, keep_recipe
+from twofold.train.schemes import Report
 from twofold.train.search import (
     Collapsed,
     CollapseGuard,
@@ -151,8 +152,8 @@ def build_search(
         what=stage.what,
         upper=None if stage.what == "architecture" else upper,
         strategy=FirstOrder() if stage.what == "architecture" and not recipe.second_order else one_step,
-        searcher=Learner(searched, build_optimizer(settings), clip=settings.clip, machine=machine),
-        learner=Learner(omega, build_optimizer(recipe.optimizer), clip=recipe.optimizer.clip, machine=machine),
+        searcher=Learner(searched, settings.build, clip=settings.clip, machine=machine),
+        learner=Learner(omega, recipe.optimizer.build, clip=recipe.optimizer.clip, machine=machine),
         machine=machine,
         warmup=recipe.warmup,
     )
@@ -177,8 +178,8 @@ def search(
     Raises: ConfigError for a judge that is not good enough, or where `folder` holds another search; DataError where the
     data cannot be used.
     """
-    machine, place, share = machine_of(recipe.precision, device)
-    main = share.rank == 0
+    machine = machine_of(recipe.precision, device)
+    place, share, main = machine.device, machine.shard, machine.main
     plan = stages(recipe)
     keep_recipe(recipe, folder, write=main)
     if (folder / "search.json").exists():
@@ -188,7 +189,7 @@ def search(
     if needs_judge(recipe):
         path = judge or train_recipe_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
         module, admitted = judges.competent(path, task=recipe.task, train=recipe.data.train)
-        upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        upper = judged(machine.place(module))
 
     source = build_mixture(recipe.data.train, root, Crops(recipe.data.crop))
     seen, held = split_source(source, pictures=recipe.data.pictures)
@@ -202,7 +203,7 @@ def search(
     found: LossFile | None = None
     done: dict[str, Any] = {}
     for stage in plan:
-        net = build_net(recipe).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = machine.place(build_net(recipe))
         given = stage.found or found
         space = build_space(recipe, root, place, clipped=given is not None)
         if given is not None:

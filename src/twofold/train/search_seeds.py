@@ -13,7 +13,7 @@ from twofold.evaluate import interval
 from twofold.files import write_text
 from twofold.search.genotype import Genotype, agreement
 from twofold.train import drawings
-from twofold.train.loop import Report
+from twofold.train.schemes import Report
 from twofold.train.search_recipe import SearchRecipe
 from twofold.train.search_run import needs_judge, search, total, train_recipe_judge
 
