@@ -30,7 +30,8 @@ from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrop
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
 from twofold.files import write_text
 from twofold.train import reading
-from twofold.train.run import build_restorer, build_scheme, machine_of
+from twofold.train.learner import machine_of
+from twofold.train.run import build_restorer, build_scheme
 
 CROP, BATCH = 112, 16
 COPIES = 10
@@ -61,7 +62,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
 
 def guided_step(source: Source) -> Callable[[], object]:
     recipe = reading.read_recipe("derain")
-    machine, _, _ = machine_of(recipe.precision, "cpu")
+    machine = machine_of(recipe.precision, "cpu")
     torch.manual_seed(0)
     scheme = build_scheme(recipe, build_restorer(recipe).to(memory_format=torch.channels_last), machine)
     batches = Batches(source, BATCH, ahead=False)

@@ -34,8 +34,9 @@ from twofold.restorers.guided import Guided
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.run import build_schedule, build_scheme, machine_of
-from twofold.train.schemes import Draw, Learner, Loss, Machine
+from twofold.train.learner import Learner, Machine, machine_of
+from twofold.train.run import build_scheme
+from twofold.train.schemes import Draw, Loss
 
 WAYS = {
     "none": "the map is zero everywhere: the network without guidance",
@@ -114,15 +115,15 @@ def recipe_of(way: str, seed: int, steps: int) -> recipes.Recipe:
 def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
     """One run: its scores on both sets, the guide's error, what it cost."""
     recipe = recipe_of(way, seed, steps)
-    machine, place, share = machine_of(recipe.precision, "cpu")
+    machine = machine_of(recipe.precision, "cpu")
     torch.manual_seed(seed)
     restorer = recipe.model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    draws = material.batches(recipe, root, place, share)
+    draws = material.batches(recipe, root, machine)
     if way in RULES:
         learner = Learner(
             restorer.net.parameters(),
             lambda parameters: torch.optim.Adam(parameters, recipe.optimizer.learning_rate),
-            schedule=build_schedule(recipe.schedule, steps),
+            schedule=recipe.schedule.build(steps),
             clip=recipe.optimizer.clip,
             machine=machine,
         )

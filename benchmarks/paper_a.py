@@ -40,7 +40,8 @@ from twofold.sheets import contact_sheet
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.run import build_scheme, machine_of
+from twofold.train.learner import machine_of
+from twofold.train.run import build_scheme
 
 LEVELS = (0.006, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)
 ASSUMED = (0.01, 0.02, 0.03, 0.04, 0.05)
@@ -104,15 +105,15 @@ def started(guide: nn.Module) -> None:
 
 def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
     """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the steps."""
-    machine, place, share = machine_of(recipe.precision, device)
+    machine = machine_of(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     restorer: nn.Module = recipe.model.build()
     started(restorer.guide)  # type: ignore[arg-type]
     if way == "none":
         restorer = Unguided(restorer.net, TYPICAL[part])  # type: ignore[arg-type]
-    restorer = restorer.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    restorer = machine.place(restorer)
     scheme = build_scheme(recipe, restorer, machine, root)
-    draws = material.batches(recipe, root, place, share)
+    draws = material.batches(recipe, root, machine)
     losses: dict[str, list[float]] = {"restoration": [], "guidance": []}
     began = time.process_time()
     for n in range(recipe.steps):

@@ -51,9 +51,7 @@ from twofold.search.scheme import Found, Search
 from twofold.settings import checked
 from twofold.space.genotype import Genotype, agreement, derive, entropy, uniform_genotype
 from twofold.train import reading
-from twofold.train import recipe as recipes
-from twofold.train.run import build_optimizer, build_schedule
-from twofold.train.schemes import Learner, Machine
+from twofold.train.learner import Learner, Machine, Optimizer, Schedule
 
 HELD_OUT = {"lowlight": "lol", "underwater": "euvp", "haze": "hazerd"}  # task → validation group of its final recipe
 
@@ -148,9 +146,9 @@ class Bench:
         steps = steps or self.asked.steps
         torch.manual_seed(seed)
         net = make().to(self.device, memory_format=torch.channels_last)
-        optimizer = recipes.Optimizer(learning_rate=1e-3)
-        schedule = build_schedule(recipes.Schedule(warmup=10), steps)
-        learner = Learner(net.parameters(), build_optimizer(optimizer), schedule=schedule, clip=5.0)
+        optimizer = Optimizer(learning_rate=1e-3)
+        schedule = Schedule(warmup=10).build(steps)
+        learner = Learner(net.parameters(), optimizer.build, schedule=schedule, clip=5.0)
         batches = Batches(source or self.whole, self.recipe.data.batch, seed=seed + 7, device=self.device, ahead=False)
         for n in range(steps):
             sample = batches(n)

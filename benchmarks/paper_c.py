@@ -53,8 +53,8 @@ from twofold.restorers.sparse_coding import (
 from twofold.solve.meta import Harmonic, aggregated_step
 from twofold.solve.operators import Relax, contraction_factor, metric_of
 from twofold.solve.params import norm, subtract
+from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining, Watched
-from twofold.train.schemes import Learner
 
 DEPTH, RAIN_DEPTH = 8, 24  # K in training; rain settles more slowly, so 8 is shallow for it
 MU = 0.1

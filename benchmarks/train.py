@@ -37,7 +37,8 @@ from twofold.metrics import psnr
 from twofold.restorers.guided import Guided
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.run import build_schedule, build_scheme, machine_of
+from twofold.train.learner import machine_of
+from twofold.train.run import build_scheme
 
 WINDOW = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
 WINDOW = (WINDOW[:, None] * WINDOW).div(WINDOW.sum() ** 2).expand(3, 1, 11, 11)
@@ -75,7 +76,7 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
     weights = recipe.loss.weights
     halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
     theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
-    factor = build_schedule(recipe.schedule, recipe.steps)
+    factor = recipe.schedule.build(recipe.steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (theta, omega)]
 
     def step(known_cause: Sample, sample: Sample) -> None:
@@ -101,8 +102,8 @@ def step_of(way: str, recipe: recipes.Recipe) -> tuple[Guided, Callable[[Sample,
     assert isinstance(restorer, Guided)
     if way == "plain":
         return restorer, plain_step(recipe, restorer)
-    machine, place, _ = machine_of(recipe.precision, "cpu")
-    scheme = build_scheme(recipe, restorer.to(place, memory_format=torch.channels_last), machine)  # type: ignore[call-overload]
+    machine = machine_of(recipe.precision, "cpu")
+    scheme = build_scheme(recipe, machine.place(restorer), machine)
 
     def step(known_cause: Sample, sample: Sample) -> None:
         scheme.step([known_cause], [sample])

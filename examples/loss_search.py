@@ -22,7 +22,7 @@ from twofold.nets.unet import UNet
 from twofold.search.scheme import Search
 from twofold.solve.hypergradient import OneStepUnrolled
 from twofold.space.loss_space import LossSpace, searchable
-from twofold.train.schemes import Learner
+from twofold.train.learner import Learner
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=200)

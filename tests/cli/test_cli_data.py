@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from twofold.cli.app import run_command_line
-from twofold.train.schemes import Diverged
+from twofold.train.learner import Diverged
 
 Maker = Callable[..., Path]
 

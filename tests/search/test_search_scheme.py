@@ -26,8 +26,8 @@ from twofold.solve.params import SolveError
 from twofold.space.genotype import derive
 from twofold.space.loss_space import LossSpace, searchable
 from twofold.space.supernet import architecture, mixtures
+from twofold.train.learner import Learner
 from twofold.train.loop import Run, fit
-from twofold.train.schemes import Learner
 
 
 def batches(n: int) -> tuple[list[Sample], list[Sample]]:

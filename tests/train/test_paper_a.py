@@ -20,7 +20,8 @@ from twofold.restorers.guided import Guided
 from twofold.settings import to_yaml
 from twofold.train import data as material
 from twofold.train import reading
-from twofold.train.run import build_restorer, build_schedule, machine_of
+from twofold.train.learner import machine_of
+from twofold.train.run import build_restorer
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_a.py"
 
@@ -46,7 +47,7 @@ def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
     assert source.degradation.noise.level == (0.01, 0.05)  # type: ignore[union-attr]
     assert (recipe.data.crop, recipe.data.batch, recipe.steps) == (160, 5, 200_000)
     assert recipe.optimizer.learning_rate == 1e-4
-    factor = build_schedule(recipe.schedule, recipe.steps)
+    factor = recipe.schedule.build(recipe.steps)
     assert factor(0) == factor(recipe.steps - 1) == 1
 
 
@@ -59,7 +60,7 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 958_195
     assert recipe.steps == epochs * recipe.validate_every
-    factor = build_schedule(recipe.schedule, recipe.steps)
+    factor = recipe.schedule.build(recipe.steps)
     assert [factor(round(recipe.steps * share)) for share in (0.19, 0.21, 0.41, 0.61, 0.81)] == [
         1,
         1 / 2,
@@ -106,13 +107,13 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
         ],
     )
     (tmp_path / "small.yaml").write_text(to_yaml(small))
-    _, place, share = machine_of("float32", "cpu")
+    machine = machine_of("float32", "cpu")
     nets, batches = [], []
     for way in ("none", "guided", "naive", "frozen"):
         recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, steps=4)
         torch.manual_seed(recipe.seed)
         nets.append(torch.cat([p.flatten() for p in recipe.model.build().net.parameters()]))
-        draw = material.batches(recipe, tmp_path, place, share)
+        draw = material.batches(recipe, tmp_path, machine)
         batches.append(draw(2 + (4 if way == "frozen" else 0))[-1][0])
     for net, batch in zip(nets[1:], batches[1:], strict=True):
         assert torch.equal(net, nets[0])

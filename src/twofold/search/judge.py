@@ -29,9 +29,10 @@ from twofold.nets.judge import clear_loss, verdict_loss
 from twofold.nets.perceptual import read_tensors
 from twofold.search.recipe import JudgeRecipe, JudgeSpec, SearchRecipe
 from twofold.settings import Settings
-from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
-from twofold.train.schemes import Draw, Learner, Machine
+from twofold.train.learner import Learner, Machine, learner_of, machine_of
+from twofold.train.loop import JsonLines, Run, fit
+from twofold.train.run import keep_recipe
+from twofold.train.schemes import Draw, Report
 
 MIN_ACCURACY = 0.9  # on held-out crops
 MIN_NEGATIVE_ACCURACY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
@@ -130,17 +131,14 @@ def train_judge(
 
     Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
     """
-    machine, place, share = machine_of("float32", device)
+    machine = machine_of("float32", device)
+    share = machine.shard
     keep_recipe(recipe, folder, write=share.rank == 0)
     torch.manual_seed(recipe.seed)
-    judge = recipe.judge.build(root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    settings = recipe.optimizer
-    schedule = build_schedule(recipe.schedule, recipe.steps)
-    learner = Learner(
-        judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
-    )
+    judge = machine.place(recipe.judge.build(root))
+    learner = learner_of(judge.parameters(), recipe.optimizer, recipe.schedule, recipe.steps, machine)
     seen, held = recipe.data.halves(root)
-    drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
+    drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=machine.device)
     main = share.rank == 0
     fit(
         JudgeTraining(judge, learner, recipe.counterfeits, recipe.seed, machine),
@@ -149,7 +147,7 @@ def train_judge(
         run=Run(folder, minutes=minutes, validate_every=recipe.steps, main=main),
         reports=[*reports, JsonLines(folder / "log.jsonl")] if main else reports,
     )
-    batches = Batches(held, recipe.data.batch, seed=recipe.seed + 1, device=place, ahead=False)
+    batches = Batches(held, recipe.data.batch, seed=recipe.seed + 1, device=machine.device, ahead=False)
     facts = JudgeFacts(
         judge=recipe.judge,
         task=recipe.task,

@@ -27,7 +27,8 @@ from twofold.space.loss_space import Clipped, FixedSum, LossSpace, Softplus, sea
 from twofold.space.supernet import mixtures
 from twofold.specs import Combination, PlainSpec
 from twofold.train import reading
-from twofold.train.recipe import LossSettings, Optimizer, Schedule
+from twofold.train.learner import Optimizer, Schedule
+from twofold.train.recipe import LossSettings
 
 CONSTRAINTS: dict[str, Clipped | Softplus | FixedSum] = {
     "clipped": Clipped(),

@@ -14,8 +14,10 @@ from twofold.search.judge import verdict_of
 from twofold.search.outcome import SearchOutcome
 from twofold.search.recipe import SearchRecipe
 from twofold.search.scheme import Collapsed, CollapseGuard, Found, Search
-from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.run import keep_recipe, machine_of
+from twofold.train.learner import machine_of
+from twofold.train.loop import JsonLines, Run, fit
+from twofold.train.run import keep_recipe
+from twofold.train.schemes import Report
 
 
 def search(
@@ -38,8 +40,8 @@ def search(
     Raises: ConfigError for a judge that is missing or not good enough, or where `folder` holds another search;
     DataError where the data cannot be used.
     """
-    machine, place, share = machine_of(recipe.precision, device)
-    main = share.rank == 0
+    machine = machine_of(recipe.precision, device)
+    place, share, main = machine.device, machine.shard, machine.main
     keep_recipe(recipe, folder, write=main)
     if (folder / "search.json").exists():
         finished: dict[str, Any] = json.loads((folder / "search.json").read_text())
@@ -55,7 +57,7 @@ def search(
     done: dict[str, dict[str, Any]] = {}
     found = Found()
     for stage in recipe.search.stages():
-        scheme = Search.of_stage(recipe, stage, root, found=found, upper=upper, machine=machine, device=place)
+        scheme = Search.of_stage(recipe, stage, root, found=found, upper=upper, machine=machine)
         inside = folder / stage.name
         logs: list[Report] = [JsonLines(inside / "log.jsonl", every=1)] if main else []
         run = Run(inside, minutes=minutes, validate_every=stage.steps, main=main)

@@ -25,8 +25,8 @@ from twofold.solve.hypergradient import Cost, FirstOrder, OneStepUnrolled, Strat
 from twofold.space.genotype import Genotype, derive, entropy
 from twofold.space.loss_space import LossSpace
 from twofold.space.supernet import architecture, mixtures_of, network_weights
-from twofold.train.run import build_optimizer
-from twofold.train.schemes import Draw, Learner, Machine
+from twofold.train.learner import Learner, Machine
+from twofold.train.schemes import Draw
 
 Parameters = dict[str, Any]  # {"loss": β by name, "architecture": α by name}, empty where not searched
 
@@ -91,18 +91,18 @@ class Search:
         found: Found = Found(),
         upper: Loss | None = None,
         machine: Machine | None = None,
-        device: torch.device | str = "cpu",
     ) -> Search:
         """One stage of a search: ω drawn from the seed, α and β from what was found, or from their start.
 
         Raises: WeightsError where weights of perceptual terms are not in `features` below the data root; ConfigError as
         `LossSpace.assume`.
         """
-        net = recipe.build_net().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        machine = machine or Machine()
+        net = machine.place(recipe.build_net())
         given = stage.loss or found.loss if stage.what == "architecture" else None
-        space = recipe.loss.build(root, device, seed=recipe.seed, given=given)
+        space = recipe.loss.build(root, machine.device, seed=recipe.seed, given=given)
         found.restore(net, space if given is None else None)
-        return cls.with_optimizers(recipe, stage.what, net, space, upper, machine or Machine())
+        return cls.with_optimizers(recipe, stage.what, net, space, upper, machine)
 
     @classmethod
     def with_optimizers(
@@ -120,8 +120,8 @@ class Search:
             what=what,
             upper=None if what == "architecture" else upper,
             strategy=FirstOrder() if first_order else OneStepUnrolled(recipe.unrolled_step),
-            searcher=Learner(beta + alpha, build_optimizer(settings), clip=settings.clip, machine=machine),
-            learner=Learner(omega, build_optimizer(recipe.optimizer), clip=recipe.optimizer.clip, machine=machine),
+            searcher=Learner(beta + alpha, settings.build, clip=settings.clip, machine=machine),
+            learner=Learner(omega, recipe.optimizer.build, clip=recipe.optimizer.clip, machine=machine),
             machine=machine,
             warmup=recipe.warmup,
         )
@@ -168,8 +168,7 @@ class Search:
         self.cost = found.cost
         slopes = {**found.gradient["loss"], **found.gradient["architecture"]}
         searched = {**self.searched()["loss"], **self.searched()["architecture"]}
-        # The gradient of this linear function is the hypergradient, which the learner then averages, clips and applies.
-        self.searcher.descend(torch.stack([(searched[name] * slopes[name]).sum() for name in searched]).sum())
+        self.searcher.step([slopes[name] for name in searched])  # in the order of `searched_parameters`
         self.space.project()
         return found.value.item()
 

@@ -16,7 +16,7 @@ from twofold.search.outcome import total
 from twofold.search.recipe import SearchRecipe
 from twofold.search.run import search
 from twofold.space.genotype import Genotype, agreement
-from twofold.train.loop import Report
+from twofold.train.schemes import Report
 
 
 def searches(

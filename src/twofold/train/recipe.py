@@ -10,8 +10,11 @@ from twofold.data.folders import PairFolder
 from twofold.data.sources import Crops
 from twofold.data.specs import CaseSpec, SourceSpec
 from twofold.losses import LossSpec
-from twofold.settings import Amount, Count, Range, Rate, Settings, Share
+from twofold.settings import Count, Range, Settings
 from twofold.specs import ModelSpec
+from twofold.train.learner import Optimizer, Schedule
+from twofold.train.meta import MetaSpec
+from twofold.train.schemes import FrozenSpec, GuidedTrainingSpec, NaiveSpec, SupervisedSpec
 
 
 class Data(Settings):
@@ -32,68 +35,6 @@ class Data(Settings):
     def crops(self, channels: int) -> Crops:
         """What the sources shall give. channels: 3, or 1 for the luma of every picture."""
         return Crops(self.crop, self.zoom, channels)
-
-
-class Optimizer(Settings):
-    """clip: largest norm of the gradient; 0 for none. momentum: of sgd."""
-
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Rate = 1e-3
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    momentum: Share = 0.9
-    weight_decay: Amount = 0.0
-    clip: Amount = 0.0
-
-
-class Schedule(Settings):
-    """warmup: steps of linear rise. milestones: shares of the run after which the rate is multiplied by `factor`.
-    floor: share of the rate that a cosine ends at.
-    """
-
-    kind: Literal["constant", "cosine", "multistep"] = "cosine"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    milestones: list[Share] = []
-    factor: Share = 0.2
-    floor: Share = 0.0
-
-
-class SupervisedSpec(Settings):
-    kind: Literal["supervised"] = "supervised"
-
-
-class GuidedTrainingSpec(Settings):
-    """guide_updates, net_updates: of each half in one step. steering: share of samples with a random strength."""
-
-    kind: Literal["guided"] = "guided"
-    guide_updates: Count = 1
-    net_updates: Count = 1
-    steering: Share = 0.0
-
-
-class NaiveSpec(Settings):
-    kind: Literal["naive"] = "naive"
-
-
-class FrozenSpec(Settings):
-    """pretraining: share of the steps in which the guide alone is trained."""
-
-    kind: Literal["frozen"] = "frozen"
-    pretraining: Share = 0.5
-
-    def first(self, steps: int) -> int:
-        """How many of the steps train the guide."""
-        return round(self.pretraining * steps)
-
-
-class MetaSpec(Settings):
-    """Bilevel Meta Optimization of a fixed point. iterations: K. mu: the leader's share, 0 to unroll. first: s_k is
-    first / (k + 1), in units of the theory's bound.
-    """
-
-    kind: Literal["meta"] = "meta"
-    iterations: Count = 8
-    mu: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    first: Amount = 0.5
 
 
 SchemeSpec = Annotated[
