@@ -20,6 +20,12 @@ def test_every_table_is_the_one_that_its_file_makes() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_page_on_bilevel_meta_optimization_judges_every_claim() -> None:
+    """Six claims, the fourth in halves."""
+    page = (ROOT / "docs" / "bmo.md").read_text()
+    assert len(re.findall(r"\| (?:\*\*not )?reproduced(?:\*\*)? \|", page)) == 7
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
