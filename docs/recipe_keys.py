@@ -38,6 +38,7 @@ MEANINGS = {
     "columns": "of the grid.",
     "combine": "how a Hadamard unit combines its two branches.",
     "context": "features of a thumbnail that steer the network by the whole image; 0 for none.",
+    "data": "crops, batches and sources.",
     "degradation": "applied to the clean images.",
     "denoiser": "the learned part of the fixed-point operator.",
     "density": "range of the share of pixels at which a streak starts, per layer.",
