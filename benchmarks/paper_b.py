@@ -1,7 +1,8 @@
 """Paper B's experiments at a small scale: does a searched loss, a searched network, a division help? (Zhu et al. 2022)
 
     python benchmarks/paper_b.py --data DATA --task lowlight --json benchmarks/results/paper_b-lowlight.json
-    python benchmarks/paper_b.py --data DATA --steps 20000 --search-steps 4000 --width 32 --units 7 --crop 128 --batch 8
+    python benchmarks/paper_b.py --data DATA --steps 20000 --search-steps 4000 --width 32 --units 7 \
+        --ops 4 --pictures 0 --crop 128 --batch 8 --device cuda
 
 Trained on the pictures that the shipped search of the task takes, measured on the middle of those that its final recipe
 holds out (LOL, EUVP, HazeRD), by the protocol `rgb`. Everything that is compared sees the same batches, from the same

@@ -64,8 +64,8 @@ def counter(_: Photos, out: Path) -> dict[str, Any]:
     return facts
 
 
-def claims_table(facts: dict[str, Any]) -> str:
-    """The six checkable claims, each judged by its numbers."""
+def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, bool, str]]:
+    """The six checkable claims: number, claim, whether the numbers reproduce it, the numbers."""
     pictures = {name: facts[name] for name in ("deconvolution", "rain", "rain_shallow")}
     ways = {name: f["ways"] for name, f in pictures.items()}
     ratio = {name: f["training"]["BMO"]["largest_residual_ratio_of_any_step"] for name, f in pictures.items()}
@@ -134,11 +134,15 @@ def claims_table(facts: dict[str, Any]) -> str:
             + ", ".join(f"{n} {v['bmo_minus_this_db']:+.3f} ± {v['half_interval_db']:.3f} dB" for n, v in lead.items()),
         ),
     ]
-    numbers = ["1", "2", "3", "4a", "4b", "5", "6"]
-    body = [
-        [k, c, "reproduced" if ok else "**not reproduced**", t] for k, (c, ok, t) in zip(numbers, judged, strict=True)
-    ]
-    return table(["", "claim", "", "numbers"], body)
+    numbers = ("1", "2", "3", "4a", "4b", "5", "6")
+    return [(number, *found) for number, found in zip(numbers, judged, strict=True)]
+
+
+def claims_table(facts: dict[str, Any]) -> str:
+    words = {True: "reproduced", False: "**not reproduced**"}
+    return table(
+        ["", "claim", "", "numbers"], [[n, claim, words[ok], text] for n, claim, ok, text in judged_claims(facts)]
+    )
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:

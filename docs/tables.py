@@ -22,6 +22,7 @@ import harness  # noqa: E402
 
 BENCHMARKS = (
     "cards",
+    "claims",
     "classical",
     "controls",
     "convergence",
