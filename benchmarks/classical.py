@@ -104,7 +104,7 @@ def haze(data: Path) -> dict[str, Any]:
 
 
 def deblur_table(result: dict[str, Any]) -> str:
-    """Deconvolution without weights, told the kernel."""
+    """Deconvolution without weights, with the true kernel."""
     body = [
         [percent(level), *(f"{facts[name]:.2f}" for name in ("input", "wiener", "richardson_lucy", "hyper_laplacian"))]
         for level, facts in result["deblur"].items()

@@ -57,7 +57,7 @@ STEPS = {"deblur": 800, "haze": 400}
 
 
 class Unguided(nn.Module):
-    """A network whose map is the same number everywhere and always: as large as the guided one, and told nothing."""
+    """A network whose map is the same number everywhere and always: as large as the guided one, without information."""
 
     def __init__(self, net: nn.Module, level: float) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
 
 
 def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Every level; of the guided way also with levels that are told, wrong, or uneven."""
+    """Every level; of the guided way also with given, wrong and uneven levels."""
     even = {level: degraded(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
     if way != "guided":
@@ -205,7 +205,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
 
 
 def classical(asked: argparse.Namespace) -> dict[str, Any]:
-    """What methods without weights make of 3 % of noise: with their own estimate of it, and told wrong levels."""
+    """What methods without weights make of 3 % of noise: with their own estimate of it, and with wrong levels."""
     rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
     samples = degraded(asked, lambda: GaussianNoise((TRUE, TRUE)))
     return {

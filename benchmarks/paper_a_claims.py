@@ -145,8 +145,8 @@ def psnr_table(result: dict[str, Any]) -> str:
     """Deconvolution at every noise level by every way of training."""
     content = result
     found, model = (content[part]["summary"] for part in ("deblur", "model"))
-    ways = {**found["psnr"], "guided, 9 layers, level told": found["level told"]}
-    ways |= {"the shipped `deblur`": model["psnr"], "`deblur`, level told": model["level told"]}
+    ways = {**found["psnr"], "guided, 9 layers, true level given": found["level told"]}
+    ways |= {"the shipped `deblur`": model["psnr"], "`deblur`, true level given": model["level told"]}
     head = ["PSNR, noise of", *(f"{level} %" for level in found["level told"])]
     return table(head, [[way, *(f"{psnr:.2f}" for psnr in by.values())] for way, by in ways.items()])
 

@@ -11,15 +11,15 @@ RESULTS = (*(f"{kind}-{task}" for kind in ("search", "judge", "undecayed") for t
 
 
 def searches_table(result: dict[str, Any]) -> str:
-    """What the three shipped searches found, and what they took."""
+    """What the three shipped searches found, and their cost."""
     found = {task: result[f"search-{task}"] for task in TASKS}
     judges = [result[f"judge-{task}"] for task in TASKS]
     names = list(dict.fromkeys(name for facts in found.values() for name in facts["loss"]))
     stages = [facts["stages"].values() for facts in found.values()]
     seconds = [facts["cpu_seconds"] for facts in found.values()]  # None: one of the stages collapsed
     body = [
-        ["judge, right on held-out crops", *(f"{judge['accuracy']:.1%}" for judge in judges)],
-        ["judge, counterfeits caught", *(f"{judge['caught']:.1%}" for judge in judges)],
+        ["judge, accuracy on held-out crops", *(f"{judge['accuracy']:.1%}" for judge in judges)],
+        ["judge, counterfeits detected", *(f"{judge['caught']:.1%}" for judge in judges)],
         *([f"λ of `{name}`", *(f"{facts['loss'].get(name, 0.0):.2f}" for facts in found.values())] for name in names),
         [
             "feature layers",

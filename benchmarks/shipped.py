@@ -60,8 +60,8 @@ def by(restorer: Restorer, level: float | None = None) -> Method:
     """A classical method; level: the noise level given in place of its own estimate."""
 
     def restored(case: Sample) -> Tensor:
-        told = None if level is None else torch.full_like(case.observed[:, :1], level)
-        return restorer(case.observed, guidance=told, kernel=case.kernel).image
+        given = None if level is None else torch.full_like(case.observed[:, :1], level)
+        return restorer(case.observed, guidance=given, kernel=case.kernel).image
 
     return restored
 
@@ -81,7 +81,7 @@ def untouched(case: Sample) -> Tensor:
 
 
 def exposed(method: Method) -> Method:
-    """What a method restores, with the gain and the offset that fit the truth best: exposure forgiven."""
+    """What a method restores, with the gain and the offset that fit the truth best: exposure corrected."""
 
     def restored(case: Sample) -> Tensor:
         image = method(case).clamp(0, 1)
@@ -134,7 +134,7 @@ def haze(data: Path) -> dict[str, Any]:
 
 
 def deblur_table(result: dict[str, Any]) -> str:
-    """The shipped model against what needs no weights, told the kernel."""
+    """The shipped model against what needs no weights, with the true kernel."""
     names = ("input", "wiener", "hyper_laplacian", "deblur")
     body = [
         [

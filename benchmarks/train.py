@@ -43,7 +43,7 @@ CASES = {
     "paper-a-sots-indoor": ["data.batch=1", "precision=bf16", "loss={smooth_l1: 1.0}"],
 }
 """Recipes that are timed, with changes. The papers' batches need more memory than a small machine has, and VGG16's
-weights are not at hand."""
+weights are not available."""
 
 
 def plain_ssim(x: Tensor, y: Tensor) -> Tensor:
