@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import paper_b_claims
+from harness import parser, rounded, write
+from paper_b_claims import summary
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.data.sources import Source
-from twofold.evaluate import interval
-from twofold.files import write_text
 from twofold.losses import Loss, LossSpec
 from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
@@ -49,9 +49,11 @@ from twofold.search.judge import judged
 from twofold.search.recipe import HierarchicalSpec, JudgeRecipe, SearchRecipe, Stage, SupernetSpec
 from twofold.search.scheme import Found, Search
 from twofold.settings import checked
-from twofold.space.genotype import Genotype, agreement, derive, entropy, uniform_genotype
+from twofold.space.genotype import Genotype, derive, entropy, uniform_genotype
 from twofold.train import reading
 from twofold.train.learner import Learner, Machine, Optimizer, Schedule
+
+tables, RESULTS = paper_b_claims.tables, paper_b_claims.RESULTS
 
 HELD_OUT = {"lowlight": "lol", "underwater": "euvp", "haze": "hazerd"}  # task → validation group of its final recipe
 
@@ -314,71 +316,6 @@ def say(seed: int, name: str, *scores: dict[str, Any]) -> None:
     print(f"seed {seed}  {name}: " + "  ".join(f"{s['psnr']:.2f} dB" for s in scores), flush=True)
 
 
-def summary(seeds: Sequence[dict[str, Any]], ops_per_branch: int) -> dict[str, Any]:
-    """Means over the seeds with Student's intervals, and of the paired differences that the claims are about."""
-
-    def of(values: Sequence[float]) -> dict[str, Any]:
-        span = interval(list(values))
-        return {"mean": sum(values) / len(values), "interval": None if span is None else list(span)}
-
-    def each(part: str, name: str, key: str, *inner: str) -> list[float]:
-        found = []
-        for seed in seeds:
-            node = seed[part][name]
-            for step in inner:
-                node = node[step]
-            found.append(float(node[key]))
-        return found
-
-    def apart(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-        return of([x - y for x, y in zip(a, b, strict=True)])
-
-    keys = ("psnr", "ssim", "perceptual_squeeze")
-    first = seeds[0]
-    table5 = {name: {k: of(each("table5", name, k)) for k in (*keys, "parameters")} for name in first["table5"]}
-    combine = {name: {k: of(each("combine", name, k)) for k in (*keys, "parameters")} for name in first["combine"]}
-    fig6 = {
-        name: {
-            **{way: {k: of(each("fig6", name, k, way)) for k in keys} for way in ("ones", "searched")},
-            "gain": {k: apart(each("fig6", name, k, "searched"), each("fig6", name, k, "ones")) for k in keys},
-        }
-        for name in first["fig6"]
-    }
-
-    def over(other: str) -> dict[str, Any]:
-        return apart(each("table5", "hierarchical", "psnr"), each("table5", other, "psnr"))
-
-    weights = [seed["loss"]["hierarchical"] for seed in seeds]
-    same = agreement([Genotype(seed["genotype"], ops_per_branch) for seed in seeds]) if len(seeds) > 1 else None
-    result: dict[str, Any] = {
-        "fig6": fig6,
-        "table5": table5,
-        "combine": combine,
-        "claims": {
-            "B1 searched weights over all ones, same found network": over("hierarchical, all ones"),
-            "B2 found network over the supernet": over("supernet"),
-            "B2 found network over 3-C of as many parameters": over("3-C, as many parameters"),
-            "B2 found network over 3-RC": over("3-RC"),
-            "B3 hierarchical over synchronous": over("synchronous"),
-            "B5 one round over two, equally many steps": over("hierarchical, two rounds"),
-            "B4 division over subtraction": apart(
-                each("combine", "divide", "psnr"), each("combine", "subtract", "psnr")
-            ),
-            "B4 division over none": apart(each("combine", "divide", "psnr"), each("combine", "none", "psnr")),
-        },
-        "weights": {name: of([w[name] for w in weights]) for name in weights[0]},
-        "same_choice": None if same is None else same[0],
-        "chance": None if same is None else same[1],
-        "skip_ratio": {
-            name: of([seed["table5"][name]["skip_ratio"] for seed in seeds]) for name in ("hierarchical", "synchronous")
-        },
-    }
-    if all("black_box" in seed for seed in seeds):
-        result["black_box"] = {name: {k: of(each("black_box", name, k)) for k in keys} for name in first["black_box"]}
-        result["trials"] = [seed["black_box"]["TPE"]["trials"] for seed in seeds]
-    return result
-
-
 def middle(picture: Tensor, side: int) -> Tensor:
     top, left = ((length - side) // 2 for length in picture.shape[-2:])
     return picture[..., max(top, 0) : max(top, 0) + side, max(left, 0) : max(left, 0) + side]
@@ -410,25 +347,23 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--task", choices=HELD_OUT, default="lowlight")
-    parser.add_argument("--judge", type=Path, help="a judge of the task; without it one is trained beside --json")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=240, help="of every training that is scored")
-    parser.add_argument("--search-steps", type=int, default=120, help="of each stage; a third of them warms up")
-    parser.add_argument("--rate", type=float, default=0.02, help="of what is searched")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--units", type=int, default=3)
-    parser.add_argument("--ops", type=int, default=2, help="operations in a branch of a unit")
-    parser.add_argument("--crop", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--test-side", type=int, default=192)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-optuna", dest="optuna", action="store_false")
-    asked = parser.parse_args()
+    options = parser(__doc__, data="what the recipe search-TASK names")
+    options.add_argument("--task", choices=HELD_OUT, default="lowlight")
+    options.add_argument("--judge", type=Path, help="a judge of the task; without it one is trained beside --json")
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--steps", type=int, default=240, help="of every training that is scored")
+    options.add_argument("--search-steps", type=int, default=120, help="of each stage; a third of them warms up")
+    options.add_argument("--rate", type=float, default=0.02, help="of what is searched")
+    options.add_argument("--width", type=int, default=16)
+    options.add_argument("--units", type=int, default=3)
+    options.add_argument("--ops", type=int, default=2, help="operations in a branch of a unit")
+    options.add_argument("--crop", type=int, default=48)
+    options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--pictures", type=int, default=64)
+    options.add_argument("--test-side", type=int, default=192)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--no-optuna", dest="optuna", action="store_false")
+    asked = options.parse_args()
     bench = prepared(asked, (asked.json or Path("paper_b.json")).parent / f"judge-{asked.task}")
     settings = {name: value for name, value in vars(asked).items() if not isinstance(value, Path)}
     untouched = bench.score(nn.Identity())
@@ -441,20 +376,10 @@ def main() -> None:
             "pictures": len(bench.test),
             "settings": settings,
             "cpu_seconds": round(time.process_time() - began, 1),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "seeds": seeds,
         }
-        if asked.json:
-            write_text(asked.json, json.dumps(rounded(result), indent=1) + "\n")
+        write(asked.json, rounded(result))
     print(json.dumps(rounded(result["summary"]["claims"]), indent=1))
-
-
-def rounded(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: rounded(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [rounded(value) for value in node]
-    return float(f"{node:.5g}") if isinstance(node, float) else node
 
 
 if __name__ == "__main__":
