@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from twofold import images
+from twofold.contracts import Degradation
+from twofold.degrade.additive import GaussianNoise, RainStreaks
+from twofold.degrade.blur import Blur, CameraShake
+from twofold.degrade.hadamard import Haze, LowLight, Underwater
 from twofold.images import Picture
 
-EXAMPLES = {
-    "coffee-derain": "rain",
-    "rocket-dehaze": "haze",
-    "chelsea-deblur": "blur",
-    "coffee-lowlight": "low light",
-    "astronaut-underwater": "water",
+
+@dataclass(frozen=True)
+class Example:
+    """photograph: its name in `skimage.data`. label: what the page calls it. side: pixels at most, from its corner."""
+
+    photograph: str
+    degradation: Degradation
+    label: str
+    side: int = 640
+
+
+EXAMPLES = {  # much as twofold.demo.SCENES, which would bring training along
+    "coffee-rain": Example("coffee", RainStreaks(), "rain"),
+    "rocket-haze": Example("rocket", Haze(beta=(1.0, 1.0), airlight=(0.85, 0.85)), "haze"),
+    "astronaut-blur": Example(
+        "astronaut", Blur(CameraShake(size=25, extent=(10.0, 16.0)), GaussianNoise((0.01, 0.01))), "blur", 400
+    ),
+    "coffee-dark": Example("coffee", LowLight(exposure=(0.04, 0.04)), "dark"),
+    "astronaut-water": Example("astronaut", Underwater(), "water"),
 }
-"""Scenes of the demonstration, and what the page calls them."""
 
 _lock = threading.Lock()
 
@@ -29,9 +47,11 @@ def example(key: str, folder: Path) -> Path | None:
     path = folder / f"{key}.png"
     with _lock:
         if not path.exists():
-            from twofold import demo  # only here: it brings training along
+            from skimage import data
 
-            scene = next(scene for scene in demo.SCENES if scene.name == key)
-            sample = scene.degradation(demo.photograph(scene.photograph), torch.Generator().manual_seed(0))
-            images.write(path, Picture(sample.observed))
+            shown = EXAMPLES[key]
+            clean = images.from_any(np.asarray(getattr(data, shown.photograph)())).pixels
+            part = clean[..., : shown.side, : shown.side]
+            observed = shown.degradation(part, torch.Generator().manual_seed(0)).observed
+            images.write(path, Picture(observed))
     return path

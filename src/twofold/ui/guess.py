@@ -40,12 +40,12 @@ def guess(pixels: Tensor) -> Guess:
         return Guess("underwater", f"red is only {seen.red:.0%} of green or blue")
     if seen.brightness < 0.15 or seen.highlights < 0.45:
         return Guess("lowlight", f"it is dark, {seen.brightness:.0%} of white on average")
+    if seen.streaks > 0.8 or (seen.streaks > 0.55 and seen.bright > 0):
+        return Guess("rain", f"upright streaks lie over {seen.streaks:.0%} of it")
     if seen.darkest > 0.2 and seen.saturation < 0.2:
         return Guess("haze", f"hardly any place is dark, the darkest have {seen.darkest:.0%} of white")
     if seen.softness > 0.36:
         return Guess("deconvolution", "no edge is sharp")
-    if seen.upright > 0.25 and seen.noise > 0.0075 and seen.softness < 0.24:
-        return Guess("rain", "many fine upright streaks")
     return NOTHING
 
 
@@ -54,8 +54,8 @@ class Statistics:
     """brightness, highlights: mean and 95th percentile of the luminance. red: mean over that of the stronger of green
     and blue. saturation: mean of the largest minus the smallest channel. darkest: 10th percentile of the dark channel
     (He, Sun and Tang 2009). softness: share of the fine differences that a 9 × 9 mean leaves (after Crete et al.
-    2007). upright: logarithm of the horizontal over the vertical differences. noise: standard deviation, from the
-    median of the diagonal differences.
+    2007). streaks: share of the places where short upright lines are stronger than level ones. bright: skewness of
+    those lines; positive where they are brighter than what is beside them.
     """
 
     brightness: float
@@ -64,8 +64,8 @@ class Statistics:
     saturation: float
     darkest: float
     softness: float
-    upright: float
-    noise: float
+    streaks: float
+    bright: float
 
 
 def statistics(pixels: Tensor) -> Statistics:
@@ -79,6 +79,7 @@ def statistics(pixels: Tensor) -> Statistics:
     fine = _array(rgb[..., top : top + _CROP, left : left + _CROP]) @ _LUMA
     luma = small @ _LUMA
     dark = ndimage.minimum_filter(small.min(2), size=max(3, min(size) // 20))
+    lines, level = _lines(fine, 1), _lines(fine, 0)
     red, green, blue = (float(mean) for mean in small.reshape(-1, 3).mean(0))
     down, across = _differences(fine)
     down_left, across_left = _differences(ndimage.uniform_filter(fine, 9))
@@ -91,8 +92,8 @@ def statistics(pixels: Tensor) -> Statistics:
         saturation=float((small.max(2) - small.min(2)).mean()),
         darkest=float(np.percentile(dark, 10)),
         softness=1 - lost / total if total > 1e-3 * fine.size else 0.0,
-        upright=float(np.log((across.mean() + 1e-6) / (down.mean() + 1e-6))) if total else 0.0,
-        noise=_noise(fine),
+        streaks=_share(lines, level),
+        bright=float((lines**3).mean() / ((lines**2).mean() ** 1.5 + 1e-9)),
     )
 
 
@@ -108,9 +109,14 @@ def _differences(values: Array) -> tuple[Array, Array]:
     return np.abs(np.diff(values, axis=0))[:, :-1], np.abs(np.diff(values, axis=1))[:-1]
 
 
-def _noise(values: Array) -> float:
-    height, width = (side // 2 * 2 for side in values.shape)
-    if not height or not width:
-        return 0.0
-    a, b, c, d = (values[i:height:2, j:width:2] for i in (0, 1) for j in (0, 1))
-    return float(np.median(np.abs(a - b - c + d)) / 2 / 0.6745)
+def _lines(values: Array, across: int) -> Array:
+    """What differs from its surroundings across an axis, and not along the other: lines a few pixels wide."""
+    differing = values - ndimage.uniform_filter1d(values, 7, axis=across)
+    along: Array = ndimage.uniform_filter1d(differing, 9, axis=1 - across)
+    return along
+
+
+def _share(upright: Array, level: Array) -> float:
+    """Of places 48 pixels apart, those where upright lines are clearly stronger."""
+    a, b = (ndimage.uniform_filter(np.abs(lines), 48)[::48, ::48] for lines in (upright, level))
+    return float((a > 1.25 * b + 0.002).mean())

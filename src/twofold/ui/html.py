@@ -98,11 +98,9 @@ def downloads(visit: Visit, photo: Photo | None) -> str:
         )
         stem = escape(photo.name.rpartition(".")[0] or photo.name)
         if photo.map_of:
-            links.append(f'<a download="{stem}-map.png" href="{_address(visit, photo, "map.png")}">its map</a>')
+            links.append(f'<a download="{stem}-map.png" href="{_address(visit, photo, "map.png")}">map</a>')
         if photo.confidence is not None:
-            links.append(
-                f'<a download="{stem}-kernel.png" href="{_address(visit, photo, "kernel.png")}">its kernel</a>'
-            )
+            links.append(f'<a download="{stem}-kernel.png" href="{_address(visit, photo, "kernel.png")}">kernel</a>')
     done = sum(1 for each in visit.photos.values() if each.restored)
     if done > 1:
         links.append(f'<a download="restored.zip" href="visit/{visit.token}/restored.zip">all {done} as a ZIP file</a>')

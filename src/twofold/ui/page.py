@@ -19,6 +19,9 @@ from twofold.ui.restoring import Models, Progress, Wishes, steered_by
 from twofold.ui.visits import Photo, Visit, Visits
 
 AS_SUGGESTED = "suggested"
+_SHOW_VIEWER = """() => {  // on a phone it lies below the buttons
+  if (innerWidth < 700) document.querySelector('#viewer').scrollIntoView({behavior: 'smooth', block: 'center'});
+}"""
 PROGRESS = gr.Progress()
 Changes = dict[Any, Any]
 
@@ -49,11 +52,11 @@ class Page:
 
     def __post_init__(self) -> None:
         self.tasks = self.models.tasks()
-        self._warm = set[str]()  # models that have restored a photograph, and so know the fastest way to
+        self._warm = set[tuple[str, bool]]()  # models that know the fastest way already, without and with a map
 
     def build(self) -> gr.Blocks:
         # Uploads are copied into the visit when they arrive; what gradio keeps of them is deleted soon.
-        with gr.Blocks(title="twofold", analytics_enabled=False, delete_cache=(60, 900)) as blocks:
+        with gr.Blocks(title="twofold", analytics_enabled=False, delete_cache=(60, 900), fill_width=True) as blocks:
             self.parts = Parts(self._task_choices(), self.models.of_task(next(iter(self.tasks))), self.visits.limits)
             self._connect(blocks)
         return blocks
@@ -77,6 +80,8 @@ class Page:
         p.restore_one.click(self.restore_current, p.chosen, p.shown, **one_by_one)
         p.restore_all.click(self.restore_every, p.chosen, p.shown, **one_by_one)
         p.restore_map.click(self.restore_by_map, [p.editor, *p.chosen], p.shown, **one_by_one)
+        for button in (p.restore_one, p.restore_all, p.restore_map):
+            button.click(None, js=_SHOW_VIEWER, **private)
         p.stop.click(self.stopping, None, [p.status], queue=False, **quick)
         blocks.load(self.arrived, None, everything, **quick)
         blocks.unload(self.left)
@@ -86,7 +91,7 @@ class Page:
     def _task_choices(self, visit: Visit | None = None) -> list[tuple[str, str]]:
         choices = [(label, task) for task, label in self.tasks.items()]
         tasks = {photo.guess.task for photo in visit.photos.values()} & {*self.tasks} if visit else set()
-        return [*choices, ("as suggested for each", AS_SUGGESTED)] if visit and len(tasks) > 1 else choices
+        return [*choices, ("As suggested for each", AS_SUGGESTED)] if visit and len(tasks) > 1 else choices
 
     def _steering(self, task: str, name: str | None = None) -> Changes:
         """The settings for a task, and for one of its models."""
@@ -278,11 +283,14 @@ class Page:
                     raise work.Stopped
                 progress((at + tiles / max(of, 1)) / len(photos), desc=photo.name)
 
-            first = "" if chosen.model in self._warm else " (the first photograph takes longer)"
+            way = chosen.model, guidance is not None
+            first = "" if way in self._warm else " (the first photograph takes longer)"
+            if self.models[chosen.model].takes_kernel and visit.kernel is None and chosen.task != AS_SUGGESTED:
+                first = ": searching for the kernel, which may take a minute"
             progress(at / len(photos), desc=f"{photo.name}{first}")
             try:
                 self._restore_one(visit, photo, chosen, guidance, report)
-                self._warm.add(photo.model)
+                self._warm.add((photo.model, photo.painted))
                 done += 1
             except work.Stopped:
                 break

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from twofold import images
 from twofold.ui import html
 from twofold.ui.examples import EXAMPLES
 from twofold.ui.visits import Limits
@@ -32,15 +31,13 @@ class Parts:
         gr.HTML(html.header())
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                self.drop = gr.File(
-                    label="Photographs",
-                    file_count="multiple",
-                    file_types=sorted(images.SUFFIXES),
-                    height=130,
-                    elem_id="drop",
-                )
+                self.drop = gr.File(label="Photographs", file_count="multiple", height=130, elem_id="drop")
                 gr.HTML(html.limits(limits))
-                self.examples = gr.HTML(html.examples(EXAMPLES.items()), js_on_load=_ON_CLICK, elem_id="examples")
+                self.examples = gr.HTML(
+                    html.examples((key, shown.label) for key, shown in EXAMPLES.items()),
+                    js_on_load=_ON_CLICK,
+                    elem_id="examples",
+                )
                 with gr.Group():
                     self.task = gr.Radio(tasks, value=tasks[0][1], label="What is wrong with it?", elem_id="task")
                     self.model = gr.Dropdown(models, label="Model", visible=False, elem_id="model", filterable=False)
@@ -69,13 +66,12 @@ class Parts:
             self.noise = gr.Slider(
                 0, 0.2, 0.02, step=0.001, label="Noise level", info="0.02 is 5 grey levels of 255", visible=False
             )
-        with gr.Group(visible=False) as self.kernel_panel:
+        with gr.Column(visible=False) as self.kernel_panel:
             self.kernel_size = gr.Slider(
                 7, 61, 31, step=2, label="Largest blur, in pixels", info="The kernel is searched for in this size."
             )
             self.kernel_file = gr.File(
-                label="or the kernel, if you have it: a picture, .npy or text",
-                file_types=[*sorted(images.SUFFIXES), ".npy", ".txt", ".csv", ".dlm"],
+                label="… or the kernel, if you have it",
                 height=110,
                 elem_id="kernel",
             )
@@ -104,9 +100,7 @@ class Parts:
             self.restore_map = gr.Button(
                 "Restore with this map", variant="primary", elem_id="restore-map", min_width=120
             )
-            self.upload_map = gr.UploadButton(
-                "Upload a map", file_types=sorted(images.SUFFIXES), elem_id="upload-map", min_width=120
-            )
+            self.upload_map = gr.UploadButton("Upload a map", elem_id="upload-map", min_width=120)
 
     @property
     def chosen(self) -> list[Any]:

@@ -97,12 +97,17 @@ def application(visits: Visits, models: Models, *, host: str = "127.0.0.1") -> F
         pwa=False,
         mcp_server=False,
         theme=_theme(),
-        css=resources.files("twofold.ui").joinpath("style.css").read_text(),
+        css=_text("style.css"),
+        head=f"<script>{_text('limits.js').replace('LIMIT', str(visits.limits.megabytes))}</script>",
     )
     if host in LOCAL:  # else any page of the web could reach this one under a name of its own
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"])
     app.add_middleware(Guarded, visits=visits)
     return app
+
+
+def _text(name: str) -> str:
+    return resources.files("twofold.ui").joinpath(name).read_text()
 
 
 def _theme() -> gr.themes.Base:
