@@ -99,7 +99,7 @@ def downloads(visit: Visit, photo: Photo | None) -> str:
         stem = escape(photo.name.rpartition(".")[0] or photo.name)
         if photo.map_of:
             links.append(f'<a download="{stem}-map.png" href="{_address(visit, photo, "map.png")}">map</a>')
-        if photo.confidence is not None:
+        if photo.searched:
             links.append(f'<a download="{stem}-kernel.png" href="{_address(visit, photo, "kernel.png")}">kernel</a>')
     done = sum(1 for each in visit.photos.values() if each.restored)
     if done > 1:
@@ -134,7 +134,7 @@ def map_legend(photo: Photo, kind: GuidanceKind) -> str:
 
 def kernel(visit: Visit, photo: Photo | None) -> str:
     """The kernel that was found, enlarged, with how far to trust it."""
-    if photo is None or photo.confidence is None:
+    if photo is None or photo.confidence is None or photo.model == "":
         return ""
     return (
         f'<figure class=kernel><img src="{_address(visit, photo, "kernel.png")}" alt="The kernel that was found: the '

@@ -285,7 +285,8 @@ class Page:
 
             way = chosen.model, guidance is not None
             first = "" if way in self._warm else " (the first photograph takes longer)"
-            if self.models[chosen.model].takes_kernel and visit.kernel is None and chosen.task != AS_SUGGESTED:
+            kernel = chosen.wishes(visit, None).kernel
+            if self.models[chosen.model].takes_kernel and not work.knows_kernel(photo, kernel):
                 first = ": searching for the kernel, which may take a minute"
             progress(at / len(photos), desc=f"{photo.name}{first}")
             try:

@@ -35,10 +35,12 @@ class Limits:
 @dataclass(eq=False)
 class Photo:
     """One photograph of a visit. number: unique in the visit, never used again. upload: its file. restored: the file to
-    download, made by `model`. map_of: the model whose map lies in the folder (`map.npy` the values, `map.png` to
-    download, `shown.png` for the editor), or empty. white: what white stands for in the editor. painted: the map is the
-    user's. confidence: of the kernel in the folder, None if none was searched. runs: how often it changed, so that a
-    browser asks anew.
+    download, made by `model`.
+
+    map_of: the model whose map lies in the folder (`map.npy` the values, `map.png` to download, `shown.png` for the
+    editor), or empty. white: what white stands for in the editor. painted: the map is the user's. searched: the size in
+    which the kernel in the folder (`kernel.png`) was searched for, 0 if there is none; confidence: in it. runs: how
+    often all this changed, so that a browser asks anew.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Photo:
     white: float = 0.0
     painted: bool = False
     confidence: float | None = None
+    searched: int = 0
     failed: bool = False
     seconds: float = 0.0
     runs: int = 0

@@ -7,6 +7,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,21 +96,38 @@ def restore(
     started = time.perf_counter()
     try:
         picture = images.read(photo.upload)
-        outcome = models.restore(model, picture, wishes, progress)
+        outcome = _restored(photo, models, model, picture, wishes, progress)
         restored = photo.folder / f"restored{suffix or suffix_of(photo.name)}"
         images.write(restored, outcome.picture)
         _write(photo.folder / "after.jpg", outcome.picture, PREVIEW)
         _keep_map(photo, outcome, models[model].kind, model)
-        if outcome.kernel is not None:
+        if outcome.kernel is not None and isinstance(wishes.kernel, int):
             kernel = outcome.kernel.detach().float().cpu()
             images.write(photo.folder / "kernel.png", Picture(kernel / kernel.max(), bits=16))
+            photo.searched, photo.confidence = wishes.kernel, outcome.confidence
     except TwofoldError as error:
         raise TwofoldError(plainly(error, photo.upload, photo.name)) from error
     if photo.restored is not None and photo.restored != restored:
         photo.restored.unlink(missing_ok=True)
-    photo.restored, photo.model, photo.confidence = restored, model, outcome.confidence
+    photo.restored, photo.model = restored, model
     photo.painted = wishes.guidance is not None
     photo.seconds, photo.runs, photo.failed = time.perf_counter() - started, photo.runs + 1, False
+
+
+def knows_kernel(photo: Photo, kernel: Path | int) -> bool:
+    """Whether nothing is left to be searched for: a kernel is given, or was found in this size."""
+    return isinstance(kernel, Path) or photo.searched == kernel
+
+
+def _restored(
+    photo: Photo, models: Models, model: str, picture: Picture, wishes: Wishes, progress: Progress
+) -> Outcome:
+    """With the kernel that was found before, if there is one: another strength or map needs no new search."""
+    if models[model].takes_kernel and isinstance(wishes.kernel, int) and photo.searched == wishes.kernel:
+        again = replace(wishes, kernel=photo.folder / "kernel.png")
+        with suppress(ImageError):  # a kernel may be found that would not be taken if it were given
+            return models.restore(model, picture, again, progress)
+    return models.restore(model, picture, wishes, progress)
 
 
 def _keep_map(photo: Photo, outcome: Outcome, kind: GuidanceKind | None, model: str) -> None:
