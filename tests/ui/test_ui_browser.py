@@ -190,7 +190,9 @@ def test_a_map_can_be_uploaded(show: Open, photograph: Path, tmp_path: Path) -> 
     restore(page)
     own = tmp_path / "map.png"
     Image.new("L", (640, 480), 255).save(own)
-    page.set_input_files("#map input[type=file]", str(own))
+    with page.expect_file_chooser() as chooser:
+        page.click("#upload-map")
+    chooser.value.set_files(str(own))
     page.wait_for_selector("text=Your map is in the editor")
     page.wait_for_timeout(3000)
     restore(page, "#restore-map")
