@@ -1,7 +1,7 @@
 """Makes a shipped model of a finished run: 16-bit weights and the card that describes them, into the package.
 
     python tools/cards.py runs/derain --data DATA
-    python tools/cards.py runs/derain --data DATA --best      # that of the epoch that validated best
+    python tools/cards.py runs/derain --data DATA --best      # that of the step that validated best
     python tools/cards.py derain --data DATA --again          # measures a shipped model once more, and renews its card
 
 The numbers on the card are those of the stored weights, measured on the recipe's validation pairs by its protocol, in
@@ -21,45 +21,25 @@ from twofold.evaluate import evaluate
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.damage import Blurred, KernelFiles
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
-ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 
-def sources(recipe: recipes.Recipe) -> list[str]:
+def origins(recipe: recipes.Recipe) -> list[str]:
     """Every folder that training saw, and which part of it."""
-
-    def part(every: int, keep: str) -> str:
-        if not every:
-            return ""
-        scene = f"every {ORDINALS.get(every, f'{every}-th')} scene"
-        return f" ({scene} alone)" if keep == "picked" else f" (without {scene})"
-
-    found: list[str] = []
-    for source in [*recipe.data.train, *(recipe.data.guidance or [])]:
-        pairs: list[recipes.Pairs] = []
-        if isinstance(source, recipes.Synthetic):
-            found += [f"{folder.path}{part(folder.every, folder.keep)}" for folder in source.clean]
-            pairs = getattr(source.degradation, "pairs", [])
-            if isinstance(source.degradation, Blurred) and isinstance(source.degradation.kernels, KernelFiles):
-                found.append(source.degradation.kernels.path)
-        elif isinstance(source, recipes.Paired):
-            pairs = source.pairs
-        else:
-            found.append(f"{source.clean} with {source.depth or 'made-up depth'}")
-        found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
-    return list(dict.fromkeys(found))
+    sources = [*recipe.data.train, *(recipe.data.guidance or [])]
+    return list(dict.fromkeys(origin for source in sources for origin in source.origins()))
 
 
 def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
     """By validation set: the number of pictures, PSNR and SSIM, those of the untouched pictures."""
-    model = api.load(weights, device="cpu", fast=False)
+    model = api.load(weights, device="cpu", precision="exact")
     numbers = {}
     for name, cases in material.validation(recipe, data).items():
         summary = evaluate(
-            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
+            lambda image, kernel=None: Restored(model(image, kernel=kernel).image), cases, PROTOCOLS[recipe.protocol]
         ).summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
@@ -76,25 +56,25 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, or with --again the name of a shipped model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
-    parser.add_argument("--best", action="store_true", help="of the epoch that validated best, and say so")
+    parser.add_argument("--best", action="store_true", help="of the step that validated best, and say so")
     parser.add_argument("--again", action="store_true", help="measure a shipped model once more")
     options = parser.parse_args()
     if options.again:
         name = str(options.run)
-        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read(name), options.data)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", reading.read_recipe(name), options.data)
         write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
         return
-    recipe = recipes.read(options.run / "recipe.yaml")
+    recipe = reading.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
-    spec, state = zoo.read(options.run / ("best.safetensors" if options.best else "model.safetensors"))
+    spec, state = zoo.read_weights(options.run / ("best.safetensors" if options.best else "model.safetensors"))
     notes = options.notes
     if options.best:
-        turns = json.loads((options.run / "best.json").read_text())["turns"]
-        notes += f" The epoch that did best on the pictures named here, after {turns:,} of {recipe.turns:,} turns."
+        steps = json.loads((options.run / "best.json").read_text())["steps"]
+        notes += f" Of the step that did best on the pictures named here, {steps:,} of {recipe.steps:,}."
     restorer = spec.build()
     restorer.load_state_dict(state)
     weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
-    digest = zoo.save(weights, restorer, spec, half=True)
+    digest = zoo.save_restorer(weights, restorer, spec, half=True)
     numbers = measured(weights, recipe, options.data)
     card = zoo.Card(
         name=recipe.name,
@@ -104,7 +84,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in restorer.parameters()),
         bytes=weights.stat().st_size,
         sha256=digest,
-        data=sources(recipe),
+        data=origins(recipe),
         terms=recipe.terms,
         command=f"twofold train {recipe.name} --data DATA",
         seed=recipe.seed,

@@ -33,12 +33,13 @@ def fused(network: nn.Module, *, dtype: torch.dtype = torch.float32, inputs: int
     Needs a network that `torch.fx` can trace: no decisions that depend on pixels.
     """
     parameters = list(inspect.signature(network.forward).parameters.items())
-    traced = fx.symbolic_trace(
-        network, concrete_args={name: parameter.default for name, parameter in parameters[inputs:]}
-    )
+    graph = _Tracer().trace(network, {name: parameter.default for name, parameter in parameters[inputs:]})
+    traced = fx.GraphModule(network, graph)
     layers = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         layer = layers.get(node.target) if node.op == "call_module" else None
+        if getattr(layer, "full_precision", False):
+            continue
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
             for part, channels in _parts(node, layer):
                 _fuse(traced, layers, part, node.args[0], layer, channels, dtype)
@@ -53,6 +54,13 @@ def fused(network: nn.Module, *, dtype: torch.dtype = torch.float32, inputs: int
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+class _Tracer(fx.Tracer):
+    """Enters every module but torch's own, and those that say `full_precision`: they run as they are, in float32."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or getattr(m, "full_precision", False)
 
 
 class FusedConvolution(nn.Module):

@@ -243,7 +243,7 @@ def test_the_settings_follow_the_model(show: Open, photograph: Path) -> None:
     page.get_by_text("0.02 is 5 grey levels").wait_for()
     page.get_by_label("Low light").check()
     kernel.wait_for(state="hidden")
-    page.locator("#strength").wait_for(state="hidden")
+    noise.wait_for(state="hidden")
     page.get_by_label("Blur").check()
     add(page, photograph)
     page.wait_for_selector(".alone")

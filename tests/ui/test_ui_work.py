@@ -64,7 +64,10 @@ def test_sixteen_bits_stay_sixteen_and_another_format_may_be_chosen(visit: Visit
     assert photo.restored is not None
     restored = images.read(photo.restored)
     assert restored.bits == 16
-    assert torch.equal(restored.pixels, ((images.from_any(deep).pixels * 0.5 + 0.5) * 65535).round() / 65535)
+    assert torch.equal(
+        restored.pixels,
+        ((images.from_any(deep).pixels + (1 - images.from_any(deep).pixels) * 0.5) * 65535).round() / 65535,
+    )
     work.restore(photo, models(), "bright", Wishes(), suffix=".webp", progress=go)
     assert [file.name for file in photo.folder.glob("restored*")] == ["restored.webp"]
     assert work.download_name(photo) == "deep-restored.webp"

@@ -52,7 +52,7 @@ class Stub:
             size = wishes["kernel"].size
             found = KernelEstimate(torch.eye(size)[None, None] / size, 0.8)
         if self.kind is None:
-            return Restored(image * 0.5 + 0.5, None, found)
+            return Restored(image + (1 - image) * 0.5 * wishes["strength"], None, found)
         guidance = torch.full_like(image[:, :1], 0.25 * self.kind.white)
         if wishes["guidance"] is not None:
             guidance = guidance * 0 + wishes["guidance"]

@@ -13,14 +13,14 @@ import twofold
 
 VERBS = {
     "restore": "restore photographs: a file, several, or a folder",
-    "degrade": "spoil clean photographs, and keep the true cause as a map",
+    "degrade": "degrade clean images and save the true cause as a map",
     "models": "what can be restored with, and how well it was measured",
     "train": "train a model from a recipe, on your pairs or on synthetic ones",
     "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
     "audit": "find bad pairs, and scenes that training and test data share",
     "ui": "a web page to restore photographs with",
-    "demo": "see it work: spoil, restore and train on bundled photographs",
+    "demo": "see it work: degrade, restore and train on bundled photographs",
 }
 
 
@@ -42,7 +42,7 @@ def usage() -> str:
     )
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code: 0 done, 1 something failed, 2 misused, 130 interrupted."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -52,11 +52,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        import difflib
+        from twofold.settings import nearest
 
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
-        print(f"twofold: unknown verb {verb!r}{hint} `twofold --help` lists them all", file=sys.stderr)
+        print(f"twofold: unknown verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
     return _run_verb(verb, rest)
 

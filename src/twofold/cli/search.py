@@ -11,7 +11,8 @@ import typer
 
 from twofold.cli.train import Bar
 from twofold.contracts import ConfigError
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Live(Bar):
@@ -22,14 +23,14 @@ class Live(Bar):
         self.stage = stage
         self.every = 0
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         weights = {name.removeprefix("weight/"): v for name, v in losses.items() if name.startswith("weight/")}
         shown = {name: value for name, value in losses.items() if not name.startswith("weight/")}
-        super().turn(done, until, shown, images_per_second)
+        super().step(done, until, shown, images_per_second)
         if done % max(until // 5, 1) == 0 or done == until:
             facts = {n: shown[n] for n in ("entropy", "skip_ratio") if n in shown} | weights
             text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
-            self.console.print(f"{self.stage}, after {done:,} turns: {text}", highlight=False)
+            self.console.print(f"{self.stage}, after {done:,} steps: {text}", highlight=False)
 
 
 def command(
@@ -63,21 +64,21 @@ def command(
     command again: the search goes on as if it had never stopped. The same seed finds the same on the same machine.
     """
     if recipe == "list":
-        print("\n".join(recipes.names("search")))
+        print("\n".join(reading.names("search")))
         return
-    tree = recipes.tree_of(recipe, change)
-    if recipes.kind_of(tree) != "search":
+    tree = reading.tree_of(recipe, change)
+    if reading.kind_of(tree) != "search":
         raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
     from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
-    chosen = recipes.parse_as(SearchRecipe, tree, recipe)
+    chosen = checked(SearchRecipe, tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
-    recipes.read(chosen.final)  # the one that the last line names: a slip should not show after an hour
+    reading.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
     finished = (folder / "search.json").exists()
     bars: list[Live] = []

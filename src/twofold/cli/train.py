@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Bar:
@@ -25,7 +26,7 @@ class Bar:
         self.speed = 0.0
         self.shown: dict[str, float] = {}
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         self.progress.start()
         self.speed = 0.95 * self.speed + 0.05 * images_per_second if self.speed else images_per_second
         for name, value in losses.items():  # a single batch says little: a running mean is shown
@@ -39,7 +40,7 @@ class Bar:
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        self.console.print(f"after {done:,} turns: {text}", highlight=False)
+        self.console.print(f"after {done:,} steps: {text}", highlight=False)
 
 
 def command(
@@ -68,7 +69,7 @@ def command(
 
     The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
-    best.safetensors is the model of the epoch that validated best.
+    best.safetensors is the model of the step that validated best.
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
 
@@ -77,15 +78,15 @@ def command(
     Several processes: `accelerate launch -m twofold train …`.
     """
     if recipe == "list":
-        print("\n".join(recipes.names("train", "judge")))
+        print("\n".join(reading.names("train", "judge")))
         return
-    tree = recipes.tree_of(recipe, change, loss=loss)
-    if recipes.kind_of(tree) == "judge":
+    tree = reading.tree_of(recipe, change, loss=loss)
+    if reading.kind_of(tree) == "judge":
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
         return
-    chosen = recipes.parse(tree, recipe)
+    chosen = reading.parse(tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     from twofold.train.run import train
 
@@ -116,14 +117,14 @@ def _train_judge(
     from twofold.train import judge
     from twofold.train.search_recipe import JudgeRecipe
 
-    chosen = recipes.parse_as(JudgeRecipe, tree, origin)
+    chosen = checked(JudgeRecipe, tree, origin)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     folder = output or Path("runs") / chosen.name
     bar = Bar()
     try:
-        result = judge.train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+        result = judge.train_judge(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
     finally:
         bar.progress.stop()
     if as_json:

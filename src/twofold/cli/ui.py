@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from twofold.cli.pictures import cache_folder
 from twofold.contracts import TwofoldError
 
 
@@ -60,7 +59,7 @@ def command(
 
                 webbrowser.open(address)
 
-        models = Models(load=partial(api.load, device=device, cache=cache_folder()))
+        models = Models(load=partial(api.load, device=device))
         server.serve(visits, models, host=host, port=port, announce=announce)
     finally:
         visits.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError, Sample, check_images
 from twofold.degrade.additive import uniform_between
+from twofold.settings import Amount, Chosen, Every, Interval, Range, Rate
 
 # Attenuation of daylight in water, 1/m, at 600, 525 and 475 nm (for red, green, blue): Jerlov 1976, table XXVII.
 # I to III are oceans, 1 to 9 coasts of growing turbidity.
@@ -48,9 +49,9 @@ class OutdoorDepth:
     them. near: range of the depth at the lower border.
     """
 
-    horizon: tuple[float, float] = (-0.2, 0.6)
-    things: int = 6
-    near: tuple[float, float] = (0.03, 0.2)
+    horizon: Interval = (-0.2, 0.6)
+    things: Every = 6
+    near: Range = (0.03, 0.2)
 
     def __call__(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         down = torch.linspace(0, 1, height)[:, None].expand(height, width)
@@ -87,18 +88,19 @@ class Haze:
     the airlight may lie from that level.
     """
 
-    beta: tuple[float, float] = (0.6, 1.8)
-    airlight: tuple[float, float] = (0.7, 1.0)
-    tint: float = 0.03
-    far: float = 1.0
-    source: DepthSource = OutdoorDepth()
+    beta: Range = (0.6, 1.8)
+    airlight: Range = (0.7, 1.0)
+    tint: Amount = 0.03
+    far: Rate = 1.0
+    source: Annotated[DepthSource, Chosen(OutdoorDepth)] = OutdoorDepth()
+    kind: Literal["haze"] = field(default="haze", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator, *, depth: Tensor | None = None) -> Sample:
         clean = check_images(clean, name="clean")
         depth = depth_for(clean, depth, self.far, self.source, generator)
-        beta = each(self.beta, clean, generator)
+        beta = uniform_per_sample(self.beta, clean, generator)
         shift = torch.rand(len(clean), clean.shape[1], 1, 1, generator=generator).to(clean)
-        airlight = (each(self.airlight, clean, generator) + self.tint * (2 * shift - 1)).clamp(0, 1)
+        airlight = (uniform_per_sample(self.airlight, clean, generator) + self.tint * (2 * shift - 1)).clamp(0, 1)
         return Sample(clean, through(clean, torch.exp(-beta * depth), airlight), depth)
 
 
@@ -126,11 +128,12 @@ class Underwater:
     """
 
     types: tuple[str, ...] = ("I", "IA", "IB", "II", "III", "1", "3", "5", "7")
-    distance: tuple[float, float] = (1.0, 10.0)
-    column: tuple[float, float] = (0.5, 6.0)
-    light: tuple[float, float] = (0.5, 0.9)
-    source: DepthSource = OutdoorDepth()
-    kept: float = 0.0
+    distance: Range = (1.0, 10.0)
+    column: Range = (0.5, 6.0)
+    light: Range = (0.5, 0.9)
+    source: Annotated[DepthSource, Chosen(OutdoorDepth)] = OutdoorDepth()
+    kept: Amount = 0.0
+    kind: Literal["underwater"] = field(default="underwater", kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         for name in self.types:
@@ -142,14 +145,14 @@ class Underwater:
         drawn = depth is None
         metres = depth_for(clean, depth, 1.0, self.source, generator)
         if drawn:
-            metres = metres * each(self.distance, clean, generator)
+            metres = metres * uniform_per_sample(self.distance, clean, generator)
         table = torch.tensor([WATER_TYPES[name] for name in self.types]).to(clean)
         chosen = torch.randint(len(table), (len(clean),), generator=generator)
         beta = table[chosen.to(clean.device)][:, :, None, None]
-        daylight = torch.exp(-beta * each(self.column, clean, generator))
+        daylight = torch.exp(-beta * uniform_per_sample(self.column, clean, generator))
         # A camera's exposure and white balance make up for part of the darkness: the brightest channel keeps its level.
         daylight = daylight / daylight.amax(1, keepdim=True)
-        light = each(self.light, clean, generator)
+        light = uniform_per_sample(self.light, clean, generator)
         observed = through(clean * daylight, torch.exp(-beta * metres), light * daylight)
         if self.kept:
             ocean = torch.tensor(WATER_TYPES["I"]).to(clean)[:, None, None]
@@ -168,30 +171,54 @@ class LowLight:
 
     The picture is made linear (gamma 2.2), multiplied by an uneven illumination and a colour cast, given the noise of
     few photons (variance `shot` times the signal) and of the sensor (`read`), and encoded again. `guidance` is the
-    illumination as it shows in the encoded picture: observed = clean * guidance but for cast, noise and clipping.
+    exposure that was lost, in stops of the encoded picture: observed = clean / 2^guidance but for cast, noise and
+    clipping.
 
     exposure: range of the mean illumination in linear light. unevenness: largest relative swing over the picture.
     cast: how far a channel may lie from grey. shot, read: ranges, on the scale where white is 1.
     """
 
-    exposure: tuple[float, float] = (0.01, 0.15)
-    unevenness: float = 0.6
-    cast: float = 0.15
-    shot: tuple[float, float] = (1e-5, 4e-4)
-    read: tuple[float, float] = (2e-4, 2e-3)
+    exposure: Range = (0.01, 0.15)
+    unevenness: Amount = 0.6
+    cast: Amount = 0.15
+    shot: Range = (1e-5, 4e-4)
+    read: Range = (2e-4, 2e-3)
+    kind: Literal["lowlight"] = field(default="lowlight", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         clean = check_images(clean, name="clean")
         height, width = clean.shape[-2:]
         swing = torch.cat([smooth_noise(height, width, generator) for _ in range(len(clean))]).to(clean)
-        illumination = each(self.exposure, clean, generator) * torch.exp(self.unevenness * swing)
+        illumination = uniform_per_sample(self.exposure, clean, generator) * torch.exp(self.unevenness * swing)
         illumination = illumination.clamp(max=1.0)
         gain = torch.rand(len(clean), clean.shape[1], 1, 1, generator=generator).to(clean)
         light = clean.clamp(0, 1) ** 2.2 * illumination * (1 + self.cast * (2 * gain - 1))
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        variance = each(self.shot, clean, generator) * light + each(self.read, clean, generator) ** 2
+        variance = (
+            uniform_per_sample(self.shot, clean, generator) * light
+            + uniform_per_sample(self.read, clean, generator) ** 2
+        )
         observed = (light + noise * variance.sqrt()).clamp(0, 1) ** (1 / 2.2)
-        return Sample(clean, observed, illumination ** (1 / 2.2))
+        return Sample(clean, observed, -illumination.log2() / 2.2)
+
+
+def exposure(observed: Tensor, clean: Tensor, *, deviation: float = 12.0, least: float = 1 / 255) -> Tensor:
+    """By how many stops `observed (B, C, H, W)` is darker than `clean`, `(B, 1, H, W)`, at least 0.
+
+    log2 of the ratio of both brightnesses, each blurred by a Gaussian (deviation in pixels), so that noise and small
+    shifts between the two do not count; `least` is added to both.
+    """
+    bright, dark = (blurred(image.mean(1, keepdim=True), deviation) + least for image in (clean, observed))
+    return (bright / dark).log2().clamp(min=0)
+
+
+def blurred(images: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of `(B, 1, H, W)`; the border's pixels go on outside."""
+    side = 2 * round(3 * deviation) + 1
+    taps = torch.exp(-((torch.arange(side, device=images.device) - side // 2) ** 2) / (2 * deviation**2))
+    taps = (taps / taps.sum()).to(images)[None, None, None]
+    padded = F.pad(images, (side // 2,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, taps), taps.mT)
 
 
 def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
@@ -203,7 +230,7 @@ def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
     return scene * transmission + light * (1 - transmission)
 
 
-def each(bounds: tuple[float, float], like: Tensor, generator: torch.Generator) -> Tensor:
+def uniform_per_sample(bounds: tuple[float, float], like: Tensor, generator: torch.Generator) -> Tensor:
     """A number between the bounds for every picture of the batch: `(B, 1, 1, 1)`."""
     low, high = bounds
     draw = torch.rand(len(like), 1, 1, 1, generator=generator)

@@ -1,4 +1,4 @@
-"""The material of a run: sources and pairs from the folders a recipe names, scores and sample pictures on the way."""
+"""The data of a run: batches for its scheme, pairs to validate on, scores and sample pictures on the way."""
 
 from __future__ import annotations
 
@@ -9,120 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from twofold import evaluate, images, tiling
-from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
-from twofold.data import pairs as layouts
-from twofold.data.batches import SECOND_STREAM, Batches, Share
-from twofold.data.crops import CropCache, as_floats, read_bytes, read_pairs
-from twofold.data.depth import HazyCrops, made_up_depth, read_depth
-from twofold.data.digests import copies
-from twofold.data.pairs import Pair
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
-from twofold.degrade import additive
-from twofold.degrade.blur import Blur
+from twofold.contracts import ConfigError, Restored, Sample
+from twofold.data.batches import SECOND_STREAM, Batches, Shard
+from twofold.data.sources import Source
+from twofold.data.specs import build_mixture
 from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
+from twofold.settings import nearest
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
-from twofold.train.damage import pair
-from twofold.zoo import nearest
-
-
-def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
-    """Raises: DataError for a folder that is not there or holds no picture."""
-    found: list[Path] = []
-    for folder in folders:
-        place = root / folder.path
-        if not place.is_dir():
-            raise DataError(f"{place}: no such folder; --data names the folder that the recipe's paths start from")
-        files = images.find([place])
-        kept = files
-        if folder.every:
-            picked = files[:: folder.every]
-            held = {*picked, *copies(files, picked)}  # the same scene under another name stays on its side of the split
-            kept = picked if folder.keep == "picked" else [file for file in files if file not in held]
-        if not kept:
-            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.SUFFIXES)}")
-        found += kept
-    return found
-
-
-def pairs_of(groups: Sequence[recipes.Pairs], root: Path) -> list[Pair]:
-    """Raises: DataError for a folder without pairs, or one of which none is left."""
-    found: list[Pair] = []
-    for group in groups:
-        pairs = layouts.find_pairs(root / group.root, observed=group.observed, clean=group.clean)
-        kept = layouts.every(pairs, group.every, picked=group.keep == "picked")
-        if not kept:
-            raise DataError(f"{root / group.root}: every pair was left out; change every or keep")
-        found += kept
-    return found
-
-
-def build_degradation(settings: recipes.DegradationSpec, root: Path) -> Degradation:
-    if not isinstance(settings, recipes.Harvested):
-        return settings.build(root)
-    rainy, clean = read_pairs(pairs_of(settings.pairs, root))
-    return additive.HarvestedRain(additive.streak_layers(zip(map(_floats, rainy), map(_floats, clean), strict=True)))
-
-
-def _floats(picture: Tensor) -> Tensor:
-    return as_floats([picture])
-
-
-def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
-    """channels: 1 takes the luma of every picture."""
-    if isinstance(settings, recipes.Synthetic):
-        cache = CropCache.of(files_of(settings.clean, root), turns=settings.turns, channels=channels)
-        degradation = build_degradation(settings.degradation, root)
-        return SyntheticCrops(cache, degradation, data.crop, margin=_lost(degradation))
-    if isinstance(settings, recipes.WithDepth):
-        return hazy_crops(settings, data, root)
-    observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
-    return PairCrops(observed, clean, data.crop, additive.rain_region if settings.guidance == "rain_region" else None)
-
-
-def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
-    photographs = files_of([recipes.Folder(path=settings.clean)], root)
-    clean = CropCache.of(photographs)
-    if settings.depth is None:
-        depths = [made_up_depth(picture) for picture in clean.pictures]
-    else:
-        twins = [_twin(photograph, root / settings.depth) for photograph in photographs]
-        depths = [read_depth(twin, disparity=settings.disparity) for twin in twins]
-    haze, bend, veil = settings.haze.build(root), pair(settings.bend), pair(settings.veil)
-    return HazyCrops(clean, depths, haze, data.crop, bend, veil)
-
-
-def _lost(degradation: Degradation) -> int:
-    """Rows and columns that the degradation takes away: a blur is only known where its kernel sees the picture."""
-    return degradation.kernels.size - 1 if isinstance(degradation, Blur) else 0
-
-
-def _twin(photograph: Path, folder: Path) -> Path:
-    """Raises: DataError where the folder has no file of the photograph's name."""
-    twins = sorted(folder.glob(f"{photograph.stem}.*")) if folder.is_dir() else []
-    if not twins:
-        raise DataError(
-            f"{folder}: no depth called {photograph.stem}; it needs a picture for each of {photograph.parent}"
-        )
-    return twins[0]
-
-
-def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: Path, *, channels: int) -> Source:
-    built = [build_source(source, data, root, channels=channels) for source in sources]
-    return Mixture(built, [source.weight for source in sources])
 
 
 def batches(
-    recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
+    recipe: recipes.Recipe, root: Path, device: torch.device, share: Shard
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
+    """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
     own.
     """
     data, scheme = recipe.data, recipe.scheme
-    channels = recipe.model.channels
-    train = build_mixture(data.train, data, root, channels=channels)
-    causes = train if data.guidance is None else build_mixture(data.guidance, data, root, channels=channels)
+    crops = data.crops(recipe.model.channels)
+    train = build_mixture(data.train, root, crops)
+    causes = train if data.guidance is None else build_mixture(data.guidance, root, crops)
 
     def stream(source: Source, seed: int) -> Batches:
         return Batches(source, data.batch, seed=seed, share=share, device=device)
@@ -132,10 +39,10 @@ def batches(
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
-        # each half counts its own turns, and so sees what the guided scheme shows it
-        first = scheme.first(recipe.turns)
+        # each half counts its own steps, and so sees what the guided scheme shows it
+        first = scheme.first(recipe.steps)
         return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
-    halves = (theta, scheme.guide_steps), (omega, scheme.steps)
+    halves = (theta, scheme.guide_updates), (omega, scheme.net_updates)
     return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
@@ -143,20 +50,10 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     """Pairs by the name of their set. Raises: ConfigError for an unknown protocol."""
     if recipe.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
-    sets: dict[str, Sequence[Case]] = {name: pairs_of([g], root) for name, g in recipe.data.validation.items()}
-    sets |= {name: spoilt(settings, recipe, root) for name, settings in recipe.data.spoilt.items()}
+    sets: dict[str, Sequence[Case]] = {name: folder.pairs(root) for name, folder in recipe.data.validation.items()}
+    channels = recipe.model.channels
+    sets |= {name: source.cases(root, channels=channels) for name, source in recipe.data.degraded.items()}
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
-
-
-def spoilt(settings: recipes.Synthetic, recipe: recipes.Recipe, root: Path) -> list[Case]:
-    """Whole photographs, each spoilt once: picture n by what the seed n draws."""
-    degradation = build_degradation(settings.degradation, root)
-    cases: list[Case] = []
-    for number, path in enumerate(files_of(settings.clean, root)):
-        clean = as_floats([read_bytes(path, channels=recipe.model.channels)])
-        sample = degradation(clean, torch.Generator().manual_seed(number))
-        cases.append((path.stem, sample))
-    return cases
 
 
 def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes.Recipe) -> dict[str, float]:
@@ -164,10 +61,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     device = next(restorer.parameters()).device
     multiple: int = restorer.multiple  # type: ignore[assignment]
 
-    def whole(observed: Tensor, *, known: Tensor | None = None) -> Restored:
+    def whole(observed: Tensor, *, kernel: Tensor | None = None) -> Restored:
         height, width = observed.shape[-2:]
         seen = tiling.padded(observed, multiple).to(device)
-        image = restorer(seen, known=None if known is None else known.to(device)).image
+        image = restorer(seen, kernel=None if kernel is None else kernel.to(device)).image
         return Restored(image[..., :height, :width].float().cpu())
 
     found: dict[str, float] = {}
@@ -178,10 +75,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     return found
 
 
-def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
+def write_samples(path: Path, restorer: nn.Module, sample: Sample) -> None:
     """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
     observed = sample.observed[:4]
-    restored = restorer(observed, known=None if sample.known is None else sample.known[:4])
+    restored = restorer(observed, kernel=None if sample.kernel is None else sample.kernel[:4])
     rows = []
     for i in range(observed.shape[0]):
         row = [observed[i : i + 1], restored.image[i : i + 1], sample.clean[i : i + 1]]

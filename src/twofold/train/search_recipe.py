@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from twofold.data.specs import SourceSpec
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
-from twofold.train import recipe as recipes
-from twofold.train.damage import Amount
+from twofold.settings import Amount, Count, Rate, Settings, Share
+from twofold.specs import Combination, PlainSpec
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, Source
-from twofold.zoo import Combination, PlainSpec, Settings
+from twofold.train.recipe import Optimizer, Schedule
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
 OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)
@@ -21,17 +21,13 @@ OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)
 class Material(Settings):
     """Both halves come from `train`: every other clean picture is for training, the rest for validation.
 
-    crop: side in pixels. batch: samples of each half in a turn. pictures: so many clean ones in all; 0 takes all.
+    crop: side in pixels. batch: samples of each half in a step. pictures: so many clean ones in all; 0 takes all.
     """
 
     crop: Count = 64
     batch: Count = 2
     pictures: int = Field(default=0, ge=0)
-    train: Annotated[list[Source], Field(min_length=1)]
-
-    def drawn(self) -> recipes.Data:
-        """The same as the data of a training recipe."""
-        return recipes.Data(crop=self.crop, batch=self.batch, train=self.train)
+    train: Annotated[list[SourceSpec], Field(min_length=1)]
 
 
 class SmallJudge(Settings):
@@ -54,7 +50,7 @@ JudgeSpec = Annotated[SmallJudge | PaperJudge, Field(discriminator="kind")]
 class JudgeRecipe(Settings):
     """held_out: crops of the validation half, each clean and degraded, that the accuracy is measured on.
 
-    counterfeits: weight of a third kind of picture in the training, clean ones spoilt as a network spoils them. The
+    counterfeits: weight of a third kind of picture in the training, clean ones degraded as a network degrades them. The
     paper has none, and its judge calls noise clear.
     """
 
@@ -68,13 +64,13 @@ class JudgeRecipe(Settings):
     data: Material
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    turns: Count
+    steps: Count
     held_out: Count = 256
     counterfeits: Amount = 0.0
 
 
 class HierarchicalSpec(Settings):
-    """The paper's: first the loss with α at its start, then α with the loss that was found. Turns of each."""
+    """The paper's: first the loss with α at its start, then α with the loss that was found. Steps of each."""
 
     kind: Literal["hierarchical"] = "hierarchical"
     loss: Count
@@ -85,21 +81,21 @@ class SynchronousSpec(Settings):
     """Both at once against the judge, moved by one optimizer, architecture_optimizer: the paper's ablation."""
 
     kind: Literal["synchronous"] = "synchronous"
-    turns: Count
+    steps: Count
 
 
 class LossSpec(Settings):
     """The loss alone, for any network."""
 
     kind: Literal["loss"] = "loss"
-    turns: Count
+    steps: Count
 
 
 class ArchitectureSpec(Settings):
     """The architecture alone, with the loss of a file, or all weights 1."""
 
     kind: Literal["architecture"] = "architecture"
-    turns: Count
+    steps: Count
     loss: FoundLoss | None = None
 
 
@@ -149,7 +145,7 @@ class LossSpaceSpec(Settings):
 class SearchRecipe(Settings):
     """judge: the recipe that trains one where none is given. final: the recipe that trains what was found.
 
-    warmup: turns of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
+    warmup: steps of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
     unrolled_step: learning rate of the step that the loss's weights are seen through. collapse: the share of unit
     places led by SC above which the search ends early. second_order: α's gradient through one step too, four times as
     dear.

@@ -118,7 +118,8 @@ def suggestion(photo: Photo | None, tasks: dict[str, str]) -> str:
 
 def about(offer: Offer, kind: GuidanceKind | None) -> str:
     notes = f"<details><summary>more</summary>{escape(offer.notes)}</details>" if offer.notes else ""
-    strength = f"<p>Strength: {escape(kind.strength)}.</p>" if kind else ""
+    effect = kind.strength if kind else "below 1 keeps a share of the photograph as it came"
+    strength = f"<p>Strength: {escape(effect)}.</p>"
     return f"<div class=hint><p>For {escape(offer.about)}.</p>{strength}{notes}</div>"
 
 

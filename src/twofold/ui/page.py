@@ -52,7 +52,6 @@ class Page:
 
     def __post_init__(self) -> None:
         self.tasks = self.models.tasks()
-        self._warm = set[tuple[str, bool]]()  # models that know the fastest way already, without and with a map
 
     def build(self) -> gr.Blocks:
         # Uploads are copied into the visit when they arrive; what gradio keeps of them is deleted soon.
@@ -109,7 +108,7 @@ class Page:
         return {
             self.parts.model: gr.update(choices=names, value=chosen, visible=len(names) > 1),
             self.parts.about: html.about(offer, model.kind),
-            self.parts.strength: gr.update(visible=steered != "nothing"),
+            self.parts.strength: gr.update(visible=True),
             self.parts.noise_panel: gr.update(visible=steered == "noise"),
             self.parts.kernel_panel: gr.update(visible=model.takes_kernel),
         }
@@ -283,15 +282,12 @@ class Page:
                     raise work.Stopped
                 progress((at + tiles / max(of, 1)) / len(photos), desc=photo.name)
 
-            way = chosen.model, guidance is not None
-            first = "" if way in self._warm else " (the first photograph takes longer)"
-            kernel = chosen.wishes(visit, None).kernel
+            doing, kernel = photo.name, chosen.wishes(visit, None).kernel
             if self.models[chosen.model].takes_kernel and not work.knows_kernel(photo, kernel):
-                first = ": searching for the kernel, which may take a minute"
-            progress(at / len(photos), desc=f"{photo.name}{first}")
+                doing = f"{photo.name}: searching for the kernel, which may take a minute"
+            progress(at / len(photos), desc=doing)
             try:
                 self._restore_one(visit, photo, chosen, guidance, report)
-                self._warm.add((photo.model, photo.painted))
                 done += 1
             except work.Stopped:
                 break

@@ -123,7 +123,7 @@ class Models:
             picture.pixels,
             kernel=kernel,
             guidance=wishes.noise_level if wishes.guidance is None else wishes.guidance,
-            strength=wishes.strength if model.kind else 1.0,
+            strength=wishes.strength,
             progress=progress,
         )
         found = restored.report
