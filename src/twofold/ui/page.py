@@ -15,7 +15,7 @@ from twofold.contracts import TwofoldError
 from twofold.ui import html, work
 from twofold.ui.examples import example
 from twofold.ui.parts import FORMATS, Parts
-from twofold.ui.restoring import Models, Progress, Wishes, steered_by
+from twofold.ui.restoring import Models, Progress, Wishes, is_noise
 from twofold.ui.visits import Photo, Visit, Visits
 
 AS_SUGGESTED = "suggested"
@@ -104,12 +104,11 @@ class Page:
         names = self.models.of_task(task)
         chosen = name if name in names else names[0]
         model, offer = self.models[chosen], self.models.shipped[chosen]
-        steered = steered_by(model)
         return {
             self.parts.model: gr.update(choices=names, value=chosen, visible=len(names) > 1),
             self.parts.about: html.about(offer, model.kind),
             self.parts.strength: gr.update(visible=True),
-            self.parts.noise_panel: gr.update(visible=steered == "noise"),
+            self.parts.noise_panel: gr.update(visible=is_noise(model.kind)),
             self.parts.kernel_panel: gr.update(visible=model.takes_kernel),
         }
 
@@ -314,7 +313,7 @@ class Page:
             model, wishes = self.models.of_task(photo.guess.task)[0], Wishes()
         elif not self.models[model].takes_kernel:
             wishes = replace(wishes, kernel=Wishes().kernel)
-        if steered_by(self.models[model]) != "noise":
+        if not is_noise(self.models[model].kind):
             wishes = replace(wishes, noise_level=None)
         work.restore(photo, self.models, model, wishes, suffix=FORMATS[chosen.format], progress=report)
 

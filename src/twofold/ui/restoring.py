@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -138,13 +138,3 @@ class Models:
 def is_noise(kind: GuidanceKind | None) -> bool:
     """Whether a map is the level of noise, which can also be given as one number."""
     return kind is not None and kind.name == "noise_level"
-
-
-Steered = Literal["nothing", "map", "noise"]
-
-
-def steered_by(model: Restoring) -> Steered:
-    """What a model can be steered by: nothing, a map, or a map that is a level of noise."""
-    if model.kind is None:
-        return "nothing"
-    return "noise" if is_noise(model.kind) else "map"
