@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from twofold import hub
 from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
@@ -377,10 +378,12 @@ def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
 
 
 def load(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
-    """A restorer in evaluation mode, by the name of a shipped model or the path of a weights file.
+    """A restorer in evaluation mode, by the name of a shipped model, the path of a weights file, or hf://user/name.
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
     """
+    if hub.is_place(name_or_path):
+        name_or_path = hub.fetch(str(name_or_path))
     path, shipped = Path(name_or_path), cards()
     if not str(name_or_path).strip():
         raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import wraps
 from importlib import import_module
 from inspect import cleandoc
+from keyword import iskeyword
 from typing import Any
 
 import twofold
@@ -19,6 +20,9 @@ VERBS = {
     "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
     "audit": "find bad pairs, and scenes that training and test data share",
+    "export": "write a model for other programs: ONNX, torch.export, spandrel, the hub",
+    "import": "take weights from elsewhere: official PReNet and GridDehazeNet, the hub",
+    "doctor": "say what this machine and installation can do, and test them",
     "demo": "see it work: spoil, restore and train on bundled photographs",
 }
 
@@ -60,6 +64,11 @@ def run(arguments: Sequence[str]) -> int:
     return _run_verb(verb, rest)
 
 
+def module_of(verb: str) -> Any:
+    """The module of a verb. No module can be called `import`, so that one's name ends in an underscore."""
+    return import_module(f"twofold.cli.{verb}_" if iskeyword(verb) else f"twofold.cli.{verb}")
+
+
 def _run_verb(verb: str, arguments: list[str]) -> int:
     import typer
 
@@ -67,7 +76,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     from twofold.contracts import TwofoldError
 
     try:
-        command = import_module(f"twofold.cli.{verb}").command
+        command = module_of(verb).command
 
         @wraps(command)
         def exiting(*args: Any, **kwargs: Any) -> None:
