@@ -6,7 +6,9 @@ import json
 import logging
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -51,21 +53,15 @@ def to_onnx(program: torch.export.ExportedProgram, whole: Whole, facts: Mapping[
         """ONNX rounds a quotient of integers towards zero, Python down: (x - x mod y) / y is the same in both."""
         return script.Div(script.Sub(x, script.Mod(x, y)), y)
 
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own deprecations
-            made = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                output_names=whole.outputs(),
-                custom_translation_table={operator.floordiv: floor_divided},
-                verbose=False,
-            )
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    with quiet():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            output_names=whole.outputs(),
+            custom_translation_table={operator.floordiv: floor_divided},
+            verbose=False,
+        )
     assert made is not None
     model = made.model_proto
     # The sizes that the exporter notes for the two halves of a Fourier transform are wrong; runtimes infer them anew.
@@ -109,11 +105,25 @@ class Session:
         return [torch.from_numpy(value) for value in found]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what libraries say of their own deprecations, of torchvision, and of inputs that may be left out."""
+    runtime = library("onnxruntime")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    runtime.set_default_logger_severity(3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        runtime.set_default_logger_severity(2)
+        logging.disable(before)
+
+
 def library(name: str) -> Any:
     """Raises: TwofoldError saying how to install what is missing."""
-    import importlib
-
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except ImportError as error:
         raise TwofoldError(f"{name} is not installed; pip install 'twofold[onnx]'") from error

@@ -17,7 +17,7 @@ from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
 from twofold.export.network import Whole
-from twofold.export.onnx_graph import Session, library
+from twofold.export.onnx_graph import Session, library, quiet
 from twofold.metrics import psnr
 
 LIMIT = 0.1
@@ -93,10 +93,10 @@ def to_float16(model: Any) -> Any:
     """
     float16 = library("onnxruntime.transformers.float16")
     kept = [node.name for node in model.graph.node if node.name not in _between_convolutions(model)]
-    converted = float16.convert_float_to_float16(
-        model, keep_io_types=True, disable_shape_infer=True, op_block_list=["DFT"], node_block_list=kept
-    )
-    return converted
+    with quiet():
+        return float16.convert_float_to_float16(
+            model, keep_io_types=True, disable_shape_infer=True, op_block_list=["DFT"], node_block_list=kept
+        )
 
 
 def _between_convolutions(model: Any) -> set[str]:
@@ -139,7 +139,7 @@ def to_int8(model: Any, calibration: Iterable[Mapping[str, Tensor]]) -> Any:
         def get_next(self) -> dict[str, Any] | None:
             return next(self.feeds, None)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
         quantization.quantize_static(
