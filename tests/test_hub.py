@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -68,13 +69,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"POST {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path == "/api/repos/create":
-            self.reply({"url": f"{self.server.address}/{json.loads(body)['name']}"})
+            asked = json.loads(body)
+            self.reply({"url": f"{self.server.address}/{asked['organization']}/{asked['name']}"})
         elif "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
             self.reply({"files": files})
         elif "/commit/" in self.path:
-            import base64
-
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.pushed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])

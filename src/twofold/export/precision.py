@@ -88,19 +88,52 @@ def cost(full: Session, fewer: Session, found: Sequence[Pair], *, known: bool) -
 def to_float16(model: Any) -> Any:
     """The same with convolutions, and what lies between them, in 16-bit floats; inputs and outputs stay float32.
 
-    What lies outside the chain of convolutions, such as Fourier steps, and the last sum that gives the picture keep
-    float32. It halves the file; it is faster on graphics cards, and not on processors.
+    What lies outside the chains of convolutions, such as Fourier steps, keeps float32, and so do the convolutions and
+    the sum that give the picture. It halves the file; it is faster on graphics cards, and not on processors.
     """
-    float16 = library("onnxruntime.transformers.float16")
-    kept = [node.name for node in model.graph.node if node.name not in _between_convolutions(model)]
-    with quiet():
-        return float16.convert_float_to_float16(
-            model, keep_io_types=True, disable_shape_infer=True, op_block_list=["DFT"], node_block_list=kept
-        )
+    onnx = library("onnx")
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    chosen = _between_convolutions(model)
+    initial = {value.name: value for value in graph.initializer}
+    nodes: list[Any] = []
+    there: set[str] = set()  # names of tensors that exist in the other kind, or were made in 16 bits
+
+    def cast(name: str, kind: str) -> str:
+        other = f"{name}_{kind}"
+        if other not in there:
+            to = onnx.TensorProto.FLOAT16 if kind == "float16" else onnx.TensorProto.FLOAT
+            nodes.append(onnx.helper.make_node("Cast", [name], [other], name=f"cast_{other}", to=to))
+            there.add(other)
+        return other
+
+    for node in graph.node:
+        for number, name in enumerate(node.input):
+            if node.name not in chosen:
+                node.input[number] = cast(name, "float32") if name in there else name
+            elif name in initial:
+                node.input[number] = f"{name}_float16"
+                if f"{name}_float16" not in there:
+                    values = onnx.numpy_helper.to_array(initial[name]).astype(np.float16)
+                    graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}_float16"))
+                    there.add(f"{name}_float16")
+            elif name and name not in there:
+                node.input[number] = cast(name, "float16")
+        if node.name in chosen:
+            there.update(node.output)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    needed = {name for node in graph.node for name in node.input} | {value.name for value in graph.input}
+    kept = [value for value in graph.initializer if value.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return half
 
 
 def _between_convolutions(model: Any) -> set[str]:
-    """Names of the nodes that only see what convolutions returned, the last convolution before each output left out."""
+    """Names of the convolutions, activations and sums whose results go to such nodes alone: not the last of a chain."""
     initial = {value.name for value in model.graph.initializer} - {value.name for value in model.graph.input}
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"} | initial
     inside: set[str] = set()
@@ -115,10 +148,13 @@ def _between_convolutions(model: Any) -> set[str]:
     for node in model.graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    for name, node in list(chosen.items()):
-        if any(user.name not in chosen for out in node.output for user in users.get(out, [])):
-            del chosen[name]
-    return set(chosen)
+    given = {value.name for value in model.graph.output}
+    last = {
+        name
+        for name, node in chosen.items()
+        if any(out in given or any(user.name not in chosen for user in users.get(out, [])) for out in node.output)
+    }
+    return chosen.keys() - last
 
 
 def to_int8(model: Any, calibration: Iterable[Mapping[str, Tensor]]) -> Any:
