@@ -52,7 +52,7 @@ def test_the_self_test_restores_and_times_every_recipe(report: dict[str, Any]) -
     test = report["test"]
     assert test["psnr_after"] > test["psnr_before"] + 3
     assert test["tiles_deviate"] < 1e-4
-    assert [each["recipe"] for each in test["recipes"]][0] == "plain float32"
+    assert test["recipes"][0]["recipe"] == "plain float32"
     assert len(test["recipes"]) == 1 + len(runtime.CANDIDATES)
     timed = {each["recipe"]: each["seconds"] for each in test["recipes"] if "seconds" in each}
     assert timed[test["fastest"]] == min(timed.values())

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray itself
 
 
 def killed_once(folder: Path) -> type[fleet.Worker]:
-    """A worker that notes each picture it has restored; the first to reach its third is killed before it hands it on."""
+    """A worker that notes each picture it has restored; the first with three is killed before it hands on the third."""
 
     class Mortal(fleet.Worker):
         done = 0

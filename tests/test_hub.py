@@ -72,7 +72,9 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             self.reply({"url": f"{self.server.address}/{asked['organization']}/{asked['name']}"})
         elif "/preupload/" in self.path:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
             self.reply({"files": files})
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
@@ -179,15 +181,22 @@ def test_a_model_is_pulled_into_a_file(server: Server, tmp_path: Path, guided_mo
 
 
 @pytest.mark.parametrize(
-    "name", ["hf://", "hf://user", "hf://user/", "hf://user/name/../x.safetensors", "hf://user/name/weights.pth", "hf://a b/c"]
+    "name",
+    ["hf://", "hf://user", "hf://user/", "hf://user/name/../x.safetensors", "hf://user/name/weights.pth", "hf://a b/c"],
 )
 def test_a_name_that_cannot_be_meant_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="write hf://user/name"):
-        hub.place(name)
+        hub.place(f"hf://{name}")
 
 
 @pytest.mark.parametrize(
-    "name", ["hf://user/name", "hf://user/name@v1.0", "hf://user/name/sub/rain.safetensors", "hf://user/name@main/x.safetensors"]
+    "name",
+    [
+        "hf://user/name",
+        "hf://user/name@v1.0",
+        "hf://user/name/sub/rain.safetensors",
+        "hf://user/name@main/x.safetensors",
+    ],
 )
 def test_a_place_is_written_as_it_is_read(name: str) -> None:
-    assert str(hub.place(name)) == name
+    assert str(hub.place(f"hf://{name}")) == f"hf://{name}"

@@ -196,7 +196,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"loss": 0.5}, tmp_path / "number.pth")
-    for name, reason in (("text.pth", "cannot be read|more than tensors"), ("number.pth", "no state dict"), ("a", "no file")):
+    for name, reason in (
+        ("text.pth", "cannot be read|more than tensors"),
+        ("number.pth", "no state dict"),
+        ("a", "no file"),
+    ):
         with pytest.raises(WeightsError, match=reason):
             interchange.read_state(tmp_path / name)
 

@@ -256,7 +256,9 @@ def problems(report: Mapping[str, Any]) -> list[str]:
     free, limit = report["memory"]["available"], report["memory"]["limit"]
     least = min((size for size in (free, limit) if size is not None), default=None)
     if least is not None and least < _ENOUGH:
-        found.append(f"{least / 2**30:.1f} GiB of memory are free, 2 are needed; close programs, or restore by --tile 256")
+        found.append(
+            f"{least / 2**30:.1f} GiB of memory are free, 2 are needed; close programs, or restore by --tile 256"
+        )
     threads, cores = report["machine"]["threads"], report["machine"]["cores"]
     if cores is not None and threads > cores:
         found.append(f"{threads} threads on {cores} cores slow one another; set OMP_NUM_THREADS={cores}")
@@ -308,7 +310,11 @@ def _tested(test: Mapping[str, Any]) -> list[str]:
     ]
     for each in test["recipes"]:
         chosen = " ← fastest" if each["recipe"] == test["fastest"] else ""
-        said = f"{each['seconds'] * 1000:.0f} ms, deviates by {each['deviation']:.1e}" if "seconds" in each else each["failed"]
+        said = (
+            f"{each['seconds'] * 1000:.0f} ms, deviates by {each['deviation']:.1e}"
+            if "seconds" in each
+            else each["failed"]
+        )
         lines.append(f"  {each['recipe']}: {said}{chosen}")
     return lines
 

@@ -127,9 +127,7 @@ def restore_all(
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         wanted = min(workers or _room(ray, work), len(pairs))
-        items = [
-            {"source": os.path.abspath(source), "target": os.path.abspath(target)} for source, target in pairs
-        ]
+        items = [{"source": os.path.abspath(source), "target": os.path.abspath(target)} for source, target in pairs]
         rows = (
             data.from_items(items, override_num_blocks=min(len(items), _BLOCKS))
             .map(_read)
@@ -151,7 +149,9 @@ def restore_all(
             if progress:
                 progress(len(found), len(pairs))
     except ray.exceptions.RayError as error:
-        raise TwofoldError(f"the cluster ended before all pictures were done ({_first_line(error)}); run again") from error
+        raise TwofoldError(
+            f"the cluster ended before all pictures were done ({_first_line(error)}); run again"
+        ) from error
     finally:
         _clear(pairs, started)
         if own:

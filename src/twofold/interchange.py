@@ -142,7 +142,9 @@ def _griddehaze(state: Mapping[str, Tensor]) -> tuple[zoo.GridDehazeSpec, dict[s
             down, up = f"downsample_module.{row}_{place}", f"upsample_module.{row}_{middle + place}"
             places |= {f"downs.{row}.{place}.shrink": f"{down}.conv1", f"downs.{row}.{place}.widen": f"{down}.conv2"}
             places |= {f"ups.{row}.{place}.grow": f"{up}.deconv", f"ups.{row}.{place}.narrow": f"{up}.conv"}
-    out = {f"{ours}.{part}": state[f"{theirs}.{part}"] for ours, theirs in places.items() for part in ("weight", "bias")}
+    out = {
+        f"{ours}.{part}": state[f"{theirs}.{part}"] for ours, theirs in places.items() for part in ("weight", "bias")
+    }
     return spec, {**out, "attention": state["coefficient"]}
 
 

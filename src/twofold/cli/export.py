@@ -19,9 +19,7 @@ def command(
         str, typer.Argument(metavar="OUT", help="File: .onnx, .pt2 or .safetensors. Or hf://user/name, to upload.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
-    format: Annotated[
-        str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it by the suffix of OUT.")
-    ] = None,
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it by the suffix of OUT.")] = None,
     precision: Annotated[
         str, typer.Option(help=f"{', '.join(PRECISIONS)}; the last two are written if they cost at most 0.1 dB.")
     ] = "float32",

@@ -96,7 +96,9 @@ def _tiles(whole: Whole, halo: int | None, multiple: int) -> dict[str, Any]:
         return {"possible": False, "reason": "every pixel depends on the whole picture"}
     facts: dict[str, Any] = {"possible": True, "halo": halo, "start_at_multiples_of": multiple}
     if whole.context_length:
-        facts["context"] = "give every tile the context_used of the whole picture, or of the picture shrunk with antialiasing"
+        facts["context"] = (
+            "give every tile the context_used of the whole picture, or of the picture shrunk with antialiasing"
+        )
     return facts
 
 

@@ -58,7 +58,9 @@ class Whole(nn.Module):
         return 0 if context is None else context.shape[1]
 
     def outputs(self) -> tuple[str, ...]:
-        names = ["restored"] + ["guidance_used"] * (self.kind is not None) + ["context_used"] * bool(self.context_length)
+        names = (
+            ["restored"] + ["guidance_used"] * (self.kind is not None) + ["context_used"] * bool(self.context_length)
+        )
         return tuple(names)
 
     def forward(
