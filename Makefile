@@ -43,7 +43,7 @@ searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/res
 	  cp $$judge/result.json benchmarks/results/judge-$$t.json && \
 	  $$search --output runs/search-$$t && \
 	  cp runs/search-$$t/search.json benchmarks/results/search-$$t.json && \
-	  $$search --output runs/undecayed-$$t --set 'search={kind: loss, turns: 400}' --set loss_optimizer.weight_decay=0 && \
+	  $$search --output runs/undecayed-$$t --set 'search={kind: loss, steps: 400}' --set loss_optimizer.weight_decay=0 && \
 	  cp runs/undecayed-$$t/search.json benchmarks/results/undecayed-$$t.json || exit 1; done
 	$(BIN)/twofold search search-underwater --data $(DATA) --judge runs/judge-underwater/judge.safetensors \
 	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10

@@ -54,7 +54,7 @@ def deblur(data: Path) -> dict[str, Any]:
             sample = degradation(images.read(path).pixels[:, :1], torch.Generator().manual_seed(1))
             row = {"input": score(sample.observed, sample.clean)}
             for name, method in methods.items():
-                row[name] = score(method(sample.observed, known=sample.known).image, sample.clean)
+                row[name] = score(method(sample.observed, kernel=sample.kernel).image, sample.clean)
             rows.append(row)
         table[f"{level:g}"] = means(rows)
     return table
@@ -78,15 +78,15 @@ def blind(data: Path, pictures: int) -> dict[str, Any]:
             start = time.process_time()
             estimate = KernelSearch(size=31)(sample.observed)
             seconds = time.process_time() - start
-            shifted = aligned(estimate.kernel, sample.known)
+            shifted = aligned(estimate.kernel, sample.kernel)
             before = score(sample.observed, sample.clean)
-            found = score(restore(sample.observed, known=shifted).image, sample.clean)
+            found = score(restore(sample.observed, kernel=shifted).image, sample.clean)
             rows.append(
                 {
                     "input": before,
                     "estimated_kernel": found,
-                    "true_kernel": score(restore(sample.observed, known=sample.known).image, sample.clean),
-                    "similarity": similarity(estimate.kernel, sample.known),
+                    "true_kernel": score(restore(sample.observed, kernel=sample.kernel).image, sample.clean),
+                    "similarity": similarity(estimate.kernel, sample.kernel),
                     "confidence": estimate.confidence,
                     "gained": float(found > before),
                     "seconds": seconds,

@@ -4,7 +4,7 @@
 
 `all ones` is the recipe's network with every weight of its loss at 1, `3-C` its loss with 3x3 convolutions everywhere,
 `U-Net` its loss with the U-Net of `derain`. Everything else is the recipe's, seed and batches too. A control counts
-with the epoch that validated best; intervals (95 %) are over the pictures, so that they say nothing of other seeds. A
+with the step that validated best; intervals (95 %) are over the pictures, so that they say nothing of other seeds. A
 run takes 10 to 40 minutes on one core and goes on where it was interrupted.
 """
 
@@ -24,7 +24,7 @@ from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate, interval
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
-from twofold.search.genotype import uniform
+from twofold.search.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train.found import FoundLoss
@@ -44,7 +44,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
     elif change == "U-Net":
         tree["model"]["net"] = zoo.UNetSpec().model_dump()
     else:
-        groups = {group: list(names) for group, names in uniform(change, change).groups.items()}
+        groups = {group: list(names) for group, names in uniform_genotype(change, change).groups.items()}
         tree["model"]["net"]["genotype"] = {"groups": groups, "ops_per_branch": 4}
     return recipes.parse(tree, f"{name}, {change}")
 
@@ -53,7 +53,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
 def scores(model: twofold.api.Model, recipe: recipes.Recipe, data: Path) -> dict[str, Evaluation]:
     """By validation set."""
 
-    def restored(image: torch.Tensor, known: torch.Tensor | None = None) -> Restored:
+    def restored(image: torch.Tensor, kernel: torch.Tensor | None = None) -> Restored:
         return Restored(model(image).image)
 
     return {
@@ -90,8 +90,8 @@ def main() -> None:
         for name in options.recipe:
             recipe, folder = variant(name, change), options.runs / f"{name}-{change.replace(' ', '-')}"
             facts = train(recipe, options.data, folder)
-            found = scores(twofold.load(name, fast=False), recipe, options.data)
-            control = scores(twofold.load(folder / "best.safetensors", fast=False), recipe, options.data)
+            found = scores(twofold.load(name, precision="exact"), recipe, options.data)
+            control = scores(twofold.load(folder / "best.safetensors", precision="exact"), recipe, options.data)
             entry = results.setdefault(name, {})
             sha256 = hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
             if entry.get("sha256") != sha256:  # controls of another shipped model say nothing of this one
@@ -100,7 +100,7 @@ def main() -> None:
             entry["found"] = {part: means(evaluation) for part, evaluation in found.items()}
             entry[change] = {
                 "parameters": sum(p.numel() for p in recipe.model.build().parameters()),
-                "turns": json.loads((folder / "best.json").read_text())["turns"],
+                "steps": json.loads((folder / "best.json").read_text())["steps"],
                 "hours": facts["hours"],
                 "seed": recipe.seed,
                 "sets": {part: means(control[part]) | lead(found[part], control[part]) for part in control},

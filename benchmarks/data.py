@@ -26,7 +26,7 @@ from torch import Tensor
 from twofold import images
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache, as_floats, plan, read_all
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
 from twofold.files import write_text
 from twofold.train import recipe as recipes
@@ -49,7 +49,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
     harvested = SyntheticCrops(cache, HarvestedRain(streak_layers(zip(rained, floats, strict=True))), CROP)
     pairs = PairCrops(CropCache([(r[0] * 255).round().byte() for r in rained]), cache, CROP, rain_region)
     return {
-        "derain recipe": Mixture([harvested, pairs], [0.8, 0.2]),
+        "derain recipe": SourceMixture([harvested, pairs], [0.8, 0.2]),
         "real pairs": pairs,
         "harvested rain": harvested,
         "drawn light rain": SyntheticCrops(cache, RainStreaks(density=(0.1, 0.1)), CROP),
@@ -60,7 +60,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
 
 
 def guided_step(source: Source) -> Callable[[], object]:
-    recipe = recipes.read("derain")
+    recipe = recipes.read_recipe("derain")
     machine, _, _ = machine_of(recipe.precision, "cpu")
     torch.manual_seed(0)
     scheme = build_scheme(recipe, build_restorer(recipe).to(memory_format=torch.channels_last), machine)
@@ -78,11 +78,11 @@ def cut(cache: CropCache, count: int, size: int) -> None:
 def best(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """CPU seconds of each, the best of interleaved rounds after one that warms up."""
     found: dict[str, float] = {}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for name, task in work.items():
             started = time.process_time()
             task()
-            if turn:
+            if number:
                 found[name] = min(found.get(name, float("inf")), time.process_time() - started)
     return found
 
@@ -114,7 +114,7 @@ def main() -> None:
         work: dict[str, Callable[[], object]] = {
             "decode": partial(read_all, files),
             "crops": partial(cut, CropCache(clean), 1024, 100),
-            "crops, turned": partial(cut, CropCache(clean, turns=True), 1024, 100),
+            "crops, rotated": partial(cut, CropCache(clean, rotate=True), 1024, 100),
             "step": guided_step(material["derain recipe"]),
         }
         work |= {name: batch_by_batch(source, 8) for name, source in material.items()}
@@ -128,7 +128,7 @@ def main() -> None:
             "loading_share_of_step": 2 * milliseconds["derain recipe"] / 1000 / step,
             "drawn_rain_share_of_step": 2 * milliseconds["drawn rain"] / 1000 / step,
         },
-        "crops_per_second_turned": 1024 / seconds["crops, turned"],
+        "crops_per_second_rotated": 1024 / seconds["crops, rotated"],
         "pictures_decoded_per_second": len(files) / seconds["decode"],
         "guided_step_milliseconds": 1000 * step,
         "batch_milliseconds": milliseconds,

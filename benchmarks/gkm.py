@@ -28,17 +28,17 @@ NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-rain")
 
 def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]:
     began = time.process_time()
-    result = train(recipes.read(name), data, folder, device="cpu")
+    result = train(recipes.read_recipe(name), data, folder, device="cpu")
     seconds = time.process_time() - began
     series = json.loads((folder / "convergence.json").read_text())
     shutil.copy(folder / "convergence.png", plots / f"{name}.png")
     (dataset,) = {key.partition("/")[0] for key in result["validation"]}
-    last = max(len(series["turn"]) // 10, 1)
+    last = max(len(series["step"]) // 10, 1)
     found = {key: sum(series[key][-last:]) / last for key in ("restoration", "lower", "gradient", "contraction")}
     ends = [row[-1] / row[0] for row in residuals(series)[-last:]]
     return {
-        "parameters": sum(p.numel() for p in zoo.load(folder / "model.safetensors").parameters()),
-        "turns": result["turns"],
+        "parameters": sum(p.numel() for p in zoo.load_restorer(folder / "model.safetensors").parameters()),
+        "steps": result["steps"],
         "cpu_seconds": round(seconds),
         "dataset": dataset,
         "protocol": result["protocol"],

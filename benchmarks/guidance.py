@@ -75,10 +75,10 @@ def truth(sample: Sample) -> Tensor:
 RULES = {"none": zero, "oracle": truth}
 
 
-def recipe_of(way: str, seed: int, turns: int) -> recipes.Recipe:
+def recipe_of(way: str, seed: int, steps: int) -> recipes.Recipe:
     scheme: dict[str, Any] = {"kind": way if way in ("naive", "guided") else "supervised"}
     if way == "frozen":
-        scheme, turns = {"kind": "frozen", "pretraining": 0.5}, 2 * turns
+        scheme, steps = {"kind": "frozen", "pretraining": 0.5}, 2 * steps
     pairs = [{"root": "rain/Rain100", "observed": rain, "clean": "clean", "every": 5} for rain in ("light", "heavy")]
     return recipes.parse(
         {
@@ -102,16 +102,16 @@ def recipe_of(way: str, seed: int, turns: int) -> recipes.Recipe:
             "optimizer": {"learning_rate": 0.001, "clip": 0.5},
             "guide_optimizer": {"learning_rate": 0.001},
             "schedule": {"kind": "cosine", "warmup": 50},
-            "turns": turns,
+            "steps": steps,
             "average": 0.0,
             "protocol": "y-matlab",
         }
     )
 
 
-def trained(way: str, seed: int, turns: int, root: Path) -> dict[str, Any]:
+def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
     """One run: its scores on both sets, the guide's error, what it cost."""
-    recipe = recipe_of(way, seed, turns)
+    recipe = recipe_of(way, seed, steps)
     machine, place, share = machine_of(recipe.precision, "cpu")
     torch.manual_seed(seed)
     restorer = recipe.model.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,7 +120,7 @@ def trained(way: str, seed: int, turns: int, root: Path) -> dict[str, Any]:
         learner = Learner(
             restorer.net.parameters(),
             lambda parameters: torch.optim.Adam(parameters, recipe.optimizer.learning_rate),
-            schedule=build_schedule(recipe.schedule, turns),
+            schedule=build_schedule(recipe.schedule, steps),
             clip=recipe.optimizer.clip,
             machine=machine,
         )
@@ -128,15 +128,15 @@ def trained(way: str, seed: int, turns: int, root: Path) -> dict[str, Any]:
     else:
         scheme = build_scheme(recipe, restorer, machine)
     began = time.process_time()
-    for n in range(recipe.turns):
+    for n in range(recipe.steps):
         scheme.step(*draws(n))
     seconds = time.process_time() - began
     own_guide = way not in RULES
     return {
         "way": way,
         "seed": seed,
-        "omega_updates": turns,
-        "theta_updates": turns if own_guide else 0,
+        "omega_updates": steps,
+        "theta_updates": steps if own_guide else 0,
         "cpu_seconds": round(seconds, 1),
         "theta_sha256": fingerprint(restorer.guide) if own_guide else None,
         "sets": {name: scores(restorer, pairs, way) for name, pairs in material.validation(recipe, root).items()},
@@ -207,14 +207,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--turns", type=int, default=1200, help="ω-updates of each run")
+    parser.add_argument("--steps", type=int, default=1200, help="ω-updates of each run")
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     if not (asked.data / "rain" / "Rain100").is_dir():
         print(f"skipped: no rain/Rain100 below --data {asked.data}")
         return
     torch.set_num_threads(1)
-    recipe = recipe_of("guided", 0, asked.turns).model_dump(exclude={"name", "about", "terms", "seed", "scheme"})
+    recipe = recipe_of("guided", 0, asked.steps).model_dump(exclude={"name", "about", "terms", "seed", "scheme"})
     kept = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else {}
     runs = kept["runs"] if kept.get("recipe") == recipe else []
     done = {(run["way"], run["seed"]) for run in runs}
@@ -222,7 +222,7 @@ def main() -> None:
         for way in WAYS:
             if (way, seed) in done:
                 continue
-            runs.append(trained(way, seed, asked.turns, asked.data))
+            runs.append(trained(way, seed, asked.steps, asked.data))
             found = {name: round(facts["psnr"], 3) for name, facts in runs[-1]["sets"].items()}
             print(f"seed {seed}  {way:13s}{found}  {runs[-1]['cpu_seconds']} s", flush=True)
             result = {

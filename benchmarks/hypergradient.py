@@ -228,13 +228,13 @@ def _pictures(count: int) -> tuple[Tensor, Tensor]:
 
 
 def cpu_seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The least CPU time of each, measured in turns: at least `rounds` of them, and more where they take under 5 s.
+    """The least CPU time of each, interleaved: at least `rounds` of them, and more where they take under 5 s.
 
     What is short is repeated for at least 20 ms.
     """
     best, repeats = dict.fromkeys(work, math.inf), dict.fromkeys(work, 1)
-    began, turn = time.process_time(), -1
-    while (turn := turn + 1) <= rounds or time.process_time() - began < 5:
+    began, number = time.process_time(), -1
+    while (number := number + 1) <= rounds or time.process_time() - began < 5:
         for name, function in work.items():
             gc.collect()
             gc.disable()
@@ -243,7 +243,7 @@ def cpu_seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str,
                 function()
             spent = (time.process_time() - before) / repeats[name]
             gc.enable()
-            if turn == 0:  # the first turn warms up
+            if number == 0:  # the first round warms up
                 repeats[name] = max(1, math.ceil(0.02 / spent))
             else:
                 best[name] = min(best[name], spent)
@@ -346,7 +346,7 @@ def unrolled_exactly(rounds: int) -> dict[str, dict[str, object]]:
 
 
 def costs(rounds: int) -> dict[str, dict[str, float]]:
-    """What the other strategies cost in gradients of the lower loss, timed in turns with one."""
+    """What the other strategies cost in gradients of the lower loss, timed interleaved with one."""
     table = {}
     for name, make in CASES.items():
         case = make()
@@ -478,7 +478,7 @@ PARTS: dict[str, Callable[[int], object]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the numbers here, and the plot of the memory laws beside it")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each timing; the best one counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each timing; the best one counts")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="renew these parts of the JSON")
     parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

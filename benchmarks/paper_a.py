@@ -5,9 +5,9 @@ training it, wrong and uneven noise levels, and haze with and without depth.
     python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --device cuda \
         --pictures deblur/Levin/clean --kernels deblur/Levin/kernels
 
-The first is small (narrow networks, some hundred turns, an hour of one core) and answers which signs hold; `--part`
+The first is small (narrow networks, some hundred steps, an hour of one core) and answers which signs hold; `--part`
 names a part of it: deblur and haze train, model judges a model that is there. The second is the paper's own schedule,
-200,000 turns a training. What is compared starts from the same weights and sees the same batches in the same order;
+200,000 steps a training. What is compared starts from the same weights and sees the same batches in the same order;
 trained on BSDS500 with `kernels20`, tested on other pictures with other kernels. Every training that is done stands in
 the file, and is not done again.
 """
@@ -53,7 +53,7 @@ RECIPES = {
     "haze": ("paper-a-haze-small", "paper-a-sots-indoor"),
 }
 """Small, and with --full."""
-TURNS = {"deblur": 800, "haze": 400}
+STEPS = {"deblur": 800, "haze": 400}
 """ω-updates of a small training."""
 UNEVEN = ("estimated map", "its mean", "its root mean square", "true map", "true mean", "true root mean square")
 """Which map is given where the noise is uneven."""
@@ -73,19 +73,19 @@ class Unguided(nn.Module):
         self.net, self.level = net, level
         self.multiple = net.multiple
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
         constant = torch.full_like(observed[:, :1], self.level)
-        return Restored(self.net(observed, constant) if known is None else self.net(observed, constant, known))
+        return Restored(self.net(observed, constant) if kernel is None else self.net(observed, constant, kernel))
 
 
-def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None = None) -> recipes.Recipe:
-    """turns: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
-    recipe = recipes.read(name, [f"seed={seed}"])
-    turns = turns or recipe.turns
+def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None = None) -> recipes.Recipe:
+    """steps: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
+    recipe = recipes.read_recipe(name, [f"seed={seed}"])
+    steps = steps or recipe.steps
     scheme: dict[str, Any] = {"kind": "supervised" if way == "none" else way}
     if way == "frozen":
-        scheme, turns = {"kind": "frozen", "pretraining": 0.5}, 2 * turns
-    tree = recipe.model_dump() | {"scheme": scheme, "turns": turns}
+        scheme, steps = {"kind": "frozen", "pretraining": 0.5}, 2 * steps
+    tree = recipe.model_dump() | {"scheme": scheme, "steps": steps}
     if layers:
         tree["model"]["net"]["layers"] = layers
     return recipes.parse(tree)
@@ -93,7 +93,7 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, turns: int | None 
 
 def started(guide: nn.Module) -> None:
     """Weights as He et al. 2015 draw them. From torch's own, less than half as large, the guide draws the best constant
-    map for many hundred turns, which would be all that a small training has.
+    map for many hundred steps, which would be all that a small training has.
     """
     for layer in guide.modules():
         if isinstance(layer, nn.Conv2d):
@@ -102,7 +102,7 @@ def started(guide: nn.Module) -> None:
 
 
 def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the turns."""
+    """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the steps."""
     machine, place, share = machine_of(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     restorer: nn.Module = recipe.model.build()
@@ -114,7 +114,7 @@ def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str
     draws = material.batches(recipe, root, place, share)
     losses: dict[str, list[float]] = {"restoration": [], "guidance": []}
     began = time.process_time()
-    for n in range(recipe.turns):
+    for n in range(recipe.steps):
         for name, loss in scheme.step(*draws(n)).items():
             losses[name].append(loss)
     facts: dict[str, Any] = {"cpu_seconds": round(time.process_time() - began, 1)}
@@ -136,7 +136,7 @@ def binned(values: Sequence[float], bins: int = 40) -> list[float]:
 # Deconvolution.
 
 
-def spoilt(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
+def degraded(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
     """The test pictures, cut to 256 pixels, each with a kernel of its own; with --full whole, and each with each."""
     files, kernels = images.find([asked.data / asked.pictures]), read_kernels(asked.data / asked.kernels)
     couples = [(file, kernel) for file in files for kernel in kernels]
@@ -173,10 +173,10 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
     """
     rows, device = [], next(restorer.parameters()).device if isinstance(restorer, nn.Module) else torch.device("cpu")
     for sample in samples:
-        assert sample.known is not None
+        assert sample.kernel is not None
         assert sample.guidance is not None
         given = None if rule is None else rule(sample).to(device)
-        restored = restorer(sample.observed.to(device), guidance=given, known=sample.known.to(device))
+        restored = restorer(sample.observed.to(device), guidance=given, kernel=sample.kernel.to(device))
         found = PROTOCOLS["grey"].score(restored.image.float().cpu(), sample.clean)
         rows.append({"psnr": found.psnr.item(), "ssim": found.ssim.item()})
         if given is None and restored.guidance is not None:
@@ -192,16 +192,16 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
 
 def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Every level; of the guided way also with levels that are told, wrong, or uneven."""
-    even = {level: spoilt(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
+    even = {level: degraded(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
     if way != "guided":
         return found
 
     def drawn(sample: Sample) -> Tensor:
-        return restorer(sample.observed.to(place), known=sample.known.to(place)).guidance  # type: ignore[union-attr,no-any-return]
+        return restorer(sample.observed.to(place), kernel=sample.kernel.to(place)).guidance  # type: ignore[union-attr,no-any-return]
 
     place = next(restorer.parameters()).device
-    quarters = spoilt(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
+    quarters = degraded(asked, lambda: GaussianNoise((0.0, 1.0), uneven))
     mean_power = sum(level**2 for level in CORNERS) / len(CORNERS)
     rules = (
         drawn,
@@ -220,7 +220,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
 def classical(asked: argparse.Namespace) -> dict[str, Any]:
     """What methods without weights make of 3 % of noise: with their own estimate of it, and told wrong levels."""
     rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
-    samples = spoilt(asked, lambda: GaussianNoise((TRUE, TRUE)))
+    samples = degraded(asked, lambda: GaussianNoise((TRUE, TRUE)))
     return {
         name: {
             "estimated": score(method, samples),
@@ -236,7 +236,7 @@ def maps(restorer: nn.Module, path: Path) -> None:
     clean = torch.from_numpy(photographs.camera()[None, None, 64:356, 96:388].copy()) / 255
     kernel = CameraShake(size=25, extent=(15.0, 15.0))(torch.Generator().manual_seed(3))
     halves = torch.tensor([0.01, 0.02]).view(1, 1, 1, 2)
-    layouts: list[additive.Layout] = [
+    layouts: list[additive.NoiseLayout] = [
         lambda generator, level, size: torch.full((1, 1, *size), 0.015),
         lambda generator, level, size: nn.functional.interpolate(halves, size=size, mode="nearest"),
         uneven,
@@ -245,16 +245,16 @@ def maps(restorer: nn.Module, path: Path) -> None:
     for layout in layouts:
         noise = GaussianNoise((0.0, 1.0), layout)
         sample = Blur(Given((kernel,)), noise)(clean, torch.Generator().manual_seed(0))
-        assert sample.known is not None
+        assert sample.kernel is not None
         assert sample.guidance is not None
-        restored = restorer(sample.observed.to(place), known=sample.known.to(place))
+        restored = restorer(sample.observed.to(place), kernel=sample.kernel.to(place))
         rows.append([sample.observed, sample.guidance / 0.05, restored.guidance.float() / 0.05, restored.image.float()])
     path.parent.mkdir(parents=True, exist_ok=True)
     images.write(path, images.Picture(contact_sheet(["observed", "true map", "estimated map", "restored"], rows)))
 
 
 def draw_curves(runs: Runs, path: Path) -> None:
-    """f and g over the turns of the three ways of training, first seed."""
+    """f and g over the steps of the three ways of training, first seed."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -422,7 +422,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
     parser.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
-    parser.add_argument("--turns", type=int, help="ω-updates of a training, if not the usual number")
+    parser.add_argument("--steps", type=int, help="ω-updates of a training, if not the usual number")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
     parser.add_argument("--device", default="cpu")
@@ -441,7 +441,7 @@ def main() -> None:
 
 def judge_model(asked: argparse.Namespace) -> None:
     """A4 and A5 on a model that was trained for longer."""
-    restorer = zoo.load(asked.model, device=asked.device)
+    restorer = zoo.load_restorer(asked.model, device=asked.device)
     found = deblurred(restorer, "guided", asked)
     maps(restorer, asked.json.with_name(f"{asked.json.stem}_maps.png"))
     facts = {"name": asked.model, "found": found, "classical": classical(asked)}
@@ -449,8 +449,8 @@ def judge_model(asked: argparse.Namespace) -> None:
 
 
 def run_part(part: str, asked: argparse.Namespace) -> None:
-    name, turns = RECIPES[part][asked.full], asked.turns or (None if asked.full else TURNS[part])
-    settings = recipe_of(name, "none", 0, 0, turns=turns)
+    name, steps = RECIPES[part][asked.full], asked.steps or (None if asked.full else STEPS[part])
+    settings = recipe_of(name, "none", 0, 0, steps=steps)
     kept = json.loads(asked.json.read_text()).get(part) if asked.json.exists() else None
     runs = kept["runs"] if kept and recipes.parse(kept["recipe"]) == settings else []
     done = {(run["way"], run["layers"], run["seed"]) for run in runs}
@@ -458,7 +458,7 @@ def run_part(part: str, asked: argparse.Namespace) -> None:
         for way, layers in WAYS[part]:
             if (way, layers, seed) in done:
                 continue
-            recipe = recipe_of(name, way, layers, seed, turns=turns)
+            recipe = recipe_of(name, way, layers, seed, steps=steps)
             restorer, facts = trained(part, way, recipe, asked.data, asked.device)
             found = deblurred(restorer, way, asked) if part == "deblur" else hazed(restorer, recipe, asked.data)
             runs.append({"way": way, "layers": layers, "seed": seed, **facts, "found": found})

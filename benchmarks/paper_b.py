@@ -1,11 +1,11 @@
 """Paper B's experiments at a small scale: does a searched loss, a searched network, a division help? (Zhu et al. 2022)
 
     python benchmarks/paper_b.py --data DATA --task lowlight --json benchmarks/results/paper_b-lowlight.json
-    python benchmarks/paper_b.py --data DATA --turns 20000 --search-turns 4000 --width 32 --units 7 --crop 128 --batch 8
+    python benchmarks/paper_b.py --data DATA --steps 20000 --search-steps 4000 --width 32 --units 7 --crop 128 --batch 8
 
 Trained on the pictures that the shipped search of the task takes, measured on the middle of those that its final recipe
 holds out (LOL, EUVP, HazeRD), by the protocol `rgb`. Everything that is compared sees the same batches, from the same
-seed, for equally many turns. The file is written after every seed.
+seed, for equally many steps. The file is written after every seed.
 
 fig6: three networks, all weights 1 against weights searched for that network. table5: the searched loss for all; the
 supernet itself, uniform operations, both searches, and 3x3 networks with as many parameters as those that were found.
@@ -39,14 +39,14 @@ from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
 from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
 from twofold.nets.unet import UNet
-from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform
+from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform_genotype
 from twofold.search.loss_space import LossFile
 from twofold.train import data as material
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
 from twofold.train.run import build_optimizer, build_schedule, feature_networks
 from twofold.train.schemes import Learner, Machine
-from twofold.train.search import halves, judged
+from twofold.train.search import judged, split_source
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
 from twofold.train.search_run import Stage, build_net, build_search, build_space
 
@@ -112,7 +112,7 @@ class Bench:
 
     def uniform(self, op: str, *, branches: int = 2, ops: int = 0) -> Genotype:
         """The paper's controls: residual operations in the units, plain ones elsewhere."""
-        return uniform(
+        return uniform_genotype(
             op,
             op.replace("RC", "C"),
             units=self.asked.units,
@@ -130,7 +130,7 @@ class Bench:
         upper = None if stage.what == "architecture" else judged(self.judge)
         scheme = build_search(recipe, stage, net, space, upper, Machine())
         batches = self.pairs(seed)
-        for n in range(stage.turns):
+        for n in range(stage.steps):
             scheme.step(*batches(n))
         return space.derive(), time.process_time() - began
 
@@ -140,17 +140,17 @@ class Bench:
         return net.to(self.device, memory_format=torch.channels_last)
 
     def trained(
-        self, make: Callable[[], nn.Module], loss: Loss, seed: int, *, turns: int = 0, source: Source | None = None
+        self, make: Callable[[], nn.Module], loss: Loss, seed: int, *, steps: int = 0, source: Source | None = None
     ) -> nn.Module:
         """A network trained from the seed; of a supernet, logits and all."""
-        turns = turns or self.asked.turns
+        steps = steps or self.asked.steps
         torch.manual_seed(seed)
         net = make().to(self.device, memory_format=torch.channels_last)
         optimizer = recipes.Optimizer(learning_rate=1e-3)
-        schedule = build_schedule(recipes.Schedule(warmup=10), turns)
+        schedule = build_schedule(recipes.Schedule(warmup=10), steps)
         learner = Learner(net.parameters(), build_optimizer(optimizer), schedule=schedule, clip=5.0)
         batches = Batches(source or self.whole, self.recipe.data.batch, seed=seed + 7, device=self.device, ahead=False)
-        for n in range(turns):
+        for n in range(steps):
             sample = batches(n)
             learner.descend(loss(net(sample.observed), sample.clean))
         return net.eval()
@@ -177,7 +177,7 @@ def ones(found: LossFile) -> LossFile:
 
 def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     asked = bench.asked
-    short = Stage("loss", "loss", asked.search_turns)
+    short = Stage("loss", "loss", asked.search_steps)
     channels = asked.width
     makers: dict[str, Callable[[], nn.Module]] = {
         "MBLLEN-like": lambda: EnhancementNet(width=16),
@@ -203,9 +203,9 @@ def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     found, seconds = bench.search(short, bench.supernet(seed), None, seed)
     loss = bench.loss(found)
     hierarchical = bench.supernet(seed)
-    more = bench.search(Stage("architecture", "architecture", asked.search_turns), hierarchical, found, seed)[1]
+    more = bench.search(Stage("architecture", "architecture", asked.search_steps), hierarchical, found, seed)[1]
     synchronous = bench.supernet(seed)
-    together, both = bench.search(Stage("synchronous", "both", 2 * asked.search_turns), synchronous, None, seed)
+    together, both = bench.search(Stage("synchronous", "both", 2 * asked.search_steps), synchronous, None, seed)
     genotype, other = derive(hierarchical), derive(synchronous)
     matched = matched_width(bench, sum(p.numel() for p in bench.hadamard(genotype).parameters()))
     nets: dict[str, tuple[Callable[[], nn.Module], LossFile]] = {
@@ -255,7 +255,7 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
     def objective(trial: Any) -> float:
         weights = {name: trial.suggest_float(name, 0.0, 3.0) for name in found.weights}
         file = LossFile(weights, found.layers)
-        net = bench.trained(make, bench.loss(file), seed, turns=max(bench.asked.turns // 4, 1), source=bench.seen)
+        net = bench.trained(make, bench.loss(file), seed, steps=max(bench.asked.steps // 4, 1), source=bench.seen)
         upper = judged(bench.judge)
         with torch.no_grad():
             return sum(upper(net(s.observed), s.clean).item() for s in samples) / len(samples)
@@ -363,20 +363,20 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
     tree = recipes.tree_of(f"search-{asked.task}")
     tree["net"] = {"kind": "supernet", "width": asked.width, "units": asked.units, "ops_per_branch": asked.ops}
     tree["data"] |= {"crop": asked.crop, "batch": asked.batch, "pictures": asked.pictures}
-    tree["warmup"] = asked.search_turns // 3
+    tree["warmup"] = asked.search_steps // 3
     tree["loss_optimizer"]["learning_rate"] = tree["architecture_optimizer"]["learning_rate"] = asked.rate
     recipe = recipes.parse_as(SearchRecipe, tree)
     assert isinstance(recipe.net, SupernetSpec)
     path = asked.judge
     if path is None:
-        judges.train(
+        judges.train_judge(
             recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
         )
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
     whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
-    seen, held = halves(whole, pictures=recipe.data.pictures)
-    group = recipes.read(recipe.final).data.validation[HELD_OUT[asked.task]]
+    seen, held = split_source(whole, pictures=recipe.data.pictures)
+    group = recipes.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
     for pair in material.pairs_of([group], asked.data):
         observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
@@ -393,8 +393,8 @@ def main() -> None:
     parser.add_argument("--task", choices=HELD_OUT, default="lowlight")
     parser.add_argument("--judge", type=Path, help="a judge of the task; without it one is trained beside --json")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=240, help="of every training that is scored")
-    parser.add_argument("--search-turns", type=int, default=120, help="of each stage; a third of them warms up")
+    parser.add_argument("--steps", type=int, default=240, help="of every training that is scored")
+    parser.add_argument("--search-steps", type=int, default=120, help="of each stage; a third of them warms up")
     parser.add_argument("--rate", type=float, default=0.02, help="of what is searched")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--units", type=int, default=3)

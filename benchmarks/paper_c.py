@@ -44,8 +44,8 @@ from twofold.restorers.sparse_coding import (
     LISTA,
     Coder,
     LearnedALM,
-    Model,
     PatchCoding,
+    SparseModel,
     joined,
     learn_dictionary,
     patches_of,
@@ -58,7 +58,7 @@ from twofold.train.schemes import Learner
 
 DEPTH, RAIN_DEPTH = 8, 24  # K in training; rain settles more slowly, so 8 is shallow for it
 MU = 0.1
-TURNS = 100
+STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: 
 LEVELS = ((0.1, 1.0), (0.2, 2.0), (0.3, 3.0))
 
 
-def teach_metric(coder: LearnedALM, model: Model, level: tuple[float, float], *, mu: float) -> None:
+def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, float], *, mu: float) -> None:
     """Lowers the mean logarithm of the relative gap after 60 steps, over 256 signals; mu = 0 is plain unrolling."""
     batches = [bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + n) for n in range(16)]
     best = [objectives(LearnedALM(model), model, x, 600).min(0).values for x in batches]
     optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 5e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 96)
-    for turn in range(96):
-        signals, least = batches[turn % 16], best[turn % 16]
+    for step in range(96):
+        signals, least = batches[step % 16], best[step % 16]
         code = aggregated(coder, model, signals, 60, mu)
         loss = (model.objective(code, signals) / least - 1).clamp_min(1e-12).log().mean()
         optimizer.zero_grad()
@@ -128,11 +128,11 @@ def teach_metric(coder: LearnedALM, model: Model, level: tuple[float, float], *,
         falling.step()
 
 
-def teach_layers(coder: LISTA | DLADMM, model: Model, level: tuple[float, float]) -> None:
-    """Lowers the mean objective after the last layer, on fresh signals at every turn."""
+def teach_layers(coder: LISTA | DLADMM, model: SparseModel, level: tuple[float, float]) -> None:
+    """Lowers the mean objective after the last layer, on fresh signals at every step."""
     optimizer = torch.optim.Adam(coder.parameters(), 1e-3)
-    for turn in range(500):
-        signals = bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + turn)
+    for step in range(500):
+        signals = bernoulli_gaussian(model.dictionary, *level, 16, 1_000 + step)
         *_, code = coder.codes(signals, 15)
         loss = (model.objective(code, signals) / model.objective(0 * code, signals)).mean()
         optimizer.zero_grad()
@@ -154,7 +154,7 @@ class Relaxed:
             yield self.coder.code(u)
 
 
-def aggregated(coder: LearnedALM, model: Model, signals: Tensor, depth: int, mu: float) -> Tensor:
+def aggregated(coder: LearnedALM, model: SparseModel, signals: Tensor, depth: int, mu: float) -> Tensor:
     """The code after aggregated steps; the leader descends the objective itself."""
     T, u = coder.operator(signals), coder.start(signals)
     largest = float(T.metric.floor) / (model.curvature * float(coder.spectrum.max()))
@@ -164,7 +164,7 @@ def aggregated(coder: LearnedALM, model: Model, signals: Tensor, depth: int, mu:
     return coder.code(u)
 
 
-def objectives(coder: Coder, model: Model, signals: Tensor, steps: int) -> Tensor:
+def objectives(coder: Coder, model: SparseModel, signals: Tensor, steps: int) -> Tensor:
     """(steps, B)."""
     with torch.no_grad():
         return torch.stack([model.objective(code, signals) for code in coder.codes(signals, steps)])
@@ -181,8 +181,8 @@ def needed(gap: Tensor, tolerance: float = 1e-6) -> float | None:
 def sparse(_: Photos, out: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     A = nn.functional.normalize(torch.randn(250, 500, generator=generator), dim=0)
-    model = Model(A, weights=0.45, curvature=5.0)
-    precise = Model(A.double(), model.weights, model.curvature)
+    model = SparseModel(A, weights=0.45, curvature=5.0)
+    precise = SparseModel(A.double(), model.weights, model.curvature)
     mu, seconds, levels, curves = 0.1, dict[str, float](), dict[str, Any](), {}
     for level in LEVELS:
         began = time.process_time()
@@ -254,8 +254,8 @@ def shown(coder: Coder, dictionary: Tensor, observed: Tensor, steps: int) -> Ite
 
 def patches(material: Photos, out: Path) -> dict[str, Any]:
     began = time.process_time()
-    side, spoil = 16, SaltAndPepper()
-    clean_crops = SyntheticCrops(CropCache(grey(material.train)), spoil, 4 * side)
+    side, degrade = 16, SaltAndPepper()
+    clean_crops = SyntheticCrops(CropCache(grey(material.train)), degrade, 4 * side)
     draws = Batches(clean_crops, 2, ahead=False)
     rows = torch.cat([patches_of(draws(n).clean, side) for n in range(200)])
     generator = torch.Generator().manual_seed(0)
@@ -263,7 +263,7 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
     print("patches: dictionary", round(time.process_time() - began), "s", flush=True)
 
     pictures = [p[:, : p.shape[1] // side * side, : p.shape[2] // side * side] for p in grey(material.test)[:3]]
-    tests = [spoil(p[None].float() / 255, torch.Generator().manual_seed(i)) for i, p in enumerate(pictures)]
+    tests = [degrade(p[None].float() / 255, torch.Generator().manual_seed(i)) for i, p in enumerate(pictures)]
     held = draws(10_000)
 
     def scores(coder: Coder, marks: tuple[int, ...]) -> dict[str, float]:
@@ -275,11 +275,11 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
                         found[k].append(float(psnr(image, sample.clean)))
         return {str(k): round(sum(v) / len(v), 2) for k, v in found.items() if v}
 
-    def by_hand(make: Callable[[Model], Coder], curvature: float) -> tuple[Coder, float]:
+    def by_hand(make: Callable[[SparseModel], Coder], curvature: float) -> tuple[Coder, float]:
         """The best of four weights on a few training crops."""
         best: tuple[float, Coder, float] | None = None
         for weight in (0.2, 0.4, 0.8, 1.6):
-            coder = make(Model(A, weight, curvature))
+            coder = make(SparseModel(A, weight, curvature))
             *_, image = shown(coder, A, held.observed, 150)
             value = summary(psnr(image, held.clean))
             if best is None or value > best[0]:
@@ -298,15 +298,15 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
         coder, weight = by_hand(make, curvature)
         table[name], chosen[name] = scores(coder, beyond), weight
         print("patches:", name, weight, table[name], flush=True)
-    model = Model(A, chosen["LADMM"])
+    model = SparseModel(A, chosen["LADMM"])
     torch.manual_seed(0)
     for name, family in (("LISTA", LISTA), ("D-LADMM", DLADMM)):
         tried = []
         for rate in (1e-4, 1e-3):
             net = family(model)
             optimizer = torch.optim.Adam(net.parameters(), rate)
-            for turn in range(150):
-                sample = draws(turn)
+            for step in range(150):
+                sample = draws(step)
                 *_, image = shown(net, A, sample.observed, 15)
                 optimizer.zero_grad()
                 losses.l2(image, sample.clean).backward()
@@ -320,7 +320,7 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, mu in (("BMO", MU), ("the same, unrolled (mu = 0)", 0.0)):
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
-        log = trained(restorer, draws, turns=150, depth=15, mu=mu, rate=0.02)
+        log = trained(restorer, draws, steps=150, depth=15, mu=mu, rate=0.02)
         table[name] = scores(restorer.coder, beyond)
         facts[name] = settled(log)
         print("patches:", name, table[name], round(time.process_time() - began), "s", flush=True)
@@ -338,12 +338,12 @@ def patches(material: Photos, out: Path) -> dict[str, Any]:
 
 
 def trained(
-    restorer: FixedPointRestorer, draws: Callable[[int], Sample], *, turns: int, depth: int, mu: float, rate: float
+    restorer: FixedPointRestorer, draws: Callable[[int], Sample], *, steps: int, depth: int, mu: float, rate: float
 ) -> list[dict[str, float]]:
     """Bilevel Meta Optimization (mu = 0: plain unrolling); the log."""
 
     def schedule(n: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * n / turns))
+        return 0.5 * (1 + math.cos(math.pi * n / steps))
 
     learner = Learner(
         [p for p in restorer.parameters() if p.requires_grad],
@@ -351,12 +351,12 @@ def trained(
         schedule=schedule,
         clip=1.0,
     )
-    scheme = MetaTraining(restorer, losses.l2, learner, steps=depth, mu=mu)
-    return [scheme.step([draws(turn)]) for turn in range(turns)]
+    scheme = MetaTraining(restorer, losses.l2, learner, iterations=depth, mu=mu)
+    return [scheme.step([draws(step)]) for step in range(steps)]
 
 
 def settled(log: list[dict[str, float]]) -> dict[str, float]:
-    """What the log says of the claims: how far residuals fell within every turn, and gradients over the turns."""
+    """What the log says of the claims: how far residuals fell within every step, and gradients over the steps."""
     last = max(int(name.split("/")[1]) for name in log[0] if name.startswith("residual/"))
     falls = [line[f"residual/{last}"] / max(line[f"residual/{k}"] for k in range(last + 1)) for line in log]
     tenth = max(len(log) // 10, 1)
@@ -366,7 +366,7 @@ def settled(log: list[dict[str, float]]) -> dict[str, float]:
         return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
 
     return {
-        "largest_residual_ratio_of_any_turn": max(falls),
+        "largest_residual_ratio_of_any_step": max(falls),
         "gradient_first_tenth": ends("gradient")[0],
         "gradient_last_tenth": ends("gradient")[1],
         "change_first_tenth": ends("change")[0],
@@ -382,7 +382,7 @@ def run_long(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> d
     quality, change, residual = (torch.zeros(steps, dtype=torch.float64) for _ in range(3))
     with torch.no_grad():
         for sample in tests:
-            problem = restorer.problem(sample.observed, sample.known)
+            problem = restorer.problem(sample.observed, sample.kernel)
             T, u = Watched(problem.operator), problem.start
             for k in range(steps):
                 fresh = T(u)
@@ -401,7 +401,7 @@ def each_psnr(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> 
     found = []
     with torch.no_grad():
         for sample in tests:
-            problem = restorer.problem(sample.observed, sample.known)
+            problem = restorer.problem(sample.observed, sample.kernel)
             u = problem.start
             for _ in range(steps):
                 u = problem.operator(u)
@@ -422,7 +422,7 @@ def compare(
     for way, (restorer, mu) in ways.items():
         began = time.process_time()
         if mu is not None:
-            log = trained(restorer, draws, turns=TURNS, depth=depth, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
+            log = trained(restorer, draws, steps=STEPS, depth=depth, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
             logs[way] = settled(log)
             if way == "BMO":
                 plot_log(log, out.with_name(f"paper_c_{name}_training.png"))
@@ -430,7 +430,7 @@ def compare(
         curves[way] = run_long(restorer, tests, 10 * depth)
         single[way] = each_psnr(restorer, tests, 10 * depth)
         sample = tests[0]
-        problem = restorer.problem(sample.observed, sample.known)
+        problem = restorer.problem(sample.observed, sample.kernel)
         with torch.no_grad():
             u = problem.start
             for _ in range(10 * depth):
@@ -463,16 +463,16 @@ def compare(
         "untouched": round(untouched, 2),
         "pictures": len(tests),
         "depth": depth,
-        "turns": TURNS,
+        "steps": STEPS,
     }
 
 
-def gaussian_denoiser(net: nn.Module, pictures: list[Tensor], level: float, turns: int, rate: float) -> nn.Module:
+def gaussian_denoiser(net: nn.Module, pictures: list[Tensor], level: float, steps: int, rate: float) -> nn.Module:
     """For plug-and-play: trained on white noise, then frozen."""
     draws = Batches(SyntheticCrops(CropCache(pictures), GaussianNoise((level, level)), 40), 4, seed=3, ahead=False)
     optimizer = torch.optim.Adam(net.parameters(), rate)
-    for turn in range(turns):
-        sample = draws(turn)
+    for step in range(steps):
+        sample = draws(step)
         optimizer.zero_grad()
         losses.l2(net(sample.observed), sample.clean).backward()
         optimizer.step()
@@ -487,10 +487,10 @@ def best_penalty(make: Callable[[float], FixedPointRestorer], sample: Sample, va
 def deblurring(material: Photos) -> tuple[Batches, list[Sample], dict[str, FixedPointRestorer]]:
     """What to train on, what to test on, and plug-and-play with a certified and a plain denoiser."""
     pictures = grey(material.train)
-    spoil = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.03)))
-    draws = Batches(SyntheticCrops(CropCache(pictures), spoil, 64, margin=8), 2, ahead=False)
+    degrade = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.03)))
+    draws = Batches(SyntheticCrops(CropCache(pictures), degrade, 64, margin=8), 2, ahead=False)
     tests = [
-        spoil(p[None, :, 100:236, 100:236].float() / 255, torch.Generator().manual_seed(i))
+        degrade(p[None, :, 100:236, 100:236].float() / 255, torch.Generator().manual_seed(i))
         for i, p in enumerate(grey(material.test)[:12])
     ]
     torch.manual_seed(0)
@@ -524,7 +524,7 @@ def leader(material: Photos, _: Path) -> dict[str, Any]:
     single = {}
     for mu in (0.0, 0.03, MU, 0.3):
         restorer = thawed(shelf["certified"])
-        trained(restorer, draws, turns=TURNS, depth=DEPTH, mu=mu, rate=1e-2)
+        trained(restorer, draws, steps=STEPS, depth=DEPTH, mu=mu, rate=1e-2)
         single[mu] = each_psnr(restorer, tests, 10 * DEPTH)
         print("leader:", mu, summary(single[mu]), flush=True)
     facts = {}
@@ -544,11 +544,11 @@ def thawed(restorer: FixedPointRestorer) -> FixedPointRestorer:
     return copy.deepcopy(restorer).requires_grad_(True)
 
 
-def fixed_batch(restorer: FixedPointRestorer, sample: Sample, turns: int = TURNS) -> dict[str, float]:
-    """Stationarity, without the noise of drawing: the same four crops at every turn, a constant rate."""
+def fixed_batch(restorer: FixedPointRestorer, sample: Sample, steps: int = STEPS) -> dict[str, float]:
+    """Stationarity, without the noise of drawing: the same four crops at every step, a constant rate."""
     learner = Learner(restorer.parameters(), lambda p: torch.optim.Adam(p, 5e-3))
-    scheme = MetaTraining(restorer, losses.l2, learner, steps=DEPTH, mu=MU)
-    return settled([scheme.step([sample]) for _ in range(turns)])
+    scheme = MetaTraining(restorer, losses.l2, learner, iterations=DEPTH, mu=MU)
+    return settled([scheme.step([sample]) for _ in range(steps)])
 
 
 def rain(material: Photos, out: Path) -> dict[str, Any]:
@@ -680,7 +680,7 @@ def plot_log(log: list[dict[str, float]], path: Path) -> None:
     from twofold.train.convergence import draw
 
     series = {name: [line[name] for line in log] for name in log[0]}
-    draw({"turn": [float(n + 1) for n in range(len(log))], **series}, path)
+    draw({"step": [float(n + 1) for n in range(len(log))], **series}, path)
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
@@ -746,7 +746,7 @@ def claims_table(facts: dict[str, Any]) -> str:
     """The six checkable claims, each judged by its numbers."""
     pictures = {name: facts[name] for name in ("deconvolution", "rain", "rain_shallow")}
     ways = {name: f["ways"] for name, f in pictures.items()}
-    ratio = {name: f["training"]["BMO"]["largest_residual_ratio_of_any_turn"] for name, f in pictures.items()}
+    ratio = {name: f["training"]["BMO"]["largest_residual_ratio_of_any_step"] for name, f in pictures.items()}
     change = {name: w["BMO"]["change_beyond"] for name, w in ways.items()}
     falls = {n: (w["BMO"]["residual_trained_depth"], w["BMO"]["residual_beyond"]) for n, w in ways.items()}
     still = facts["deconvolution"]["fixed_batch"]

@@ -5,7 +5,7 @@
 FOLDER holds a checkout of github.com/csdwren/PReNet, whose code and weights are under its own terms and stay there.
 Without it, the same arithmetic in the official layout (four convolutions for the gates, plain layout, float32) and
 random weights stand in, and the change in PSNR is left out. Every variant lives in a process of its own, so that each
-has its allocator; they take turns, and the best round counts. CPU seconds of one thread are disturbed least by other
+has its allocator; they alternate, and the best round counts. CPU seconds of one thread are disturbed least by other
 work; run it on a quiet machine all the same.
 """
 
@@ -99,7 +99,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def speed(options: argparse.Namespace, side: int) -> dict[str, Any]:
-    """Best CPU and wall seconds of every variant at `side` × `side`, in turns."""
+    """Best CPU and wall seconds of every variant at `side` × `side`, interleaved."""
     workers = {
         name: (Worker(options, environment), {"do": "time", "side": side, "recipe": recipe})
         for name, (recipe, environment) in VARIANTS.items()
@@ -197,7 +197,7 @@ def runner(options: argparse.Namespace, recipe: dict[str, bool] | None) -> Calla
     if recipe is None:
         network = official(options)
         return torch.inference_mode()(lambda x: network(x))
-    return runtime.run(ours(options), runtime.Recipe(**recipe))
+    return runtime.runner(ours(options), runtime.ExecutionPlan(**recipe))
 
 
 def ours(options: argparse.Namespace, kind: str = "light") -> Any:
@@ -253,8 +253,8 @@ def measure_quality(options: argparse.Namespace, task: dict[str, Any]) -> dict[s
 
     network = ours(options, task["kind"])
     runs = {
-        "float32": runtime.run(network, runtime.plain()),
-        "recipe": runtime.run(network, runtime.Recipe(**(VARIANTS[RECIPE][0] or {}))),
+        "float32": runtime.runner(network, runtime.plain()),
+        "recipe": runtime.runner(network, runtime.ExecutionPlan(**(VARIANTS[RECIPE][0] or {}))),
     }
     folder = options.data / "rain" / "Rain100"
     names = [path.name for path in images.find([folder / "clean"])][::5]
@@ -280,7 +280,7 @@ def denormals(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from twofold.runtime import flush_denormals_, plain, run
+    from twofold.runtime import flush_denormals_, plain, runner
 
     clean = ours(options)
     dying = copy.deepcopy(clean)
@@ -291,7 +291,7 @@ def denormals(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]:
                 b[::2] = 1e-39 * b[::2].sign()
     flushed = copy.deepcopy(dying)
     count = flush_denormals_(flushed)
-    runs = {name: run(net, plain()) for name, net in (("denormal", dying), ("flushed", flushed), ("clean", clean))}
+    runs = {name: runner(net, plain()) for name, net in (("denormal", dying), ("flushed", flushed), ("clean", clean))}
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     same = torch.equal(runs["denormal"](images), runs["flushed"](images))
     same_as_clean = torch.equal(runs["clean"](images), runs["flushed"](images))
@@ -313,7 +313,7 @@ def photograph(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]
 
     from twofold import images, runtime, tiling
 
-    network, recipe = ours(options), runtime.Recipe(**(VARIANTS[RECIPE][0] or {}))
+    network, recipe = ours(options), runtime.ExecutionPlan(**(VARIANTS[RECIPE][0] or {}))
     width = int((options.megapixels * 1e6 * 4 / 3) ** 0.5)
     height = int(options.megapixels * 1e6 / width)
     with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +321,7 @@ def photograph(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]
         # In a process of its own: this one's high-water mark must not know of it.
         subprocess.run([sys.executable, "-c", LARGE_PHOTOGRAPH, str(height), str(width), str(path)], check=True)
         example = torch.rand(1, 3, 128, 128)
-        run = runtime.run(network, recipe)
+        run = runtime.runner(network, recipe)
         per_pixel = runtime.peak_bytes(run, example) // 128**2
         budget = tiling.Budget(per_pixel=per_pixel)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -334,7 +334,7 @@ def photograph(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]
     part = picture.pixels[..., :700, :900]
     differences = {}
     for name, settings in (("float32", runtime.plain()), ("recipe", recipe)):
-        one = runtime.run(network, settings)
+        one = runtime.runner(network, settings)
         pieces = tiling.tiled(one, part, halo=network.halo, tile=300)
         differences[f"largest_difference_tiled_{name}"] = float((pieces - one(part)).abs().max())
     return {

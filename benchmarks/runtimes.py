@@ -3,7 +3,8 @@
     python benchmarks/runtimes.py --json benchmarks/results/runtimes.json
 
 One thread. The variants take turns, and the best round counts, in CPU seconds: other work on the machine disturbs those
-least. `restore` is the library's own way, with the recipe that it measured. What is not installed is left out; the
+least. "torch, float32" is the network as it was written; `restore` is the library's own way, which takes bfloat16 where
+the model's card allows it. What is not installed is left out; the
 extras are [onnx] and [openvino]. PReNet has random weights (`--prenet` names an imported file), so its pictures say
 nothing about quality; `rms` is the deviation from plain float32 in grey levels, `change` that of PSNR in dB.
 """
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def measure(source: str | Path, name: str, side: int, rounds: int, peak: Mapping[str, float]) -> dict[str, Any]:
-    restorer = zoo.load(source)
+    restorer: Any = zoo.load_restorer(source)
     whole = network.Whole(restorer)
     task = zoo.cards()[name].task if name in zoo.cards() else "rain"
     pair = precision.pairs(whole, task)[0]
@@ -104,8 +105,9 @@ def variants(
         return lambda x: model.restore(images.from_any(x))[0].pixels
 
     found: dict[str, Runner] = {
-        "torch, float32": restored(api.load(source, fast=False)),
-        "restore": restored(api.load(source)),
+        "torch, float32": restored(api.load(source, precision="exact")),
+        "restore, float32": restored(api.load(source, precision="float32")),
+        "restore, bf16": restored(api.load(source, precision="bf16")),
     }
     failed: dict[str, str] = {}
     model = onnx_graph.to_onnx(network.trace(whole), whole, {"written_by": "benchmark"})
@@ -161,7 +163,7 @@ def prenet(folder: Path, weights: Path | None) -> Path:
     torch.manual_seed(0)
     spec = zoo.PlainSpec(net=zoo.PReNetSpec())
     restorer = spec.build()
-    zoo.save(folder / "prenet.safetensors", restorer, spec)
+    zoo.save_restorer(folder / "prenet.safetensors", restorer, spec)
     return folder / "prenet.safetensors"
 
 

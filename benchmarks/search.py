@@ -30,7 +30,7 @@ from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
 from twofold.search.difference import ForwardDifference
 from twofold.search.loss_space import PLAIN, LossSpace
-from twofold.search.supernet import Mixture, architecture, mixtures, weights
+from twofold.search.supernet import Mixture, architecture, mixtures, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.second_order import CentralDifference, Cross
@@ -77,16 +77,16 @@ def plain_first_order(net: nn.Module, train: Pair, validation: Pair) -> list[Ten
 
 def plain_one_step(net: nn.Module, train: Pair, validation: Pair) -> list[Tensor]:
     """Second-order DARTS: a virtual step on a copy, then two gradients at shifted weights."""
-    alpha, omega = list(architecture(net).values()), list(weights(net).values())
+    alpha, omega = list(architecture(net).values()), list(network_weights(net).values())
     gradient = torch.autograd.grad(restoration(net(train[0]), train[1]), omega)
     virtual = copy.deepcopy(net)
     with torch.no_grad():
-        for p, g in zip(weights(virtual).values(), gradient, strict=True):
+        for p, g in zip(network_weights(virtual).values(), gradient, strict=True):
             p -= STEP * g
     virtual.zero_grad()
     restoration(virtual(validation[0]), validation[1]).backward()
     direct = [p.grad for p in architecture(virtual).values()]
-    v = [p.grad for p in weights(virtual).values()]
+    v = [p.grad for p in network_weights(virtual).values()]
     e = RADIUS / torch.cat([g.flatten() for g in v]).norm()
 
     def shifted(by: Tensor) -> tuple[Tensor, ...]:
@@ -109,7 +109,7 @@ def ours(strategy: Strategy) -> Callable[[nn.Module, Pair, Pair], list[Tensor]]:
             return lambda a, w: restoration(torch.func.functional_call(net, {**a, **w}, (observed,)), pair[1])
 
         problem = Bilevel(upper=on(validation), lower=on(train))
-        found = hypergradient(problem, dict(architecture(net)), dict(weights(net)), strategy=strategy)
+        found = hypergradient(problem, dict(architecture(net)), dict(network_weights(net)), strategy=strategy)
         return list(found.gradient.values())
 
     return step
@@ -190,7 +190,7 @@ def beta_step(size: int, batch: int) -> dict[str, Callable[[], object]]:
     space = LossSpace(PLAIN)
     train, validation = pictures(size, batch)
     alpha = {name: p.detach() for name, p in architecture(net).items()}
-    omega = {name: p.detach() for name, p in weights(net).items()}
+    omega = {name: p.detach() for name, p in network_weights(net).items()}
     beta = {name: p.detach() for name, p in space.named_parameters()}
 
     def restored(w: dict[str, Tensor], pair: Pair) -> Tensor:

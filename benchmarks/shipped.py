@@ -57,8 +57,8 @@ def blurred(data: Path, level: float) -> list[Sample]:
     kernels = scipy.io.loadmat(data / "deblur/kernels/kernels_12.mat")["kernels"].ravel()
     cases = []
     for path, array in zip(images.find([data / "deblur/Set12"]), kernels, strict=True):
-        spoil = Blur(Given((check_kernel(torch.from_numpy(array).float()),)), GaussianNoise((level, level)))
-        cases.append(spoil(images.read(path).pixels[:, :1], torch.Generator().manual_seed(1)))
+        degrade = Blur(Given((check_kernel(torch.from_numpy(array).float()),)), GaussianNoise((level, level)))
+        cases.append(degrade(images.read(path).pixels[:, :1], torch.Generator().manual_seed(1)))
     return cases
 
 
@@ -67,7 +67,7 @@ def by(restorer: Restorer, level: float | None = None) -> Method:
 
     def restored(case: Sample) -> Tensor:
         told = None if level is None else torch.full_like(case.observed[:, :1], level)
-        return restorer(case.observed, guidance=told, known=case.known).image
+        return restorer(case.observed, guidance=told, kernel=case.kernel).image
 
     return restored
 
@@ -76,7 +76,7 @@ def learned(model: twofold.api.Model, level: float | None = None) -> Method:
     """The same for a shipped model."""
 
     def restored(case: Sample) -> Tensor:
-        image: Tensor = model(case.observed, kernel=case.known, guidance=level).image
+        image: Tensor = model(case.observed, kernel=case.kernel, guidance=level).image
         return image
 
     return restored
@@ -99,7 +99,7 @@ def exposed(method: Method) -> Method:
 
 
 def deblur(data: Path) -> dict[str, Any]:
-    model, wiener, sparse = twofold.load("deblur", fast=False), Wiener(), HyperLaplacian()
+    model, wiener, sparse = twofold.load("deblur", precision="exact"), Wiener(), HyperLaplacian()
     by_noise: dict[str, Any] = {}
     for level in LEVELS:
         methods = {"input": untouched, "wiener": by(wiener), "hyper_laplacian": by(sparse), "deblur": learned(model)}
@@ -133,7 +133,7 @@ def haze(data: Path) -> dict[str, Any]:
     for name, pairs in sets.items():
         cases = [Sample(clean, observed) for observed, clean in map(read_pair, pairs)]
         for ours in ("dehaze", "dehaze-hnu"):
-            model = learned(twofold.load(ours, fast=False))
+            model = learned(twofold.load(ours, precision="exact"))
             methods = {**known, ours: model, f"{ours}, exposure fitted": exposed(model)}
             found.setdefault(name, {})[ours] = table(cases, methods, ours=ours)
     return found

@@ -2,7 +2,7 @@
 
 Ours: what `twofold train` runs (channels-last, bf16 autocast, separable SSIM, one gradient call, huge pages). Plain:
 the same networks contiguous in float32, `backward()`, an SSIM of ordinary 11x11 windows, torch's own allocator. One
-thread, CPU time, the two in processes of their own that take turns; the least of all rounds counts.
+thread, CPU time, the two in processes of their own that alternate; the least of all rounds counts.
 
     python benchmarks/train.py --json benchmarks/results/train.json
 """
@@ -74,7 +74,7 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
     weights = recipe.loss
     halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
     theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
-    factor = build_schedule(recipe.schedule, recipe.turns)
+    factor = build_schedule(recipe.schedule, recipe.steps)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (theta, omega)]
 
     def step(known_cause: Sample, sample: Sample) -> None:
@@ -82,7 +82,7 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
         F.mse_loss(restorer.guide(known_cause.observed), known_cause.guidance).backward()
         theta.step()
         omega.zero_grad()
-        told = () if sample.known is None else (sample.known,)
+        told = () if sample.kernel is None else (sample.kernel,)
         restored = restorer.net(sample.observed, restorer.guide(sample.observed).detach(), *told)
         sum(weight * PLAIN[name](restored, sample.clean) for name, weight in weights.items()).backward()
         if recipe.optimizer.clip:
@@ -117,14 +117,14 @@ def in_layout(way: str, sample: Sample) -> Sample:
 def worker(way: str, case: str) -> None:
     """A step for every line that comes in; its CPU seconds go out."""
     torch.set_num_threads(1)
-    recipe = recipes.read(case, CASES[case])
+    recipe = recipes.read_recipe(case, CASES[case])
     _, step = step_of(way, recipe)
     batch, crop = recipe.data.batch, recipe.data.crop
     clean, observed = torch.rand(2, batch, recipe.model.channels, crop, crop)
-    known = None
+    kernel = None
     if recipe.task == "deconvolution":
-        known = CameraShake(size=37)(torch.Generator().manual_seed(0)).expand(batch, -1, -1, -1)
-    sample = in_layout(way, Sample(clean, observed, (clean[:, :1] > 0.5).float(), known))
+        kernel = CameraShake(size=37)(torch.Generator().manual_seed(0)).expand(batch, -1, -1, -1)
+    sample = in_layout(way, Sample(clean, observed, (clean[:, :1] > 0.5).float(), kernel))
     for _ in sys.stdin:
         began = time.process_time()
         step(sample, sample)
@@ -163,21 +163,21 @@ def rained(photos: list[Any], seed: int) -> tuple[list[Tensor], list[Tensor]]:
     return observed, clean
 
 
-def learned(turns: int, seeds: int) -> dict[str, Any]:
-    """PSNR of a small network on other photographs after equal turns on equal crops."""
+def learned(steps: int, seeds: int) -> dict[str, Any]:
+    """PSNR of a small network on other photographs after equal steps on equal crops."""
     train = rained([data.astronaut(), data.coffee(), data.rocket()], 0)
     seen, true = rained(
         [data.chelsea()[:256, :256], data.cat()[:256, :256], data.immunohistochemistry()[:256, :256]], 1
     )
-    changes = ["model.net={kind: unet, widths: [16, 32], blocks: [1, 1]}", f"turns={turns}", "schedule.warmup=20"]
+    changes = ["model.net={kind: unet, widths: [16, 32], blocks: [1, 1]}", f"steps={steps}", "schedule.warmup=20"]
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     for seed in range(seeds):
         for way, values in found.items():
-            recipe = recipes.read("derain", [*changes, f"seed={seed}", "scheme.steering=0.0"])
+            recipe = recipes.read_recipe("derain", [*changes, f"seed={seed}", "scheme.steering=0.0"])
             restorer, step = step_of(way, recipe)
             source = PairCrops(CropCache(train[0]), CropCache(train[1]), 48, rain_region)
             batches = Batches(source, 8, seed=seed, ahead=False)
-            for n in range(turns):
+            for n in range(steps):
                 step(in_layout(way, batches(2 * n)), in_layout(way, batches(2 * n + 1)))
             scores = []
             with torch.no_grad():
@@ -187,7 +187,7 @@ def learned(turns: int, seeds: int) -> dict[str, Any]:
             values.append(sum(scores) / len(scores))
     differences = [a - b for a, b in zip(found["ours"], found["plain"], strict=True)]
     return {
-        "turns": turns,
+        "steps": steps,
         "psnr_ours": [round(value, 3) for value in found["ours"]],
         "psnr_plain": [round(value, 3) for value in found["plain"]],
         "difference": round(sum(differences) / seeds, 4),
@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(CASES), help="time these anew, and keep the rest of --json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -217,7 +217,7 @@ def main() -> None:
     for case in asked.only or CASES:
         steps[case] = {**timed(case, asked.rounds), "changes": CASES[case], "load": load}
         print(case, steps[case], flush=True)
-    quality = kept.get("learning") or learned(asked.turns, asked.seeds)
+    quality = kept.get("learning") or learned(asked.steps, asked.seeds)
     result = {
         "summary": {
             "step_speedup": steps["derain"]["speedup"],

@@ -377,7 +377,7 @@ def gkm() -> str:
         [
             f"`{name}`",
             f"{facts['parameters']:,}",
-            f"{facts['turns']} in {facts['cpu_seconds']} s",
+            f"{facts['steps']} in {facts['cpu_seconds']} s",
             f"{facts['dataset']}, `{facts['protocol']}`",
             f"{facts['input_psnr']:.2f} / {facts['input_ssim']:.3f}",
             f"{facts['psnr']:.2f} / {facts['ssim']:.3f}",
@@ -388,7 +388,7 @@ def gkm() -> str:
     head = [
         "recipe",
         "parameters",
-        "turns",
+        "steps",
         "4 pictures of",
         "untouched (PSNR / SSIM)",
         "restored",
@@ -417,9 +417,9 @@ def searches() -> str:
         ],
         ["places given to SC", *(f"{facts['skip_ratio']:.0%}" for facts in found.values())],
         ["parameters of the network", *(f"{facts['parameters']:,}" for facts in found.values())],
-        ["turns", *(" + ".join(str(stage["turns"]) for stage in both) for both in stages)],
+        ["steps", *(" + ".join(str(stage["steps"]) for stage in both) for both in stages)],
         ["CPU seconds of one core", *("" if s is None else f"{s:.0f}" for s in seconds)],
-        ["a tenth of the turns on crops of 128×128, CPU seconds", "", f"{result('search-128')['cpu_seconds']:.0f}", ""],
+        ["a tenth of the steps on crops of 128×128, CPU seconds", "", f"{result('search-128')['cpu_seconds']:.0f}", ""],
     ]
     return rows(["", *found], body)
 

@@ -27,7 +27,7 @@ from twofold.train.schemes import Learner
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, help="a folder of photographs to train on")
 parser.add_argument("--output", type=Path, default=Path("deconvolution.png"))
-parser.add_argument("--turns", type=int, default=80)
+parser.add_argument("--steps", type=int, default=80)
 arguments = parser.parse_args()
 
 if arguments.data:
@@ -36,24 +36,24 @@ else:
     pictures = [torch.from_numpy(f().copy()).permute(2, 0, 1) for f in (photographs.coffee, photographs.rocket)]
 pictures = [p.float().mean(0, keepdim=True).byte() for p in pictures]
 
-spoil = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.02)))
-batches = Batches(SyntheticCrops(CropCache(pictures), spoil, 64, margin=8), 2)
+degrade = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.02)))
+batches = Batches(SyntheticCrops(CropCache(pictures), degrade, 64, margin=8), 2)
 torch.manual_seed(0)
 restorer = Deconvolution(RidgeDenoiser(filters=16, layers=2), penalty=0.05)
 learner = Learner(restorer.parameters(), lambda p: torch.optim.Adam(p, 1e-2))
-scheme = MetaTraining(restorer, losses.l2, learner, steps=8, mu=0.1)
-for turn in range(arguments.turns):
-    facts = scheme.step([batches(turn)])
-    if turn % 20 == 0:
+scheme = MetaTraining(restorer, losses.l2, learner, iterations=8, mu=0.1)
+for step in range(arguments.steps):
+    facts = scheme.step([batches(step)])
+    if step % 20 == 0:
         shown = ("restoration", "gradient", "residual/0", "residual/7", "contraction")
-        print(f"turn {turn:3}: " + ", ".join(f"{name} {facts[name]:.4g}" for name in shown))
+        print(f"step {step:3}: " + ", ".join(f"{name} {facts[name]:.4g}" for name in shown))
 
 cat = torch.from_numpy(photographs.chelsea()[40:240, 80:280].mean(2)).float()[None, None] / 255
-test = spoil(cat, torch.Generator().manual_seed(1))
+test = degrade(cat, torch.Generator().manual_seed(1))
 for steps in (8, 80):
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=0.0)
     with torch.no_grad():
-        restored = restorer(test.observed, known=test.known)
+        restored = restorer(test.observed, kernel=test.kernel)
     before, after = (-10 * (x - test.clean).square().mean().log10() for x in (test.observed, restored.image))
     print(f"{steps:2} steps: {before:.2f} dB → {after:.2f} dB, residual {restored.report.residual.item():.2g}")
 row = [x.clamp(0, 1).expand(-1, 3, -1, -1) for x in (test.observed, restored.image, test.clean)]

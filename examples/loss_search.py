@@ -1,8 +1,8 @@
 """Which mixture of losses should train your network? Their weights are moved by hypergradients, while it is trained.
 
-    python examples/loss_search.py [--turns 200]
+    python examples/loss_search.py [--steps 200]
 
-The lower level trains a small U-Net against noise by six weighted losses, one step a turn; the upper level asks,
+The lower level trains a small U-Net against noise by six weighted losses, one update per step; the upper level asks,
 through that step, how the weights should change for a smaller error on other photographs. Any network and any upper
 loss will do: give yours to `Search`. A quarter of a minute on one core.
 """
@@ -25,7 +25,7 @@ from twofold.train.schemes import Learner
 from twofold.train.search import Search
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--turns", type=int, default=200)
+parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--output", type=Path, default=Path("loss.yaml"))
 arguments = parser.parse_args()
 
@@ -47,12 +47,12 @@ search = Search(
     strategy=OneStepUnrolled(1e-3),
     searcher=Learner(space.parameters(), lambda p: torch.optim.Adam(p, 0.02)),
     learner=Learner(net.parameters(), lambda p: torch.optim.Adam(p, 1e-3)),
-    warmup=arguments.turns // 4,
+    warmup=arguments.steps // 4,
 )
-for turn in range(arguments.turns):
-    facts = search.step([seen(turn)], [held(turn)])
-    if turn % 40 == 39:
+for step in range(arguments.steps):
+    facts = search.step([seen(step)], [held(step)])
+    if step % 40 == 39:
         weights = "  ".join(f"{name.removeprefix('weight/')} {facts[name]:.2f}" for name in facts if "weight/" in name)
-        print(f"turn {turn + 1:3}   held-out error {facts.get('upper', float('nan')):.5f}   {weights}")
+        print(f"step {step + 1:3}   held-out error {facts.get('upper', float('nan')):.5f}   {weights}")
 space.derive().write(arguments.output)  # `twofold train RECIPE --loss loss.yaml` reads it, for any model
 print(arguments.output)

@@ -25,7 +25,7 @@ from twofold.train.schemes import Learner
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, help="a folder of photographs to train on")
 parser.add_argument("--output", type=Path, default=Path("rain_layers.png"))
-parser.add_argument("--turns", type=int, default=80)
+parser.add_argument("--steps", type=int, default=80)
 arguments = parser.parse_args()
 
 if arguments.data:
@@ -33,23 +33,23 @@ if arguments.data:
 else:
     pictures = [torch.from_numpy(f().copy()).permute(2, 0, 1) for f in (photographs.coffee, photographs.rocket)]
 
-spoil = RainStreaks()
-batches = Batches(SyntheticCrops(CropCache(pictures), spoil, 40), 4)
+degrade = RainStreaks()
+batches = Batches(SyntheticCrops(CropCache(pictures), degrade, 40), 4)
 torch.manual_seed(0)
 # The rain's filters may also shrink the layer as a whole: most pixels are dry.
 restorer = RainLayers(
     RidgeDenoiser(channels=3, filters=16), RidgeDenoiser(channels=3, filters=16, size=7, keep_mean=False)
 )
 learner = Learner(restorer.parameters(), lambda p: torch.optim.Adam(p, 1e-2))
-scheme = MetaTraining(restorer, losses.l2, learner, steps=24, mu=0.1)
-for turn in range(arguments.turns):
-    facts = scheme.step([batches(turn)])
-    if turn % 20 == 0:
+scheme = MetaTraining(restorer, losses.l2, learner, iterations=24, mu=0.1)
+for step in range(arguments.steps):
+    facts = scheme.step([batches(step)])
+    if step % 20 == 0:
         shown = ("restoration", "gradient", "residual/0", "residual/23", "contraction")
-        print(f"turn {turn:3}: " + ", ".join(f"{name} {facts[name]:.4g}" for name in shown))
+        print(f"step {step:3}: " + ", ".join(f"{name} {facts[name]:.4g}" for name in shown))
 
 cat = torch.from_numpy(photographs.chelsea()[40:240, 80:280].copy()).permute(2, 0, 1).float()[None] / 255
-test = spoil(cat, torch.Generator().manual_seed(1))
+test = degrade(cat, torch.Generator().manual_seed(1))
 for steps in (240, 24):  # far beyond the trained depth, where the layers are smoother than they should be, and at it
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=0.0)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """A solver that learns its own metric: sparse codes of signals with outliers, in a fraction of ISTA's iterations.
 
-    python examples/sparse_coding.py [--turns 150]
+    python examples/sparse_coding.py [--steps 150]
 
 The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). What is learned says how the solution is approached, never what it is:
 train on signals of one kind, run as long as you like, and the answer is that of the model. Two minutes on one core.
@@ -11,13 +11,13 @@ import copy
 
 import torch
 
-from twofold.restorers.sparse_coding import ISTA, LearnedALM, Model
+from twofold.restorers.sparse_coding import ISTA, LearnedALM, SparseModel
 from twofold.solve.meta import Harmonic, aggregated_step
 
 DEPTH = 15
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--turns", type=int, default=150)
-turns = parser.parse_args().turns
+parser.add_argument("--steps", type=int, default=150)
+steps = parser.parse_args().steps
 
 
 def signals(dictionary: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -30,13 +30,13 @@ def signals(dictionary: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 
 generator = torch.Generator().manual_seed(0)
-model = Model(torch.nn.functional.normalize(torch.randn(64, 128, generator=generator), dim=0), curvature=5.0)
+model = SparseModel(torch.nn.functional.normalize(torch.randn(64, 128, generator=generator), dim=0), curvature=5.0)
 
 # Train: the upper loss is the objective after 15 steps, and the leader pulls at every step on the way.
 coder = LearnedALM(model, whitened=False)
 optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 0.05)
-for turn in range(turns):
-    x = signals(model.dictionary, 16, seed=turn)
+for step in range(steps):
+    x = signals(model.dictionary, 16, seed=step)
     T, u = coder.operator(x), coder.start(x)
     leads = Harmonic(float(T.metric.floor) / (model.curvature * float(coder.spectrum.max())))
     for k in range(DEPTH):
@@ -45,11 +45,11 @@ for turn in range(turns):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if turn % 30 == 0:
-        print(f"turn {turn:3}: objective after {DEPTH} steps {loss.item():.4f}")
+    if step % 30 == 0:
+        print(f"step {step:3}: objective after {DEPTH} steps {loss.item():.4f}")
 
 # Test: how many iterations until the objective is within one millionth of the best, for good?
-exact = Model(model.dictionary.double(), curvature=5.0)
+exact = SparseModel(model.dictionary.double(), curvature=5.0)
 x = signals(exact.dictionary, 20, seed=10_000)
 methods = {
     "ISTA": (ISTA(exact), 4000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from PIL import Image
 
 import twofold
 from tiny_models import TINY, untrained
-from twofold import api, images, runtime, tiling, zoo
+from twofold import api, images, tiling, zoo
 from twofold.contracts import ImageError, TwofoldError, WeightsError
 
 
 @pytest.fixture(scope="module")
 def model(guided_model: Path) -> api.Model:
-    return twofold.load(guided_model, fast=False)
+    return twofold.load(guided_model, precision="exact")
 
 
 def colours(height: int = 12, width: int = 17, *, channels: int = 3) -> torch.Tensor:
@@ -103,34 +104,54 @@ def test_strength_scales_the_map_that_is_used_and_returned(model: api.Model) -> 
     assert (model(observed, strength=1.5).image - half.image).abs().max() > 1e-4
 
 
-def test_a_new_strength_is_neither_measured_nor_kept(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def choose(*_: object, **__: object) -> runtime.Recipe:
-        asked.append(1)
-        return runtime.Recipe(channels_last=True, bfloat16=True, fused=True)
-
-    monkeypatch.setattr(runtime, "choose", choose)
-    model, exact = twofold.load(guided_model), twofold.load(guided_model, fast=False)
+def test_strengths_share_one_copy_of_the_network(guided_model: Path) -> None:
+    model, exact = twofold.load(guided_model, precision="bf16"), twofold.load(guided_model, precision="exact")
     for strength in (1.0, 0.9, 0.8):
         restored, expected = (each(colours(12, 18), strength=strength) for each in (model, exact))
         assert (restored.image - expected.image).square().mean().sqrt() < 0.01
         assert torch.allclose(restored.guidance, expected.guidance, atol=0.01)
-    assert len(asked) == 1
-    assert len(model._ways) == 1
-    model(colours(), guidance=0.5, strength=0.7)
-    model(colours(), guidance=0.5, strength=0.6)
-    assert len(asked) == 2
+    assert len(model._runners) == 1
+
+
+@pytest.mark.parametrize("precision", ["exact", "float32", "bf16"])
+def test_strength_0_returns_the_image_bit_for_bit(guided_model: Path, plain_model: Path, precision: Any) -> None:
+    for file in (guided_model, plain_model):
+        model = twofold.load(file, precision=precision)
+        assert torch.equal(model(colours(), strength=0).image, colours())
+        assert (model(colours(), strength=1e-3).image - colours()).abs().max() < 0.05  # and gets there continuously
+
+
+def test_the_same_call_gives_the_same_image_bit_for_bit(guided_model: Path) -> None:
+    first, second = (twofold.load(guided_model)(colours(40, 50)).image for _ in range(2))
+    assert torch.equal(first, second)
+    model = twofold.load(guided_model)
+    model(colours())
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(colours(40, 50)).image, first)
+
+
+def test_half_precision_is_chosen_only_where_the_card_allows_it(guided_model: Path) -> None:
+    assert not twofold.load(guided_model).plan.bfloat16  # no card
+    with pytest.raises(TwofoldError, match="precision: expected"):
+        twofold.load(guided_model, precision="half")  # type: ignore[arg-type]
+
+
+def test_a_named_model_is_loaded_once(guided_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = zoo.load_restorer
+    monkeypatch.setattr(zoo, "load_restorer", lambda *a, **k: calls.append(a) or original(*a, **k))
+    for _ in range(3):
+        twofold.restore(colours(), guided_model)
+    assert len(calls) == 1
 
 
 def test_a_guide_that_looks_at_every_stage_is_steered_too(tmp_path: Path) -> None:
     spec = zoo.GuidedSpec(
         guidance="rain_region", guide=zoo.GuideSpec(width=4, stage=True), net=zoo.PReNetSpec(recurrences=2, width=4)
     )
-    model = twofold.load(untrained(spec, tmp_path / "stage.safetensors"), fast=False)
+    model = twofold.load(untrained(spec, tmp_path / "stage.safetensors"), precision="exact")
     assert torch.equal(model(colours(), strength=0).guidance, torch.zeros(1, 1, 12, 17))  # type: ignore[arg-type]
     zeros = model(colours(), guidance=0.0)
-    assert torch.allclose(model(colours(), strength=0).image, zeros.image, atol=1e-6)
     assert (model(colours()).image - zeros.image).abs().max() > 1e-4
 
 
@@ -223,7 +244,7 @@ def test_a_tile_may_be_an_integer_of_numpy(model: api.Model) -> None:
 def deblurring(tmp_path_factory: pytest.TempPathFactory) -> api.Model:
     net = zoo.DeconvolutionSpec(stages=1, layers=2, width=4)
     spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
-    return twofold.load(untrained(spec, tmp_path_factory.mktemp("models") / "deblur.safetensors"), fast=False)
+    return twofold.load(untrained(spec, tmp_path_factory.mktemp("models") / "deblur.safetensors"), precision="exact")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.uint16, bool])
@@ -257,8 +278,8 @@ def test_a_model_without_a_map_returns_none_and_takes_none(plain_model: Path) ->
     restored = model(colours())
     assert restored.guidance is None
     assert torch.allclose(restored.image, directly(model, colours()), atol=1e-6)
-    with pytest.raises(TwofoldError, match="no guidance map"):
-        model(colours(), strength=0.5)
+    half = model(colours(), strength=0.5).image
+    assert torch.allclose(half, (colours() + restored.image) / 2, atol=1e-6)  # without a map, strength blends
     with pytest.raises(TwofoldError, match="takes no guidance"):
         model(colours(), guidance=0.5)
 

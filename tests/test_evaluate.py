@@ -62,10 +62,10 @@ def test_every_picture_has_its_score_and_the_inputs() -> None:
 
 
 def test_what_is_known_of_a_sample_is_told_to_the_restorer() -> None:
-    def moved(observed: Tensor, *, known: Tensor) -> Restored:
-        return Restored(observed + known)
+    def moved(observed: Tensor, *, kernel: Tensor) -> Restored:
+        return Restored(observed + kernel)
 
-    cases = [(name, sample._replace(known=sample.clean - sample.observed)) for name, sample in tensors()]
+    cases = [(name, sample._replace(kernel=sample.clean - sample.observed)) for name, sample in tensors()]
     assert all(row.psnr > 100 for row in evaluate(moved, cases, RGB).rows)
 
 

@@ -35,10 +35,10 @@ def cluster() -> Iterator[Any]:
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray itself
 
 
-def killed_once(folder: Path) -> type[fleet.Worker]:
+def killed_once(folder: Path) -> type[fleet.FleetWorker]:
     """A worker that notes each picture it has restored; the first with three is killed before it hands on the third."""
 
-    class Mortal(fleet.Worker):
+    class Mortal(fleet.FleetWorker):
         done = 0
 
         def restore(self, data: bytes, source: Path, suffix: str) -> Any:
@@ -68,7 +68,7 @@ def test_nothing_is_lost_or_twice_when_one_of_two_workers_is_killed(
     steps: list[tuple[int, int]] = []
     results = fleet.restore_all(
         pairs,
-        fleet.Work(str(guided_model)),
+        fleet.FleetWork(str(guided_model)),
         workers=2,
         progress=lambda done, total: steps.append((done, total)),
         worker=killed_once(notes),
@@ -84,7 +84,7 @@ def test_nothing_is_lost_or_twice_when_one_of_two_workers_is_killed(
     restored = [name for names in logs.values() for name in names]
     assert sorted(set(restored)) == [source.name for source in sources]
     assert steps == [(number, 16) for number in range(1, 17)]
-    model = api.load(guided_model, fast=False)
+    model = api.load(guided_model, precision="exact")
     for source, target in pairs:
         wanted = model.restore(images.read(source))[0].pixels.clamp(0, 1)
         assert (images.read(target).pixels - wanted).abs().max() < 2.5 / 255
@@ -96,7 +96,7 @@ def test_a_broken_file_costs_itself(cluster: Any, tmp_path: Path, picture: Maker
     broken = tmp_path / "in" / "broken.png"
     broken.write_bytes(b"no picture")
     pairs = [(path, tmp_path / "out" / path.name) for path in (broken, good, missing)]
-    results = fleet.restore_all(pairs, fleet.Work(str(guided_model)), workers=1)
+    results = fleet.restore_all(pairs, fleet.FleetWork(str(guided_model)), workers=1)
     assert [result.error is None for result in results] == [False, True, False]
     assert str(broken) in str(results[0].error)
     assert "cannot be read" in str(results[2].error)
@@ -110,18 +110,18 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fleet, "import_module", missing)
     with pytest.raises(TwofoldError, match=r"pip install 'twofold\[ray\]'"):
-        fleet.restore_all([(Path("a.png"), Path("b.png"))], fleet.Work("derain"))
+        fleet.restore_all([(Path("a.png"), Path("b.png"))], fleet.FleetWork("derain"))
 
 
 def test_a_row_is_restored_as_the_file_would_be(tmp_path: Path, picture: Maker, guided_model: Path) -> None:
     source, target = picture("in/a.png", 20, 24), tmp_path / "out" / "a.png"
     row = fleet._read({"source": str(source), "target": str(target)})
-    worker = fleet.Worker(fleet.Work(str(guided_model), strength=0.5))
+    worker = fleet.FleetWorker(fleet.FleetWork(str(guided_model), strength=0.5))
     batch = worker({name: [value] for name, value in row.items()})
     done = fleet._write({name: values[0] for name, values in batch.items()})
     assert not done["error"]
     assert "data" not in done
-    wanted = api.load(guided_model, fast=False).restore(images.read(source), strength=0.5)[0].pixels.clamp(0, 1)
+    wanted = api.load(guided_model, precision="exact").restore(images.read(source), strength=0.5)[0].pixels.clamp(0, 1)
     assert (images.read(target).pixels - wanted).abs().max() < 2.5 / 255
     assert torch.get_num_threads() == 1
 

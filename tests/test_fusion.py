@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tiny_models import convolutions
 from twofold.fusion import fused
 from twofold.nets.prenet import PReNet
-from twofold.runtime import Recipe, run
+from twofold.runtime import ExecutionPlan, runner
 
 
 @given(seed=st.integers(0, 100), height=st.integers(1, 20), width=st.integers(1, 20))
@@ -19,7 +19,7 @@ def test_fusing_is_exact_at_every_size(seed: int, height: int, width: int) -> No
     net = convolutions(seed)
     net.mirrored.padding_mode = "zeros"  # mirroring needs two pixels
     images = torch.rand(1, 3, height, width)
-    assert torch.allclose(run(net, Recipe(fused=True))(images), net(images), atol=1e-5)
+    assert torch.allclose(runner(net, ExecutionPlan(fused=True))(images), net(images), atol=1e-5)
 
 
 def test_the_residual_network_is_fused_down_to_convolutions_and_gates() -> None:
@@ -42,4 +42,4 @@ def test_a_precise_sum_is_not_rounded_to_the_precision_of_its_first_operand() ->
             return self.layer(x) + x
 
     images = torch.rand(1, 3, 8, 8)
-    assert torch.equal(run(Residual(), Recipe(bfloat16=True, fused=True))(images), images)
+    assert torch.equal(runner(Residual(), ExecutionPlan(bfloat16=True, fused=True))(images), images)

@@ -121,7 +121,7 @@ def asked(server: Server, home: Path, code: str, **more: str) -> subprocess.Comp
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
 
 
-LOAD = "import torch, twofold; print(twofold.load('hf://user/name', fast=False)(torch.zeros(3, 8, 8)).image.shape)"
+LOAD = "import torch, twofold; print(twofold.load('hf://user/name', precision='exact')(torch.zeros(3, 8, 8)).image.shape)"
 
 
 def test_a_model_is_loaded_from_the_hub_and_then_offline_from_the_cache(
@@ -160,7 +160,7 @@ def test_a_model_is_pushed_with_its_card(server: Server, tmp_path: Path, guided_
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(guided_model.read_bytes())
     weights.with_suffix(".json").write_text('{"name": "mine"}')
-    code = f"from twofold.cli.app import run; run(['export', 'hf://user/name', '--model', {str(weights)!r}])"
+    code = f"from twofold.cli.app import run_command_line as run; run(['export', 'hf://user/name', '--model', {str(weights)!r}])"
     done = asked(server, tmp_path / "home", code)
     assert f"/user/name/commit/{COMMIT}" in done.stdout, done.stderr
     assert server.pushed == {
@@ -172,12 +172,12 @@ def test_a_model_is_pushed_with_its_card(server: Server, tmp_path: Path, guided_
 def test_a_model_is_pulled_into_a_file(server: Server, tmp_path: Path, guided_model: Path) -> None:
     server.files["user/name/model.safetensors"] = guided_model.read_bytes()
     out = tmp_path / "mine.safetensors"
-    code = f"from twofold.cli.app import run; run(['import', 'hf://user/name', {str(out)!r}])"
+    code = f"from twofold.cli.app import run_command_line as run; run(['import', 'hf://user/name', {str(out)!r}])"
     done = asked(server, tmp_path / "home", code)
     assert "guided" in done.stdout, done.stderr
     from twofold import zoo
 
-    assert zoo.read(out)[0] == zoo.read(guided_model)[0]
+    assert zoo.read_weights(out)[0] == zoo.read_weights(guided_model)[0]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_model_is_pulled_into_a_file(server: Server, tmp_path: Path, guided_mo
 )
 def test_a_name_that_cannot_be_meant_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match="write hf://user/name"):
-        hub.place(f"hf://{name}")
+        hub.hub_place(f"hf://{name}")
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_a_name_that_cannot_be_meant_is_refused(name: str) -> None:
     ],
 )
 def test_a_place_is_written_as_it_is_read(name: str) -> None:
-    assert str(hub.place(f"hf://{name}")) == f"hf://{name}"
+    assert str(hub.hub_place(f"hf://{name}")) == f"hf://{name}"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tiny_models import TINY, untrained
 from twofold import interchange, zoo
-from twofold.cli.app import run
+from twofold.cli.app import run_command_line
 from twofold.contracts import TwofoldError, WeightsError
 from twofold.nets.fourier import convolve, psf2otf
 
@@ -127,10 +127,10 @@ def test_the_official_prenet_is_imported_and_restores_the_same(tmp_path: Path) -
     assert len(state) == 32
     assert sum(value.numel() for value in state.values()) == 168_963
     torch.save(state, tmp_path / "net_latest.pth")
-    assert run(["import", str(tmp_path / "net_latest.pth"), str(tmp_path / "mine.safetensors")]) == 0
+    assert run_command_line(["import", str(tmp_path / "net_latest.pth"), str(tmp_path / "mine.safetensors")]) == 0
     observed = torch.rand(1, 3, 20, 17)
     with torch.no_grad():
-        restored = zoo.load(tmp_path / "mine.safetensors")(observed).image
+        restored = zoo.load_restorer(tmp_path / "mine.safetensors")(observed).image
     torch.testing.assert_close(restored, prenet(state, observed), rtol=1e-4, atol=1e-4)
 
 
@@ -142,7 +142,7 @@ def test_the_official_griddehazenet_is_imported_and_restores_the_same(tmp_path: 
     assert spec.net == zoo.GridDehazeSpec()
     observed = torch.rand(1, 3, 21, 34)
     with torch.no_grad():
-        restored = zoo.load(tmp_path / "mine.safetensors")(observed).image
+        restored = zoo.load_restorer(tmp_path / "mine.safetensors")(observed).image
     bare = {name.removeprefix("module."): value for name, value in state.items()}
     torch.testing.assert_close(restored, griddehazenet(bare, observed, 3, 6), rtol=1e-4, atol=1e-4)
 
@@ -186,7 +186,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureF
     torch.save({"weight": Harmful()}, tmp_path / "harmful.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful()))
     for name in ("harmful.pth", "bare.pth"):
-        assert run(["import", str(tmp_path / name), str(tmp_path / "out.safetensors")]) == 1
+        assert run_command_line(["import", str(tmp_path / name), str(tmp_path / "out.safetensors")]) == 1
     printed = capsys.readouterr()
     assert "code of the file was run" not in printed.out
     assert "could run code, so it is not loaded" in printed.err
@@ -220,13 +220,13 @@ def physics(kernel: Tensor | None, sigma: float | None, grow: int = 0) -> Any:
 
 
 def test_a_reconstructor_for_deepinv_takes_kernel_and_noise_from_the_physics(tmp_path: Path) -> None:
-    restorer = zoo.load(untrained(DEBLUR, tmp_path / "deblur.safetensors"))
+    restorer = zoo.load_restorer(untrained(DEBLUR, tmp_path / "deblur.safetensors"))
     model = interchange.as_deepinv(restorer)
     y, kernel = torch.rand(2, 3, 24, 28), torch.rand(1, 1, 5, 5)
     kernel /= kernel.sum()
     with torch.no_grad():
         restored = model(y, physics(kernel, 0.05))
-        one = restorer(y[:, 1:2], known=kernel, guidance=torch.full((2, 1, 24, 28), 0.05)).image
+        one = restorer(y[:, 1:2], kernel=kernel, guidance=torch.full((2, 1, 24, 28), 0.05)).image
     torch.testing.assert_close(restored[:, 1:2], one)
     assert model(y, physics(kernel, None, grow=2)).shape == (2, 3, 28, 32)
     with pytest.raises(TwofoldError, match="no filter"):
@@ -246,7 +246,7 @@ def test_a_reconstructor_undoes_the_blur_of_the_shipped_model() -> None:
 
 
 def test_a_denoiser_for_deepinv_is_steered_by_sigma_and_differentiable(tmp_path: Path) -> None:
-    restorer = zoo.load(untrained(DEBLUR, tmp_path / "deblur.safetensors"))
+    restorer = zoo.load_restorer(untrained(DEBLUR, tmp_path / "deblur.safetensors"))
     model = interchange.as_deepinv_denoiser(restorer)
     x = torch.rand(2, 3, 16, 20, requires_grad=True)
     number, vector = model(x, 0.1), model(x, torch.tensor([0.1, 0.1]))
@@ -273,24 +273,24 @@ def test_deepinvs_own_classes_are_the_base_where_it_is_installed(guided_model: P
 
 def test_a_state_dict_says_which_model_it_is(tmp_path: Path, guided_model: Path) -> None:
     out = tmp_path / "for-spandrel.safetensors"
-    assert run(["export", str(out), "--model", str(guided_model)]) == 0
+    assert run_command_line(["export", str(out), "--model", str(guided_model)]) == 0
     from safetensors.torch import load_file
 
     state = load_file(out)
-    assert all(name == interchange.SPEC or name.startswith("twofold.") for name in state)
+    assert all(name == interchange.SPEC_ENTRY or name.startswith("twofold.") for name in state)
     observed = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
-        again, original = interchange.from_spandrel_state(state)(observed), zoo.load(guided_model)(observed)
+        again, original = interchange.from_spandrel_state(state)(observed), zoo.load_restorer(guided_model)(observed)
     torch.testing.assert_close(again.image, original.image)
     with pytest.raises(WeightsError, match="does not say which model"):
         interchange.from_spandrel_state(published_prenet())
     with pytest.raises(WeightsError, match="do not fit"):
-        interchange.from_spandrel_state({interchange.SPEC: state[interchange.SPEC]})
+        interchange.from_spandrel_state({interchange.SPEC_ENTRY: state[interchange.SPEC_ENTRY]})
 
 
 def test_spandrel_loads_it(tmp_path: Path, guided_model: Path) -> None:
     spandrel = pytest.importorskip("spandrel", reason="spandrel, or torchvision which it needs, is not installed")
-    spec, restorer = interchange.model(guided_model)
+    spec, restorer = interchange.specified_restorer(guided_model)
     interchange.register_with_spandrel()
     interchange.register_with_spandrel()  # twice is once
     found = spandrel.ModelLoader().load_from_state_dict(interchange.spandrel_state(restorer, spec))

@@ -29,7 +29,7 @@ def test_a_file_alone_rebuilds_the_model(tmp_path: Path, net: zoo.UNetSpec | zoo
     spec = zoo.GuidedSpec(guidance="depth", net=net) if guided else zoo.PlainSpec(net=net)
     path = untrained(spec, tmp_path / "model.safetensors")
     torch.manual_seed(0)
-    first, second = zoo.load(path), zoo.load(path)
+    first, second = zoo.load_restorer(path), zoo.load_restorer(path)
     assert states_equal(first, second)
     assert not first.training
     observed = torch.rand(1, 3, 8, 8)
@@ -39,16 +39,16 @@ def test_a_file_alone_rebuilds_the_model(tmp_path: Path, net: zoo.UNetSpec | zoo
 
 def test_saving_and_loading_keeps_every_bit(tmp_path: Path) -> None:
     restorer = zoo.PlainSpec(net=TINY).build()
-    zoo.save(tmp_path / "model.safetensors", restorer, zoo.PlainSpec(net=TINY))
-    assert states_equal(zoo.load(tmp_path / "model.safetensors"), restorer)
+    zoo.save_restorer(tmp_path / "model.safetensors", restorer, zoo.PlainSpec(net=TINY))
+    assert states_equal(zoo.load_restorer(tmp_path / "model.safetensors"), restorer)
 
 
 def test_half_the_size_costs_less_than_a_thousandth(tmp_path: Path) -> None:
     restorer, spec = zoo.PlainSpec(net=TINY).build(), zoo.PlainSpec(net=TINY)
-    zoo.save(tmp_path / "full.safetensors", restorer, spec)
-    zoo.save(tmp_path / "half.safetensors", restorer, spec, half=True)
+    zoo.save_restorer(tmp_path / "full.safetensors", restorer, spec)
+    zoo.save_restorer(tmp_path / "half.safetensors", restorer, spec, half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
-    half = zoo.load(tmp_path / "half.safetensors")
+    half = zoo.load_restorer(tmp_path / "half.safetensors")
     for a, b in zip(half.parameters(), restorer.parameters(), strict=True):
         assert a.dtype == torch.float32
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
@@ -57,24 +57,24 @@ def test_half_the_size_costs_less_than_a_thousandth(tmp_path: Path) -> None:
 def test_an_unknown_name_offers_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "cards", lambda: {"derain": SimpleNamespace(name="derain"), "dehaze": None})
     with pytest.raises(WeightsError, match="unknown model 'derian'; did you mean 'derain'"):
-        zoo.load("derian")
+        zoo.load_restorer("derian")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weights at .*nowhere\.safetensors"):
-        zoo.load(tmp_path / "nowhere.safetensors")
+        zoo.load_restorer(tmp_path / "nowhere.safetensors")
 
 
 def test_a_folder_is_no_model_and_the_file_in_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with pytest.raises(WeightsError, match=r"runs is a folder; name .* e\.g\. .*runs/model\.safetensors$"):
-        zoo.load(tmp_path / "runs")
+        zoo.load_restorer(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("name", ["", " "])
 def test_an_empty_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(WeightsError, match=r"name of the model is empty; .* known: "):
-        zoo.load(name)
+        zoo.load_restorer(name)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model"])
@@ -93,7 +93,7 @@ def test_weights_that_may_not_be_read_are_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(Path, where, denied)
         with pytest.raises(WeightsError, match=r"model.* cannot be read \(Permission denied\)") as caught:
-            zoo.load(path)
+            zoo.load_restorer(path)
     assert "\n" not in str(caught.value)
 
 
@@ -103,15 +103,15 @@ def test_a_truncated_file_is_refused(guided_model: Path, tmp_path: Path, kept: f
     path = tmp_path / "cut.safetensors"
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(WeightsError, match="not a whole safetensors file"):
-        zoo.load(path)
+        zoo.load_restorer(path)
 
 
 @pytest.mark.parametrize("widths", [[16, 8], [8]])
 def test_weights_of_another_model_are_refused(tmp_path: Path, widths: list[int]) -> None:
     other = zoo.PlainSpec(net=zoo.UNetSpec(widths=widths, blocks=[1] * len(widths)))
-    zoo.save(tmp_path / "model.safetensors", other.build(), zoo.PlainSpec(net=TINY))
+    zoo.save_restorer(tmp_path / "model.safetensors", other.build(), zoo.PlainSpec(net=TINY))
     with pytest.raises(WeightsError, match="do not fit") as caught:
-        zoo.load(tmp_path / "model.safetensors")
+        zoo.load_restorer(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
 
 
@@ -129,7 +129,7 @@ def test_a_header_that_builds_nothing_is_refused(tmp_path: Path, header: object,
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(1)}, path, None if header is None else {"twofold_model": json.dumps(header)})
     with pytest.raises(WeightsError, match=reason):
-        zoo.load(path)
+        zoo.load_restorer(path)
 
 
 class Trap:
@@ -151,7 +151,7 @@ def test_a_pickle_is_refused_and_never_unpickled(tmp_path: Path, name: str, form
     else:
         path.write_bytes(pickle.dumps(Trap(sprung), int(form[-1])))
     with pytest.raises(WeightsError, match="pickle" if form != "pickle 0" else "safetensors"):
-        zoo.load(path)
+        zoo.load_restorer(path)
     assert not sprung.exists()
     if "torch" not in form:
         pickle.loads(path.read_bytes())
@@ -167,19 +167,19 @@ def test_a_full_disk_leaves_the_former_weights(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(TwofoldError, match="No space left"):
-        zoo.save(path, zoo.PlainSpec(net=TINY).build(), zoo.PlainSpec(net=TINY))
+        zoo.save_restorer(path, zoo.PlainSpec(net=TINY).build(), zoo.PlainSpec(net=TINY))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("card", zoo.cards().values(), ids=lambda card: card.name)
 def test_a_shipped_model_is_what_its_card_says(card: zoo.Card) -> None:
-    restorer = zoo.load(card.name)
+    restorer = zoo.load_restorer(card.name)
     assert sum(p.numel() for p in restorer.parameters()) == card.parameters
     assert card.bytes < 5_000_000
     assert card.numbers
     channels: int = restorer.channels  # type: ignore[assignment]
     observed = tiling.padded(torch.rand(1, channels, 19, 23), restorer.multiple)
-    restored = restorer(observed, known=torch.full((1, 1, 3, 3), 1 / 9) if restorer.takes_kernel else None)
+    restored = restorer(observed, kernel=torch.full((1, 1, 3, 3), 1 / 9) if restorer.takes_kernel else None)
     assert restored.image.shape == observed.shape
     assert torch.isfinite(restored.image).all()

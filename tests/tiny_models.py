@@ -20,7 +20,7 @@ def untrained(spec: zoo.GuidedSpec | zoo.PlainSpec, path: Path) -> Path:
     with torch.no_grad():
         for parameter in restorer.parameters():
             parameter.copy_(0.1 * torch.randn_like(parameter))
-    zoo.save(path, restorer, spec)
+    zoo.save_restorer(path, restorer, spec)
     return path
 
 

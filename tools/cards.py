@@ -1,7 +1,7 @@
 """Makes a shipped model of a finished run: 16-bit weights and the card that describes them, into the package.
 
     python tools/cards.py runs/derain --data DATA
-    python tools/cards.py runs/derain --data DATA --best      # that of the epoch that validated best
+    python tools/cards.py runs/derain --data DATA --best      # that of the step that validated best
     python tools/cards.py derain --data DATA --again          # measures a shipped model once more, and renews its card
 
 The numbers on the card are those of the stored weights, measured on the recipe's validation pairs by its protocol, in
@@ -55,11 +55,11 @@ def sources(recipe: recipes.Recipe) -> list[str]:
 
 def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
     """By validation set: the number of pictures, PSNR and SSIM, those of the untouched pictures."""
-    model = api.load(weights, device="cpu", fast=False)
+    model = api.load(weights, device="cpu", precision="exact")
     numbers = {}
     for name, cases in material.validation(recipe, data).items():
         summary = evaluate(
-            lambda image, known=None: Restored(model(image, kernel=known).image), cases, PROTOCOLS[recipe.protocol]
+            lambda image, kernel=None: Restored(model(image, kernel=kernel).image), cases, PROTOCOLS[recipe.protocol]
         ).summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
@@ -76,25 +76,25 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, or with --again the name of a shipped model")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
-    parser.add_argument("--best", action="store_true", help="of the epoch that validated best, and say so")
+    parser.add_argument("--best", action="store_true", help="of the step that validated best, and say so")
     parser.add_argument("--again", action="store_true", help="measure a shipped model once more")
     options = parser.parse_args()
     if options.again:
         name = str(options.run)
-        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read(name), options.data)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read_recipe(name), options.data)
         write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
         return
-    recipe = recipes.read(options.run / "recipe.yaml")
+    recipe = recipes.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
-    spec, state = zoo.read(options.run / ("best.safetensors" if options.best else "model.safetensors"))
+    spec, state = zoo.read_weights(options.run / ("best.safetensors" if options.best else "model.safetensors"))
     notes = options.notes
     if options.best:
-        turns = json.loads((options.run / "best.json").read_text())["turns"]
-        notes += f" The epoch that did best on the pictures named here, after {turns:,} of {recipe.turns:,} turns."
+        steps = json.loads((options.run / "best.json").read_text())["steps"]
+        notes += f" Of the step that did best on the pictures named here, {steps:,} of {recipe.steps:,}."
     restorer = spec.build()
     restorer.load_state_dict(state)
     weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
-    digest = zoo.save(weights, restorer, spec, half=True)
+    digest = zoo.save_restorer(weights, restorer, spec, half=True)
     numbers = measured(weights, recipe, options.data)
     card = zoo.Card(
         name=recipe.name,

@@ -6,98 +6,94 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from twofold import images, runtime, tiling, zoo
-from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Restored, TwofoldError
+from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, Restorer, TwofoldError
 from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
-from twofold.images import Picture, Source
-from twofold.nets.guide import is_drawn
+from twofold.images import ImageLike, Picture
 from twofold.restorers.blind import KernelEstimate, KernelSearch
+from twofold.restorers.tile import Extra, Tile
 
-Tile: TypeAlias = int | Literal["auto"] | None
-Guidance: TypeAlias = "Source | float"
+TileSize: TypeAlias = int | Literal["auto"] | None
+GuidanceSource: TypeAlias = "ImageLike | float"
 Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
-Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded restorer that takes any kind of picture.
+    """A loaded restorer that takes any kind of image; itself a `Restorer` of tensors.
 
-    `model(image)` returns `Restored`: the picture as the kind of thing that was given, the guidance map `(1, 1, H, W)`,
-    and as the report a kernel that had to be estimated.
+    `model(image)` returns `Restored`: the image as the kind of object that was given, the guidance map `(1, 1, H, W)`,
+    and as the report a kernel that had to be estimated. plan: how the network is run, see `runtime.ExecutionPlan`.
     """
 
     name: str
-    restorer: nn.Module
+    restorer: Restorer
     device: torch.device
-    fast: bool = True
-    cache: Path | None = None
-    _ways: dict[tuple[bool, bool], _Way] = field(default_factory=dict, init=False, repr=False)
+    plan: runtime.ExecutionPlan = field(default_factory=runtime.plain)
+    _runners: dict[tuple[Extra, ...], _Runner] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def kind(self) -> GuidanceKind | None:
         """What the guidance map means, or None for a model without one."""
-        kind: GuidanceKind | None = self.restorer.kind  # type: ignore[assignment]
-        return kind
+        return self.restorer.kind
 
     @property
     def channels(self) -> int:
-        """Of the pictures that the network is for: 3, or 1, which restores every colour by itself."""
-        channels: int = self.restorer.channels  # type: ignore[assignment]
-        return channels
+        """Of the images that the network is for: 3, or 1, which restores every colour channel by itself."""
+        return self.restorer.channels
 
     @property
     def takes_kernel(self) -> bool:
-        """Whether the network is told the blur kernel."""
-        takes: bool = self.restorer.takes_kernel  # type: ignore[assignment]
-        return takes
+        """Whether the model needs the blur kernel."""
+        return self.restorer.takes_kernel
 
     def __call__(
         self,
-        image: Source,
+        image: ImageLike,
         *,
         kernel: Kernel | None = None,
-        guidance: Guidance | None = None,
+        guidance: GuidanceSource | None = None,
         strength: float = 1.0,
-        tile: Tile = "auto",
+        tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> Restored:
         """See `restore`."""
         picture = images.from_any(image)
-        told, report = kernel_for(picture, kernel)
-        restored, drawn = self.restore(
-            picture, kernel=told, guidance=guidance, strength=strength, tile=tile, progress=progress
+        checked, report = kernel_for(picture, kernel)
+        restored, used = self.restore(
+            picture, kernel=checked, guidance=guidance, strength=strength, tile=tile, progress=progress
         )
         kept: Any = images.to_kind_of(restored, image)
-        return Restored(kept, drawn, report)
+        return Restored(kept, used, report)
 
     def restore(
         self,
         picture: Picture,
         *,
         kernel: Tensor | None = None,
-        guidance: Guidance | None = None,
+        guidance: GuidanceSource | None = None,
         strength: float = 1.0,
-        tile: Tile = "auto",
+        tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
         """The same on a `Picture`, which keeps alpha, EXIF and profile: (restored, guidance map).
 
         kernel: `(1, 1, h, w)`, see `kernel_for`.
         """
-        check_strength(strength, self.kind)
+        check_strength(strength)
         if (kernel is None) == self.takes_kernel:
             raise TwofoldError(
-                f"{self.name} needs the kernel of the blur: a picture of it, or 'estimate'"
+                f"{self.name} needs the kernel of the blur: an image of it, or 'estimate'"
                 if self.takes_kernel
                 else f"{self.name} removes no blur, so it takes no kernel"
             )
@@ -109,47 +105,62 @@ class Model:
         grey = observed.shape[1] == 1
         stack = observed.expand(-1, self.channels, -1, -1) if grey else observed
         colours = stack.shape[1]
+        context = self._context(stack) if guidance is None or self.restorer.kind is not None else None
+        extras: tuple[Extra, ...] = ()
+        fixed: list[Tensor | None] = []  # the same for every tile; None where a tile brings its own
+        for name, value in (("kernel", kernel), ("context", context)):
+            if value is not None:
+                extras, fixed = (*extras, name), [*fixed, value.to(self.device)]  # type: ignore[arg-type]
         if guidance is not None:
+            extras, fixed = (*extras, "guidance"), [*fixed, None]
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        way = self._way(kernel is not None, guidance is not None)
-        told = [torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)]
-        told += [] if kernel is None else [kernel.to(self.device)]
+        runner = self._runner(extras)
+        share = torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)
 
         def on_tile(part: Tensor) -> Tensor:
             part = part.to(self.device)
-            more = told if guidance is None else [*told, part[:, colours:]]
-            done = [way.run(each, *more) for each in torch.split(part[:, :colours], self.channels, 1)]
+            more = [part[:, colours:] if value is None else value for value in fixed]
+            done = [runner.run(each, share, *more) for each in torch.split(part[:, :colours], self.channels, 1)]
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 
         out = tiling.tiled(
             on_tile,
             stack,
-            halo=self.restorer.halo,  # type: ignore[arg-type]
-            multiple=self.restorer.multiple,  # type: ignore[arg-type]
-            tile=tiling.Budget(per_pixel=way.bytes_per_pixel) if tile == "auto" else tile,
+            halo=self.restorer.halo,
+            multiple=self.restorer.multiple,
+            tile=tiling.Budget(per_pixel=runner.bytes_per_pixel) if tile == "auto" else tile,
             progress=progress,
         )
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
-    def _way(self, kernel: bool, given: bool) -> _Way:
-        """How a tile is computed, told a kernel or a map or not: found by measuring, on first use."""
-        if (kernel, given) not in self._ways:
-            network = (_Deblurring if kernel else _SideBySide)(self.restorer, self.kind).eval()
+    def _context(self, observed: Tensor) -> Tensor | None:
+        """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
+        with torch.inference_mode():
+            return self.restorer.context(observed.to(self.device))
+
+    def _runner(self, extras: tuple[Extra, ...]) -> _Runner:
+        """How a tile with these extras is computed; made on first use."""
+        if extras not in self._runners:
             example = [torch.rand(1, self.channels, 128, 128, device=self.device)]
             example += [torch.ones(1, 1, 1, 1, device=self.device)]
-            example += [torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device)] * kernel
-            example += [torch.rand(1, 1, 128, 128, device=self.device)] * given
-            inputs = tuple(example)
-            recipe = runtime.plain()
-            if self.fast:
-                recipe = runtime.choose(network, inputs, cache=self.cache, compared=self.channels)
-            run = runtime.run(network, recipe, inputs=len(inputs))
-            self._ways[kernel, given] = _Way(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
-        return self._ways[kernel, given]
+            context = self._context(example[0])
+            made = {
+                "kernel": torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device),
+                "context": torch.zeros(1, 1) if context is None else context,
+                "guidance": torch.rand(1, 1, 128, 128, device=self.device),
+            }
+            inputs = (*example, *(made[name] for name in extras))
+            run = runtime.runner(Tile(self.restorer, extras).eval(), self.plan, inputs=len(inputs))
+            self._runners[extras] = _Runner(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
+        return self._runners[extras]
 
-    def _given(self, guidance: Guidance, observed: Tensor) -> Tensor:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the runners, which hold functions: they are made again where the model is unpickled."""
+        return {**self.__dict__, "_runners": {}}
+
+    def _given(self, guidance: GuidanceSource, observed: Tensor) -> Tensor:
         """The map `(1, 1, H, W)` for `observed`, checked against what its kind allows."""
         kind = self.kind
         if kind is None:
@@ -176,59 +187,9 @@ class Model:
         return values
 
 
-class _Way(NamedTuple):
+class _Runner(NamedTuple):
     run: Callable[..., Tensor]
     bytes_per_pixel: int
-
-
-class _SideBySide(nn.Module):
-    """What is done to one tile, as a network: observed `(B, 3, H, W)`, and a map if one is given → picture and map.
-
-    strength: `(1, 1, 1, 1)`, an input like the others, so that one measurement and one copy of the network serve all.
-    """
-
-    def __init__(self, restorer: nn.Module, kind: GuidanceKind | None) -> None:
-        super().__init__()
-        self.restorer, self.kind = restorer, kind
-
-    def forward(self, observed: Tensor, strength: Tensor, given: Tensor | None = None) -> Tensor:
-        return self.both(observed, strength, None, given)
-
-    def both(self, observed: Tensor, strength: Tensor, known: Tensor | None, given: Tensor | None) -> Tensor:
-        if self.kind is None:
-            image: Tensor = self.restorer(observed, known=known).image
-            return image
-        guidance: Any = self.restorer.guide if given is None else given
-        if given is None and not guidance.stage:
-            guidance = self.drawn(observed)
-        restored = self.restorer(observed, guidance=_scaled(guidance, strength, self.kind), known=known)
-        return torch.cat([restored.image, restored.guidance], 1)
-
-    def drawn(self, observed: Tensor) -> Tensor:
-        guide: Any = self.restorer.guide
-        drawn: Tensor = guide(observed)
-        return drawn
-
-
-class _Deblurring(_SideBySide):
-    """The same, told the kernel."""
-
-    def forward(  # type: ignore[override]
-        self, observed: Tensor, strength: Tensor, known: Tensor, given: Tensor | None = None
-    ) -> Tensor:
-        return self.both(observed, strength, known, given)
-
-    def drawn(self, observed: Tensor) -> Tensor:
-        """In tiles, exactly: this network sees the picture whole, and features of all of it would fill the memory."""
-        guide: Any = self.restorer.guide
-        return tiling.tiled(guide, observed, halo=guide.halo, tile=1024)
-
-
-def _scaled(guidance: Any, strength: Tensor, kind: GuidanceKind) -> Any:
-    if is_drawn(guidance):
-        return lambda observed, current: _scaled(guidance(observed, current), strength, kind)
-    # Back to the dtype of the map: times a tensor, unlike times a number, a bfloat16 map would become float32.
-    return kind.scaled(guidance, strength).to(guidance.dtype)
 
 
 def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
@@ -255,28 +216,41 @@ def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, 
     return checked.float(), None
 
 
-def check_strength(strength: float, kind: GuidanceKind | None) -> None:
-    """Raises: TwofoldError for a strength outside 0 to 1.5, or other than 1 for a model without a guidance map."""
+def check_strength(strength: float) -> None:
+    """Raises: TwofoldError for a strength outside 0 to 1.5."""
     if not 0 <= strength <= 1.5:
         raise TwofoldError(f"strength goes from 0 to 1.5, got {strength:g}")
-    if kind is None and strength != 1:
-        raise TwofoldError("this model has no guidance map, so its strength cannot be changed")
 
 
-def load(
-    name_or_path: str | Path, *, device: torch.device | str = "auto", fast: bool = True, cache: Path | None = None
-) -> Model:
+Precision = Literal["auto", "float32", "bf16", "exact"]
+
+
+def load(name_or_path: str | Path, *, device: torch.device | str = "auto", precision: Precision = "auto") -> Model:
     """The model of that name (`twofold models` lists them), or of a weights file.
 
-    device: "auto" takes a GPU where there is one. fast: measures once which precision and memory layout are fastest
-    here; the picture differs from that of plain float32 by less than half a grey level (root mean square). cache: a
-    folder where that is remembered.
+    device: "auto" takes a GPU where there is one. precision: "exact" is float32 as the network was written; "float32"
+    fuses layers, equal up to rounding; "bf16" rounds inside convolutions to 8 bits. "auto" takes bf16 where the
+    processor computes in it and the model's card says that the image stays within half a grey level (root mean square)
+    of float32, else float32. The choice depends on the model and the machine alone, never on timing.
 
     Raises: WeightsError for an unknown name (the nearest is offered), a damaged or foreign file; TwofoldError for a
     device that is not there.
     """
     place = _device(device)
-    return Model(str(name_or_path), zoo.load(name_or_path, device=place), place, fast, cache)
+    restorer = zoo.load_restorer(name_or_path, device=place)
+    if precision == "auto":
+        card = zoo.cards().get(str(name_or_path))
+        half = card is not None and card.allows_bf16 and runtime.has_bf16(place)
+        precision = "bf16" if half else "float32"
+    if precision not in get_args(Precision):
+        raise TwofoldError(f"precision: expected {', '.join(get_args(Precision))}, got {precision!r}")
+    plan = runtime.plain() if precision == "exact" else runtime.plan_for(place, bfloat16=precision == "bf16")
+    return Model(str(name_or_path), restorer, place, plan)
+
+
+@lru_cache(maxsize=2)
+def _kept(name: str, device: str, version: int) -> Model:
+    return load(name, device=device)
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -290,13 +264,13 @@ def _device(name: torch.device | str) -> torch.device:
 
 
 def restore(
-    image: Source,
+    image: ImageLike,
     model: str | Path | Model,
     *,
     kernel: Kernel | None = None,
-    guidance: Guidance | None = None,
+    guidance: GuidanceSource | None = None,
     strength: float = 1.0,
-    tile: Tile = "auto",
+    tile: TileSize = "auto",
     device: torch.device | str = "auto",
     progress: Progress | None = None,
 ) -> Restored:
@@ -320,5 +294,9 @@ def restore(
         raise TwofoldError(
             f"{model.name} was loaded on {model.device}, so device={str(device)!r} comes too late; load it there"
         )
-    loaded = model if isinstance(model, Model) else load(model, device=device)
+    if isinstance(model, Model):
+        loaded = model
+    else:  # the last two are kept, so that a loop over images does not load its model every time
+        version = Path(model).stat().st_mtime_ns if Path(model).is_file() else 0
+        loaded = _kept(str(model), str(device), version)
     return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)

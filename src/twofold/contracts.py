@@ -5,15 +5,16 @@ Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 
 class TwofoldError(Exception):
-    """Anything a user can mend. The message is one line: what was wrong, what was seen, what to do."""
+    """Anything a user can fix. The message is one line: what was wrong, what was seen, what to do."""
 
 
 class ImageError(TwofoldError, ValueError):
@@ -81,20 +82,32 @@ DEPTH = GuidanceKind(
     "distance from the camera, in units of the training data's typical distance",
     "below 1 keeps some haze, above 1 removes more of it, most in the distance",
 )
+EXPOSURE = GuidanceKind(
+    "exposure",
+    0.0,
+    None,
+    4.0,
+    "how many stops a pixel is brightened by: 1 doubles its value, 0 leaves it",
+    "the brightness: 0.5 brightens by half the stops, above 1 by more",
+)
 
 
 class Sample(NamedTuple):
     """One batch of training material.
 
     clean: `(B, C, H, W)` in [0, 1]. observed: the same, but noise that is not quantised may leave [0, 1]. guidance:
-    `(B, G, H, W)`, the hidden cause, or None where nobody knows it. known: what is told along with the picture and is
-    not learned (blur kernels `(B, 1, h, w)`), or None.
+    `(B, G, H, W)`, the hidden cause, or None where it is unknown. kernel: of the blur, `(B, 1, h, w)`, or None without
+    blur.
     """
 
     clean: Tensor
     observed: Tensor
     guidance: Tensor | None = None
-    known: Tensor | None = None
+    kernel: Tensor | None = None
+
+
+Guidance: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
+"""A map `(B, G, H, W)`, or a function `(observed, current estimate) -> map` that is asked at every stage."""
 
 
 class Restored(NamedTuple):
@@ -105,16 +118,53 @@ class Restored(NamedTuple):
     report: Any = None
 
 
+Progress = Callable[[int, int], None]
+"""What long work calls after each part: (parts done, parts in all)."""
+
+
 class Restorer(Protocol):
-    """observed `(B, C, H, W)` → `Restored`. A guidance that is given is used instead of the estimated one."""
+    """observed `(B, C, H, W)` in [0, 1] → `Restored`. What every caller may ask of a restorer is declared here.
+
+    kind: what the guidance map means; None for a restorer without one. channels: of an image it restores at once, 3 or
+    1 (then each colour channel is restored by itself). takes_kernel: whether it needs the blur kernel `(B or 1, 1, h,
+    w)`. halo: radius in pixels of what one output pixel depends on, given guidance, kernel and context; None if it
+    depends on the whole image. multiple: sides of `observed` must be multiples of it.
+
+    context: what is computed once from the whole image and handed to every tile, `(B, K)`; None for a restorer that
+    needs none. estimate: the guidance of `observed`: a map `(B, 1, H, W)`, or the function that is asked at every
+    stage; None for a restorer without guidance.
+
+    At the call, a guidance that is given is used instead of the estimated one, and a context that is not given is
+    computed from `observed`.
+    """
+
+    @property
+    def kind(self) -> GuidanceKind | None: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def takes_kernel(self) -> bool: ...
+    @property
+    def halo(self) -> int | None: ...
+    @property
+    def multiple(self) -> int: ...
+
+    def context(self, observed: Tensor) -> Tensor | None: ...
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None: ...
 
     def __call__(
-        self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Restored: ...
 
 
 class Degradation(Protocol):
-    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the damage."""
+    """clean `(B, C, H, W)` → `Sample`, whose guidance is the true cause of the degradation."""
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample: ...
 
@@ -145,5 +195,5 @@ read files with twofold.images.read
     if images.numel() == 0:
         raise ImageError(f"{name}: has no pixels, its shape is {shape}")
     if not torch.isfinite(images).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; mend or mask them before restoring")
+        raise ImageError(f"{name}: holds NaN or infinite values; fix or mask them before restoring")
     return images

@@ -1,4 +1,4 @@
-"""The demonstration: bundled photographs are spoilt, restored with the shipped weights, and trained on for a minute."""
+"""The demonstration: degrades bundled photographs, restores them with the shipped weights, trains for a minute."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from twofold.train.schemes import GuidedTraining, Learner
 
 @dataclass(frozen=True)
 class Scene:
-    """One photograph of the demonstration: the model that restores it, and how it is spoilt."""
+    """One photograph of the demonstration: the model that restores it, and how it is degraded."""
 
     photograph: str
     model: str
@@ -82,7 +82,7 @@ def show(scene: Scene, *, seed: int = 0) -> Shown:
     sample = scene.degradation(photograph(scene.photograph), torch.Generator().manual_seed(seed))
     model = api.load(scene.model)
     started = time.perf_counter()
-    restored, guidance, _ = model(sample.observed, kernel=sample.known)
+    restored, guidance, _ = model(sample.observed, kernel=sample.kernel)
     seconds = time.perf_counter() - started
     restored = restored.clamp(0, 1)
     before, after = (metrics.psnr(picture, sample.clean).item() for picture in (sample.observed, restored))
@@ -92,7 +92,7 @@ def show(scene: Scene, *, seed: int = 0) -> Shown:
 TITLES = ("observed", "guidance", "restored", "clean")
 
 
-def sheet(results: Sequence[Shown]) -> Tensor:
+def demo_sheet(results: Sequence[Shown]) -> Tensor:
     """Observed, guidance, restored, clean: a row a scene; the place of a map that there is none of stays white."""
     blank = torch.ones(1, 1, 1, 1)
     return contact_sheet(TITLES, [[blank if p is None else p for p in _pictures(r)] for r in results])
@@ -125,7 +125,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80re
 figure {{ margin: 0 }} img {{ width: 100% }} pre {{ background: #f4f4f4; padding: 1rem; overflow: auto }}
 </style>
 <h1>twofold</h1>
-<p>Photographs that come with scikit-image, spoilt by the library's own degradations and restored with the
+<p>Photographs that come with scikit-image, degraded by the library's own degradations and restored with the
 shipped weights. The guidance map is what the model believes of the cause; it can be replaced or scaled.</p>
 <pre>{html.escape(table)}</pre>
 {"".join(figures)}
@@ -147,7 +147,7 @@ def table(results: Sequence[Shown]) -> str:
     return "\n".join(lines)
 
 
-def run(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = SCENES) -> list[Shown]:
+def run_demo(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = SCENES) -> list[Shown]:
     """Restores every scene; writes sheet.png, index.html and the pictures into `folder`.
 
     A scene whose model cannot be loaded is left out, and the reason said.
@@ -161,7 +161,7 @@ def run(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene] = S
     if not results:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    images.write(folder / "sheet.png", images.Picture(sheet(results)))
+    images.write(folder / "sheet.png", images.Picture(demo_sheet(results)))
     write_text(folder / "index.html", page(results, table(results)))
     for r in results:
         images.write(folder / f"{r.scene.name}.png", images.Picture(r.sample.observed))
@@ -178,11 +178,11 @@ MODEL = zoo.GuidedSpec(
 
 @dataclass(frozen=True)
 class Trained:
-    """What a minute brought. losses: restoration loss, mean of the first and of the last ten turns. psnr: dB over RGB,
+    """What a minute brought. losses: restoration loss, mean of the first and of the last ten steps. psnr: dB over RGB,
     mean over the photographs: as they are observed, and restored. model: the file that can be restored with.
     """
 
-    turns: int
+    steps: int
     seconds: float
     losses: tuple[float, float]
     psnr: tuple[float, float]
@@ -195,14 +195,14 @@ class _Losses:
 
     losses: list[float] = field(default_factory=list)
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         self.losses.append(losses["restoration"])
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         pass
 
 
-def train(
+def train_demo(
     folder: Path,
     *,
     seconds: float = 60.0,
@@ -212,7 +212,7 @@ def train(
 ) -> Trained:
     """Guided training (Gao et al. 2022, Algorithm 1) of a small network on rain drawn on the photographs `names`.
 
-    seconds: about as long as it takes; the number of turns is chosen by a short measurement. Leaves
+    seconds: about as long as it takes; the number of steps is chosen by a short measurement. Leaves
     trained.safetensors in `folder`.
     """
     clean = [photograph(name) for name in names]
@@ -223,31 +223,31 @@ def train(
     def batches(n: int) -> tuple[Sequence[Sample], ...]:
         return [causes(n)], [pairs(n)]
 
-    def scheme(turns: int) -> GuidedTraining:
+    def scheme(steps: int) -> GuidedTraining:
         torch.manual_seed(seed)
         restorer = MODEL.build()
 
         def learner(module: nn.Module) -> Learner:
-            schedule = lambda n: 0.5 + 0.5 * math.cos(math.pi * min(n / turns, 1.0))  # noqa: E731
+            schedule = lambda n: 0.5 + 0.5 * math.cos(math.pi * min(n / steps, 1.0))  # noqa: E731
             return Learner(module.parameters(), lambda p: torch.optim.Adam(p, 2e-3), schedule=schedule, clip=0.5)
 
         return GuidedTraining(restorer, losses.l1, learner(restorer.guide), learner(restorer.net))
 
-    turns = max(int(seconds / _seconds_a_turn(scheme(100), batches)), 1)
-    learned, kept = scheme(turns), _Losses()
+    steps = max(int(seconds / _seconds_a_step(scheme(100), batches)), 1)
+    learned, kept = scheme(steps), _Losses()
     with tempfile.TemporaryDirectory() as place:  # a demonstration starts anew each time
-        spent = fit(learned, batches, until=turns, run=Run(Path(place)), reports=[*reports, kept])
+        spent = fit(learned, batches, until=steps, run=Run(Path(place)), reports=[*reports, kept])
     restorer = learned.restorer.eval()
     with torch.inference_mode():
         before = mean(metrics.psnr(test.observed, test.clean).item() for test in tests)
         after = mean(metrics.psnr(restorer(test.observed).image.clamp(0, 1), test.clean).item() for test in tests)
     model = folder / "trained.safetensors"
-    zoo.save(model, restorer, MODEL)
-    return Trained(turns, spent.seconds, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
+    zoo.save_restorer(model, restorer, MODEL)
+    return Trained(steps, spent.seconds, (mean(kept.losses[:10]), mean(kept.losses[-10:])), (before, after), model)
 
 
-def _seconds_a_turn(scheme: GuidedTraining, batches: Callable[[int], tuple[Sequence[Sample], ...]]) -> float:
-    """Of the fastest half of eight turns, after two that warm up."""
+def _seconds_a_step(scheme: GuidedTraining, batches: Callable[[int], tuple[Sequence[Sample], ...]]) -> float:
+    """Of the fastest half of eight steps, after two that warm up."""
     took = []
     for n in range(10):
         started = time.perf_counter()

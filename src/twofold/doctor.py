@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -24,8 +23,8 @@ from twofold.contracts import TwofoldError
 from twofold.degrade.additive import RainStreaks
 from twofold.metrics import psnr
 
-LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "scikit-image", "kornia", "torchmetrics")
-OPTIONAL = {  # by extra
+_LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "scikit-image", "kornia", "torchmetrics")
+_OPTIONAL = {  # by extra
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
     "hub": ("huggingface_hub",),
@@ -33,7 +32,7 @@ OPTIONAL = {  # by extra
     "train": ("accelerate",),
     "ui": ("gradio",),
 }
-SWITCHES = ("OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+_SWITCHES = ("OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 """Variables of the environment that change what twofold does."""
 _UNITS = {
     "amx_tile": "AMX (matrix unit)",
@@ -53,29 +52,29 @@ _GAIN = 3.0
 _SIDE = 128
 
 
-def examine(environment: Mapping[str, str], *, cache: Path | None = None, test: bool = True) -> dict[str, Any]:
+def examine(environment: Mapping[str, str], *, test: bool = True) -> dict[str, Any]:
     """Sections of facts, plain data for JSON; "problems" lists what is wrong and what to do, empty if nothing is.
 
-    environment: the process's. cache: the folder where recipes are kept. test: also restore a picture, two seconds.
+    environment: the process's. test: also restore a picture, two seconds.
     """
     report: dict[str, Any] = {
-        "versions": versions(),
-        "machine": machine(),
-        "memory": memory(),
-        "settings": settings(environment),
-        "weights": weights(),
-        "recipes": recipes(cache),
+        "versions": _versions(),
+        "machine": _machine(),
+        "memory": _memory(),
+        "settings": _settings(environment),
+        "weights": _weights(),
+        "plans": _plans(),
     }
     if test:
-        report["test"] = guarded(self_test)
-    report["problems"] = problems(report)
+        report["test"] = _guarded(self_test)
+    report["problems"] = _problems(report)
     return report
 
 
-def versions() -> dict[str, Any]:
+def _versions() -> dict[str, Any]:
     found: dict[str, Any] = {"twofold": twofold.__version__, "python": platform.python_version()}
-    found |= {name: _version(name) for name in LIBRARIES}
-    found["optional"] = {extra: {name: _version(name) for name in names} for extra, names in OPTIONAL.items()}
+    found |= {name: _version(name) for name in _LIBRARIES}
+    found["optional"] = {extra: {name: _version(name) for name in names} for extra, names in _OPTIONAL.items()}
     return found
 
 
@@ -86,7 +85,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def machine() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     """Processor, graphics cards, threads and what the processor computes in hardware."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = _processor_flags()
@@ -119,7 +118,7 @@ def _processor_flags() -> set[str]:
     return set(next(found, "").split())
 
 
-def memory() -> dict[str, int | None]:
+def _memory() -> dict[str, int | None]:
     """Bytes: in all, free for a new program, and the limit that a container sets; None where the system does not say."""
     facts: dict[str, int | None] = {"total": None, "available": None, "limit": None}
     try:
@@ -135,9 +134,9 @@ def memory() -> dict[str, int | None]:
     return facts
 
 
-def settings(environment: Mapping[str, str]) -> dict[str, str | None]:
+def _settings(environment: Mapping[str, str]) -> dict[str, str | None]:
     """The switches that are set, and whether the system gives large pages of memory to who asks."""
-    found: dict[str, str | None] = {name: environment.get(name) for name in SWITCHES}
+    found: dict[str, str | None] = {name: environment.get(name) for name in _SWITCHES}
     try:
         text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
         found["huge_pages"] = text.partition("[")[2].partition("]")[0]
@@ -146,7 +145,7 @@ def settings(environment: Mapping[str, str]) -> dict[str, str | None]:
     return found
 
 
-def weights() -> dict[str, dict[str, Any]]:
+def _weights() -> dict[str, dict[str, Any]]:
     """Of every card: whether its weights are there, and whether they are those of the card."""
     folder = resources.files("twofold") / "weights"
     found: dict[str, dict[str, Any]] = {}
@@ -159,53 +158,58 @@ def weights() -> dict[str, dict[str, Any]]:
     return found
 
 
-def recipes(cache: Path | None) -> dict[str, Any]:
-    """The recipes kept for this machine, with this version of torch and as many threads."""
-    if cache is None:
-        return {"file": None, "kept": []}
-    file = cache / "recipes.json"
-    shown = str(file).replace(str(Path.home()), "~", 1)
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {"file": shown, "kept": []}
-    here = (f"torch {torch.__version__}", runtime.processor(), f"{torch.get_num_threads()} threads")
-    kept = [_named(recipe) for key, recipe in known.items() if all(part in key for part in here)]
-    return {"file": shown, "kept": kept}
+def _plans() -> dict[str, dict[str, str]]:
+    """How each model is run here by default, and why."""
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hardware = runtime.has_bf16(place)
+    found = {}
+    for name, card in zoo.cards().items():
+        plan = runtime.plan_for(place, bfloat16=hardware and card.allows_bf16)
+        if not hardware:
+            reason = f"the {place.type} does not compute in bfloat16"
+        elif card.allows_bf16:
+            reason = f"bfloat16 in hardware, and the picture deviates by {card.bf16_difference:.2f} grey levels"
+        elif card.bf16_difference is None:
+            reason = "the card does not say how much bfloat16 changes the picture"
+        else:
+            reason = f"bfloat16 would change the picture by {card.bf16_difference:.2f} grey levels, more than half a one"
+        found[name] = {"plan": _named(plan), "reason": reason}
+    return found
 
 
-def _named(recipe: Mapping[str, bool]) -> str:
-    return " + ".join(name for name, chosen in recipe.items() if chosen) or "plain float32"
+def _named(plan: runtime.ExecutionPlan) -> str:
+    return " + ".join(name for name, chosen in vars(plan).items() if chosen) or "plain float32"
 
 
 def self_test() -> dict[str, Any]:
-    """Removes rain from a bundled photograph by every recipe, whole and in tiles.
+    """Removes rain from a bundled photograph by every plan, whole and in tiles.
 
-    Returns the PSNR before and after, seconds and deviation of each recipe, and which of them is fastest.
+    Returns the PSNR before and after, the largest deviation of the tiles from the whole, and of each plan the seconds
+    and the root mean square deviation from plain float32 in grey levels.
     """
     clean = _photograph()
     sample = RainStreaks()(clean, torch.Generator().manual_seed(0))
-    network = _Picture(zoo.load("derain")).eval()
+    restorer = zoo.load_restorer("derain")
+    network = _Picture(restorer).eval()
     observed = sample.observed
-    plain = runtime.run(network, runtime.plain())
+    plain = runtime.runner(network, runtime.plain())
     expected = plain(observed)
-    tiles = tiling.tiled(plain, observed, halo=network.restorer.halo, multiple=network.restorer.multiple, tile=48)
+    tiles = tiling.tiled(plain, observed, halo=restorer.halo, multiple=restorer.multiple, tile=48)
+    device = torch.device("cpu")
+    plans = [runtime.plain(), *(runtime.plan_for(device, bfloat16=half) for half in (False, True))]
     found: list[dict[str, Any]] = []
-    for recipe in (runtime.plain(), *runtime.CANDIDATES):
-        name = _named(vars(recipe))
+    for plan in plans:
         try:
-            run = runtime.run(network, recipe)
-            deviation = (run(observed) - expected).square().mean().sqrt().item()
-            found.append({"recipe": name, "seconds": _best(run, observed), "deviation": round(deviation, 6)})
+            run = runtime.runner(network, plan)
+            deviation = (run(observed) - expected).square().mean().sqrt().item() * 255
+            found.append({"plan": _named(plan), "seconds": _best(run, observed), "deviation": round(deviation, 4)})
         except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-            found.append({"recipe": name, "failed": (str(error).splitlines() or ["?"])[0][:200]})
-    timed = [each for each in found if "seconds" in each]
+            found.append({"plan": _named(plan), "failed": (str(error).splitlines() or ["?"])[0][:200]})
     return {
         "psnr_before": round(psnr(observed, clean).item(), 2),
         "psnr_after": round(psnr(expected.clamp(0, 1), clean).item(), 2),
         "tiles_deviate": (tiles - expected).abs().max().item(),
-        "recipes": found,
-        "fastest": min(timed, key=lambda each: float(each["seconds"]))["recipe"],
+        "plans": found,
     }
 
 
@@ -233,7 +237,7 @@ def _best(run: Callable[[Tensor], Tensor], observed: Tensor) -> float:
     return round(seconds, 4)
 
 
-def guarded(test: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _guarded(test: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `test` finds, or the error that it ends with: the report is needed most where something fails."""
     began = time.perf_counter()
     try:
@@ -243,9 +247,9 @@ def guarded(test: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {**found, "seconds": round(time.perf_counter() - began, 2)}
 
 
-def problems(report: Mapping[str, Any]) -> list[str]:
+def _problems(report: Mapping[str, Any]) -> list[str]:
     """What is wrong in a report, each with what to do."""
-    found = [f"{name} is not installed; pip install twofold" for name in LIBRARIES if report["versions"][name] is None]
+    found = [f"{name} is not installed; pip install twofold" for name in _LIBRARIES if report["versions"][name] is None]
     for name, facts in report["weights"].items():
         if not facts["found"]:
             found.append(f"the weights of {name} are missing; install twofold again")
@@ -273,27 +277,29 @@ def problems(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def text(report: Mapping[str, Any]) -> str:
+def report_text(report: Mapping[str, Any]) -> str:
     """The report as lines to paste."""
-    versions_, machine_ = report["versions"], report["machine"]
-    lines = [f"twofold {versions_['twofold']}, Python {versions_['python']}, {machine_['system']}"]
-    lines.append("libraries: " + ", ".join(f"{name} {versions_[name] or 'MISSING'}" for name in LIBRARIES))
-    extras = {extra: _extra(libraries) for extra, libraries in versions_["optional"].items()}
+    versions, machine = report["versions"], report["machine"]
+    lines = [f"twofold {versions['twofold']}, Python {versions['python']}, {machine['system']}"]
+    lines.append("libraries: " + ", ".join(f"{name} {versions[name] or 'MISSING'}" for name in _LIBRARIES))
+    extras = {extra: _extra(libraries) for extra, libraries in versions["optional"].items()}
     lines.append("extras: " + ", ".join(f"{extra} ({said})" for extra, said in extras.items()))
-    lines.append(f"processor: {machine_['processor']}; {machine_['cores']} cores, {machine_['threads']} threads")
-    units = machine_["units"]
-    lines.append(f"units: {', '.join(units) if units else 'unknown'}; torch uses {machine_['torch_uses']}")
-    lines.append(f"matrix unit: {_yes(machine_['matrix_unit'])}; bfloat16: {_yes(machine_['bfloat16'])}")
-    cards = [f"{card['name']} ({card['bytes'] / 2**30:.0f} GiB)" for card in machine_["graphics"]]
-    lines.append(f"device: {machine_['device']}" + (f"; {', '.join(cards)}" if cards else ""))
+    lines.append(f"processor: {machine['processor']}; {machine['cores']} cores, {machine['threads']} threads")
+    units = machine["units"]
+    lines.append(f"units: {', '.join(units) if units else 'unknown'}; torch uses {machine['torch_uses']}")
+    lines.append(f"matrix unit: {_yes(machine['matrix_unit'])}; bfloat16: {_yes(machine['bfloat16'])}")
+    cards = [f"{card['name']} ({card['bytes'] / 2**30:.0f} GiB)" for card in machine["graphics"]]
+    lines.append(f"device: {machine['device']}" + (f"; {', '.join(cards)}" if cards else ""))
     sizes = {name: f"{size / 2**30:.1f} GiB" for name, size in report["memory"].items() if size is not None}
     lines.append("memory: " + (", ".join(f"{size} {name}" for name, size in sizes.items()) or "unknown"))
     set_ = {name: value for name, value in report["settings"].items() if value is not None}
     lines.append("settings: " + (", ".join(f"{name}={value}" for name, value in set_.items()) or "none"))
     right = [name for name, facts in report["weights"].items() if facts["right"]]
     lines.append(f"weights: {len(right)} of {len(report['weights'])} found with the right hash: {', '.join(right)}")
-    kept = report["recipes"]["kept"]
-    lines.append(f"recipes kept for this machine: {', '.join(sorted(set(kept))) if kept else 'none yet'}")
+    by_plan: dict[tuple[str, str], list[str]] = {}
+    for name, chosen in report["plans"].items():
+        by_plan.setdefault((chosen["plan"], chosen["reason"]), []).append(name)
+    lines += [f"plan of {', '.join(names)}: {plan} ({reason})" for (plan, reason), names in by_plan.items()]
     lines += _tested(report.get("test", {}))
     found = report["problems"]
     return "\n".join([*lines, *(f"PROBLEM: {each}" for each in found), *([] if found else ["no problems found"])])
@@ -308,14 +314,9 @@ def _tested(test: Mapping[str, Any]) -> list[str]:
         f"self-test: rain, {test['psnr_before']:.2f} → {test['psnr_after']:.2f} dB; tiles deviate by "
         f"{test['tiles_deviate']:.1e}; {test['seconds']:.1f} s"
     ]
-    for each in test["recipes"]:
-        chosen = " ← fastest" if each["recipe"] == test["fastest"] else ""
-        said = (
-            f"{each['seconds'] * 1000:.0f} ms, deviates by {each['deviation']:.1e}"
-            if "seconds" in each
-            else each["failed"]
-        )
-        lines.append(f"  {each['recipe']}: {said}{chosen}")
+    for each in test["plans"]:
+        said = each.get("failed") or f"{each['seconds'] * 1000:.0f} ms, deviates by {each['deviation']:.2f} grey levels"
+        lines.append(f"  {each['plan']}: {said}")
     return lines
 
 

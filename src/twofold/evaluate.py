@@ -42,7 +42,7 @@ class Files(Shape):
 
 
 Case = Files | tuple[str, Sample]
-"""What is evaluated: two files, or a name and a sample of one picture, whose `known` is told to the restorer."""
+"""What is evaluated: two files, or a name and a sample of one picture, whose `kernel` is passed to the restorer."""
 
 
 @dataclass(frozen=True)
@@ -203,14 +203,14 @@ def evaluate(
     *,
     model: str = "",
     dataset: str = "",
-    known: Callable[[Files], Tensor] | None = None,
+    kernel_of: Callable[[Files], Tensor] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Evaluation:
     """Restores every observed picture, compares it with the clean one, and sets the papers' rows beside.
 
     restorer: observed `(1, C, H, W)` in [0, 1], on the CPU, → Restored; tiles and devices are its own matter. It gets
-    a keyword `known` where a sample has one, such as a blur kernel.
-    pairs: files, or (name, sample). known: what the restorer is told along with two files, such as a blur kernel.
+    the keyword `kernel` where a sample has a blur kernel.
+    pairs: files, or (name, sample). kernel_of: the blur kernel of two files.
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
     progress: called after every picture with how many are done and how many there are, None where nobody knows.
 
@@ -224,7 +224,7 @@ def evaluate(
     failures: list[Failure] = []
     for done, pair in enumerate(pairs, 1):
         try:
-            rows.append(_row(restorer, pair, protocol, known))
+            rows.append(_row(restorer, pair, protocol, kernel_of))
         except (TwofoldError, OSError) as error:
             failures.append(Failure(pair.name if isinstance(pair, Files) else pair[0], str(error)))
         if progress:
@@ -240,17 +240,17 @@ def evaluate(
 
 
 def _row(
-    restorer: Callable[..., Restored], pair: Case, protocol: Protocol, known: Callable[[Files], Tensor] | None
+    restorer: Callable[..., Restored], pair: Case, protocol: Protocol, kernel_of: Callable[[Files], Tensor] | None
 ) -> Row:
     told: dict[str, Tensor] = {}
     if isinstance(pair, Files):
-        told = {} if known is None else {"known": known(pair)}
+        told = {} if kernel_of is None else {"kernel": kernel_of(pair)}
         name, observed, clean = pair.name, images.read(pair.observed).pixels, images.read(pair.clean).pixels
         clean = middle(clean, (observed.shape[-2], observed.shape[-1]), name=str(pair.clean))
     else:
         name, sample = pair
         observed, clean = sample.observed, sample.clean
-        told = {} if sample.known is None else {"known": sample.known}
+        told = {} if sample.kernel is None else {"kernel": sample.kernel}
     if observed.shape != clean.shape:
         sizes = f"observed is {tuple(observed.shape)} and clean {tuple(clean.shape)}"
         raise DataError(f"{sizes}, where one shape is needed; crop or convert one of them")

@@ -11,23 +11,22 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from twofold.contracts import TwofoldError
+from twofold.contracts import Progress, TwofoldError
 from twofold.files import replacing
 
-Row = dict[str, Any]
-Progress = Callable[[int, int], None]
+_Row = dict[str, Any]
 _BLOCKS = 2000
 """Ray keeps a record of every block of pictures: no more than that, so one picture each up to 2000."""
 
 
 @dataclass(frozen=True)
-class Work:
+class FleetWork:
     """What each worker does. model: a name, a path that all machines have, or hf://user/name. kernel: a file, or
     "estimate". tile, strength: as `restore` has them. gpus: graphics cards of a worker, 0 for the processor alone;
     cores: of the processor.
@@ -42,7 +41,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Result:
+class FleetResult:
     """One picture: its facts (width, height, seconds), or the error that it ended with."""
 
     source: Path
@@ -51,10 +50,10 @@ class Result:
     error: str | None = None
 
 
-class Worker:
+class FleetWorker:
     """Loads the model once, and restores rows: `data`, the bytes of a picture file, becomes those of the result."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: FleetWork) -> None:
         import torch
 
         from twofold import api
@@ -69,7 +68,7 @@ class Worker:
         done = [self.restored(row) for row in rows]
         return {name: [row[name] for row in done] for name in done[0]}
 
-    def restored(self, row: Row) -> Row:
+    def restored(self, row: _Row) -> _Row:
         if row["error"]:
             return row
         began = time.perf_counter()
@@ -100,13 +99,13 @@ class Worker:
 
 def restore_all(
     pairs: Sequence[tuple[Path, Path]],
-    work: Work,
+    work: FleetWork,
     *,
     workers: int | None = None,
     address: str | None = None,
     progress: Progress | None = None,
-    worker: type[Worker] = Worker,
-) -> list[Result]:
+    worker: type[FleetWorker] = FleetWorker,
+) -> list[FleetResult]:
     """Restores every source into its target on a Ray cluster; results in the order of `pairs`.
 
     workers: how many at once; None for as many as the cluster has cores or cards for. address: of a running cluster,
@@ -115,7 +114,7 @@ def restore_all(
 
     Raises: TwofoldError where Ray is missing or the cluster ends; what fails for one picture is that one's error.
     """
-    ray = library()
+    ray = ray_module()
     data = import_module("ray.data")
     if not pairs:
         return []
@@ -141,10 +140,10 @@ def restore_all(
             )
             .map(_write)
         )
-        found: dict[tuple[str, str], Result] = {}
+        found: dict[tuple[str, str], FleetResult] = {}
         for row in rows.iter_rows():
             facts = json.loads(row["facts"] or "{}")
-            result = Result(Path(row["source"]), Path(row["target"]), facts, row["error"] or None)
+            result = FleetResult(Path(row["source"]), Path(row["target"]), facts, row["error"] or None)
             found[row["source"], row["target"]] = result
             if progress:
                 progress(len(found), len(pairs))
@@ -163,7 +162,7 @@ def restore_all(
     return [found[key] for key in keys]
 
 
-def library() -> Any:
+def ray_module() -> Any:
     """Ray. Raises: TwofoldError where it is not installed."""
     try:
         import_module("ray.data")
@@ -181,7 +180,7 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _room(ray: Any, work: Work) -> int:
+def _room(ray: Any, work: FleetWork) -> int:
     """Workers that the cluster has room for, one core left for reading and writing where there are more."""
     resources = ray.cluster_resources()
     if work.gpus:
@@ -189,9 +188,9 @@ def _room(ray: Any, work: Work) -> int:
     return max((int(resources.get("CPU", 1)) - 1) // max(work.cores, 1), 1)
 
 
-def _read(row: Row) -> Row:
+def _read(row: _Row) -> _Row:
     """Adds the bytes of the source, so that reading overlaps with computing."""
-    more: Row = {"data": b"", "facts": "", "error": ""}
+    more: _Row = {"data": b"", "facts": "", "error": ""}
     try:
         more["data"] = Path(row["source"]).read_bytes()
     except OSError as error:
@@ -199,7 +198,7 @@ def _read(row: Row) -> Row:
     return {**row, **more}
 
 
-def _write(row: Row) -> Row:
+def _write(row: _Row) -> _Row:
     """Puts the result in its place, whole; leaves the row without its bytes."""
     data = row.pop("data")
     if not row["error"]:

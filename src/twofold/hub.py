@@ -14,64 +14,64 @@ from typing import Any
 
 from twofold.contracts import WeightsError
 
-SCHEME = "hf://"
-WEIGHTS = "model.safetensors"
+HUB_SCHEME = "hf://"
+HUB_FILE = "model.safetensors"
 _PATTERN = re.compile(
     r"hf://(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[^/\s]+))?(?:/(?P<file>[^\s]+\.safetensors))?/?\Z"
 )
 
 
 @dataclass(frozen=True)
-class Place:
+class HubPlace:
     """Where a model lies: the repository "user/name", a branch, tag or commit of it, and the file."""
 
     repo: str
     revision: str | None = None
-    file: str = WEIGHTS
+    file: str = HUB_FILE
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
-        return f"{SCHEME}{self.repo}{at}" + ("" if self.file == WEIGHTS else f"/{self.file}")
+        return f"{HUB_SCHEME}{self.repo}{at}" + ("" if self.file == HUB_FILE else f"/{self.file}")
 
 
-def is_place(name: object) -> bool:
-    return isinstance(name, str) and name.startswith(SCHEME)
+def is_hub_place(name: object) -> bool:
+    return isinstance(name, str) and name.startswith(HUB_SCHEME)
 
 
-def place(name: str) -> Place:
+def hub_place(name: str) -> HubPlace:
     """What `hf://user/name[@revision][/file.safetensors]` names. Raises: WeightsError.
 
-    >>> place("hf://user/rain@v1")
-    Place(repo='user/rain', revision='v1', file='model.safetensors')
+    >>> hub_place("hf://user/rain@v1")
+    HubPlace(repo='user/rain', revision='v1', file='model.safetensors')
     """
     found = _PATTERN.match(name)
     if found is None or ".." in name:
         raise WeightsError(f"{name!r} names no model on the hub; write hf://user/name, hf://user/name@revision")
-    return Place(found["repo"], found["revision"], found["file"] or WEIGHTS)
+    return HubPlace(found["repo"], found["revision"], found["file"] or HUB_FILE)
 
 
-def fetch(name: str) -> Path:
+def fetch_weights(name: str) -> Path:
     """The weights file of `hf://user/name` on this machine, downloaded where the cache lacks it.
 
     Raises: WeightsError where the library, the network, the repository or the file is missing.
     """
-    where = place(name)
-    hub = library()
+    where = hub_place(name)
+    hub = hub_client()
     try:
         return Path(hub.hf_hub_download(where.repo, where.file, revision=where.revision))
     except Exception as error:  # the library raises its own errors, those of its HTTP client, and OSError
         raise WeightsError(f"{where}: {_reason(hub, where, error)}") from error
 
 
-def push(path: Path, name: str, *, private: bool = False, message: str = "Weights") -> str:
+def push_weights(path: Path, name: str, *, private: bool = False, message: str = "Weights") -> str:
     """Uploads a weights file, and the card `path.json` beside it if there is one; returns the commit's address.
 
     The repository is made where it is missing. The token is that of `hf auth login`.
 
     Raises: WeightsError.
     """
-    where = place(name)
-    hub = library()
+    where = hub_place(name)
+    hub = hub_client()
     card = path.with_suffix(".json")
     try:
         api = hub.HfApi()
@@ -85,7 +85,7 @@ def push(path: Path, name: str, *, private: bool = False, message: str = "Weight
     return str(commit.commit_url)
 
 
-def library() -> Any:
+def hub_client() -> Any:
     """huggingface_hub. Raises: WeightsError where it is not installed."""
     try:
         return import_module("huggingface_hub")
@@ -93,7 +93,7 @@ def library() -> Any:
         raise WeightsError("huggingface_hub is not installed; pip install 'twofold[hub]'") from error
 
 
-def _reason(hub: Any, where: Place, error: Exception) -> str:
+def _reason(hub: Any, where: HubPlace, error: Exception) -> str:
     """What was wrong and what to do, by the kind of error."""
     errors = hub.errors
     if isinstance(error, errors.GatedRepoError):
@@ -105,7 +105,7 @@ def _reason(hub: Any, where: Place, error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         return "it is not in the cache and the hub cannot be asked (no network, or HF_HUB_OFFLINE is set)"
     if isinstance(error, errors.EntryNotFoundError):
-        return f"the repository has no file {where.file}; name one: {SCHEME}{where.repo}/FILE.safetensors"
+        return f"the repository has no file {where.file}; name one: {HUB_SCHEME}{where.repo}/FILE.safetensors"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to reach the hub"
     return (str(error).splitlines() or [type(error).__name__])[0]

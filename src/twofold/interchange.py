@@ -22,7 +22,7 @@ from twofold.contracts import NOISE_LEVEL, TwofoldError, WeightsError
 from twofold.export.network import ESTIMATE, Whole
 from twofold.nets import prenet
 
-SPEC = "twofold_model"
+SPEC_ENTRY = "twofold_model"
 """Entry of a state dict for spandrel that holds the model's specification: JSON as bytes, uint8 `(n,)`."""
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 """Where training programs put the state dict inside a checkpoint; the first that is there is taken."""
@@ -39,7 +39,7 @@ def import_weights(source: Path, target: Path) -> zoo.PlainSpec:
     spec, state = recognised(read_state(source), str(source))
     restorer = spec.build()
     restorer.load_state_dict(state)
-    zoo.save(target, restorer, spec)
+    zoo.save_restorer(target, restorer, spec)
     return spec
 
 
@@ -219,7 +219,7 @@ class _Adapted(nn.Module):
 
     def __init__(self, restorer: nn.Module | str | Path) -> None:
         super().__init__()
-        self.whole = Whole(restorer if isinstance(restorer, nn.Module) else zoo.load(restorer))
+        self.whole = Whole(zoo.load_restorer(restorer) if isinstance(restorer, str | Path) else restorer)
 
     def forward(self, y: Tensor, kernel: Tensor | None, sigma: Any) -> Tensor:
         channels: int = self.whole.restorer.channels
@@ -239,24 +239,24 @@ class _Adapted(nn.Module):
 
 
 def spandrel_state(restorer: nn.Module, spec: zoo.AnyModel) -> dict[str, Tensor]:
-    """A state dict that says which model it is: the names begin with "twofold.", and `SPEC` holds the specification."""
+    """A state dict that says which model it is: the names begin with "twofold.", and `SPEC_ENTRY` holds the specification."""
     text = bytearray(spec.model_dump_json().encode())
     weights = {f"twofold.{name}": value.detach().contiguous() for name, value in restorer.state_dict().items()}
-    return {SPEC: torch.frombuffer(text, dtype=torch.uint8).clone(), **weights}
+    return {SPEC_ENTRY: torch.frombuffer(text, dtype=torch.uint8).clone(), **weights}
 
 
 def from_spandrel_state(state: Mapping[str, Tensor]) -> nn.Module:
     """The restorer of a state dict made by `spandrel_state`. Raises: WeightsError for any other."""
-    if SPEC not in state:
-        raise WeightsError(f"the state dict has no entry {SPEC!r}, so it does not say which model it is")
+    if SPEC_ENTRY not in state:
+        raise WeightsError(f"the state dict has no entry {SPEC_ENTRY!r}, so it does not say which model it is")
     try:
-        spec: zoo.AnyModel = TypeAdapter(zoo.ModelSpec).validate_json(bytes(state[SPEC].tolist()))
+        spec: zoo.AnyModel = TypeAdapter(zoo.ModelSpec).validate_json(bytes(state[SPEC_ENTRY].tolist()))
     except ValidationError as error:
         raise WeightsError(f"a model that this version does not know: {error.errors()[0]['msg']}") from error
     restorer = spec.build()
     try:
         restorer.load_state_dict(
-            {name.removeprefix("twofold."): value.float() for name, value in state.items() if name != SPEC}
+            {name.removeprefix("twofold."): value.float() for name, value in state.items() if name != SPEC_ENTRY}
         )
     except RuntimeError as error:
         raise WeightsError("the weights do not fit the model that the state dict names") from error
@@ -271,14 +271,14 @@ def weights_of(name_or_path: str | Path) -> Iterator[Path]:
         with resources.as_file(resources.files("twofold") / "weights" / f"{name}.safetensors") as file:
             yield file
     else:
-        yield hub.fetch(name) if hub.is_place(name) else Path(name_or_path)
+        yield hub.fetch_weights(name) if hub.is_hub_place(name) else Path(name_or_path)
 
 
-def model(name_or_path: str | Path) -> tuple[zoo.AnyModel, nn.Module]:
+def specified_restorer(name_or_path: str | Path) -> tuple[zoo.AnyModel, nn.Module]:
     """(specification, restorer) by name, path or hf://user/name. Raises: WeightsError."""
-    restorer = zoo.load(name_or_path)
+    restorer = zoo.load_restorer(name_or_path)
     with weights_of(name_or_path) as file:
-        return zoo.read(file)[0], restorer
+        return zoo.read_weights(file)[0], restorer
 
 
 def register_with_spandrel() -> None:
@@ -295,7 +295,7 @@ def register_with_spandrel() -> None:
 
     class Twofold(spandrel.Architecture):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            super().__init__(id="twofold", detect=lambda state: SPEC in state)
+            super().__init__(id="twofold", detect=lambda state: SPEC_ENTRY in state)
 
         def load(self, state_dict: Mapping[str, Any]) -> Any:
             whole = Whole(from_spandrel_state(state_dict))

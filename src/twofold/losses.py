@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from twofold.metrics import full_precision, same_size, ssim_gaussian_zero_padded
+from twofold.metrics import same_size, ssim_gaussian_zero_padded
+from twofold.nets.fourier import full_precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,7 +88,7 @@ def colour_angle(restored: Tensor, clean: Tensor) -> Tensor:
     """
     same_size(restored, clean)
     with torch.autocast(device_type=restored.device.type, enabled=False):
-        restored, clean = full_precision(restored, clean)
+        restored, clean = map(full_precision, (restored, clean))
         # Sums of squares, not norms: torch reduces norms over dimension 1 of a contiguous batch eight times slower.
         lengths, darkest = restored.square().sum(dim=1) * clean.square().sum(dim=1), (1 / 255) ** 2
         coloured = (restored.square().sum(dim=1) > darkest) & (clean.square().sum(dim=1) > darkest)
@@ -106,7 +107,7 @@ def total_variation(restored: Tensor, clean: Tensor) -> Tensor:
     tensor(0.6667)
     """
     same_size(restored, clean)
-    (restored,) = full_precision(restored)
+    restored = full_precision(restored)
     down, across = restored.diff(dim=2), restored.diff(dim=3)
     return 2 * (_mean(down.square()) + _mean(across.square()))
 
@@ -121,7 +122,7 @@ def laplacian(restored: Tensor, clean: Tensor) -> Tensor:
     tensor(True)
     """
     same_size(restored, clean)
-    (x,) = full_precision(restored)
+    x = full_precision(restored)
     neighbours = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return _mean((neighbours - 4 * x[..., 1:-1, 1:-1]).square())
 
@@ -141,7 +142,7 @@ class Perceptual:
 
 def _difference(restored: Tensor, clean: Tensor) -> Tensor:
     same_size(restored, clean)
-    restored, clean = full_precision(restored, clean)
+    restored, clean = map(full_precision, (restored, clean))
     return restored - clean
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twofold.contracts import ImageError
+from twofold.nets.fourier import full_precision
 
 
 def same_size(restored: Tensor, clean: Tensor) -> None:
@@ -25,11 +26,6 @@ def same_size(restored: Tensor, clean: Tensor) -> None:
             "expected restored and clean (B, C, H, W) of one shape, "
             f"got {tuple(restored.shape)} and {tuple(clean.shape)}; crop or resize one of them"
         )
-
-
-def full_precision(*images: Tensor) -> list[Tensor]:
-    """Half-precision tensors as float32, others as they are: squared differences of 8-bit mantissas mean nothing."""
-    return [image.float() if image.dtype in (torch.float16, torch.bfloat16) else image for image in images]
 
 
 def psnr(restored: Tensor, clean: Tensor) -> Tensor:
@@ -129,7 +125,7 @@ def _ssim(restored: Tensor, clean: Tensor, *, taps: Tensor, padding: int, sample
         )
     c1, c2 = 0.01**2, 0.03**2
     with torch.autocast(device_type=restored.device.type, enabled=False):
-        x, y = (image.contiguous() for image in full_precision(restored, clean))
+        x, y = (image.contiguous() for image in map(full_precision, (restored, clean)))
         mean_y = _windowed(y, taps, padding)
         mean_x, mean_squares, mean_xy = _windowed(torch.stack((x, x * x + y * y, x * y)), taps, padding).unbind(0)
         product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y

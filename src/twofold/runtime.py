@@ -1,7 +1,4 @@
-"""How a network is run on this machine: memory layout, precision, fused convolutions, flushed denormals; measured once.
-
-What pays differs by machine and by network (bfloat16 in the plain layout makes several of them slower), so `choose`
-measures the candidates on a small example and keeps the answer; plain float32 is always among them.
+"""How a network is run on this machine: memory layout, precision, fused convolutions, flushed denormals.
 
 Two things must be set before torch computes, and so belong to whoever owns the process: `THP_MEM_ALLOC_ENABLE=1` in the
 environment before torch is imported (huge pages: without them, large layers spend up to half of their time in page
@@ -14,32 +11,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 import platform
-import time
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twofold.contracts import TwofoldError
-from twofold.files import write_text
 from twofold.fusion import fused
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
-_TOLERANCE = 2e-3
-"""Root mean square deviation from plain float32, half a grey level, that a recipe may show on the example."""
-_MARGIN = 0.95
-"""Share of a simpler recipe's time that a less simple one has to reach, so that noise does not choose."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExecutionPlan:
     """How a network is run. The defaults are plain float32 as the network was written.
 
     channels_last: a pixel's channels lie side by side in memory. bfloat16: convolutions round to 8 bits of mantissa and
@@ -53,18 +43,25 @@ class Recipe:
     compiled: bool = False
 
 
-def plain() -> Recipe:
+def plain() -> ExecutionPlan:
     """Float32, as the network was written."""
-    return Recipe()
+    return ExecutionPlan()
 
 
-CANDIDATES = (
-    Recipe(channels_last=True),
-    Recipe(channels_last=True, fused=True),
-    Recipe(channels_last=True, bfloat16=True),
-    Recipe(channels_last=True, bfloat16=True, fused=True),
-)
-"""What `choose` tries beside plain float32. Compiling is not among them: its minute is rarely earned back."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes convolutions in bfloat16 faster than in float32, by its instruction set."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def plan_for(device: torch.device, *, bfloat16: bool) -> ExecutionPlan:
+    """The recipe for a device: a rule, not a measurement, so that the same machine always gives the same image.
+
+    benchmarks/restore.py and benchmarks/runtimes.py hold what it is based on.
+    """
+    fused = device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return ExecutionPlan(channels_last=True, bfloat16=bfloat16, fused=fused)
 
 
 def flush_denormals_(module: nn.Module) -> int:
@@ -87,55 +84,29 @@ def flush_denormals_(module: nn.Module) -> int:
     return count
 
 
-def run(network: nn.Module, recipe: Recipe, *, inputs: int = 1) -> Callable[..., Tensor]:
-    """A function that computes what `network` does for `inputs` tensors, by `recipe`, without gradients.
+def runner(network: nn.Module, plan: ExecutionPlan, *, inputs: int = 1) -> Callable[..., Tensor]:
+    """A function that computes what `network` does for `inputs` tensors, by `plan`, without gradients.
 
     The network is not changed: its weights are copied where another form of them is needed. The result is float32.
     """
-    if recipe == plain():
+    if plan == plain():
         return torch.inference_mode()(network)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     own: nn.Module = copy.deepcopy(network).eval().requires_grad_(False)
-    if recipe.fused:
-        own = fused(own, dtype=torch.bfloat16 if recipe.bfloat16 else torch.float32, inputs=inputs)
+    if plan.fused:
+        # A network that torch.fx cannot trace, because it decides by what its input is, runs as it is.
+        with contextlib.suppress(TraceError, TypeError, ValueError, NotImplementedError):
+            own = fused(own, dtype=torch.bfloat16 if plan.bfloat16 else torch.float32, inputs=inputs)
     own = own.to(memory_format=layout)  # type: ignore[call-overload]
-    call = torch.compile(own) if recipe.compiled else own
+    call = torch.compile(own) if plan.compiled else own
 
     def compute(*given: Tensor) -> Tensor:
         arranged = [x.contiguous(memory_format=layout) for x in given]
-        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=plan.bfloat16):
             result: Tensor = call(*arranged)
         return result.float()
 
     return compute
-
-
-def choose(
-    network: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
-    *,
-    cache: Path | None = None,
-    candidates: Iterable[Recipe] = CANDIDATES,
-    compared: int | None = None,
-    rounds: int = 3,
-) -> Recipe:
-    """The fastest of `candidates` and plain float32 for `network` on this machine.
-
-    example: the input, or inputs, `(B, C, H, W)`, of a usual size; 128 × 128 pixels are enough, and take seconds.
-    cache: a folder where answers are kept, one for each version of torch, processor, number of threads, network and
-    size. A recipe is passed over if it fails, deviates from plain float32 by half a grey level (root mean square), or
-    gains less than a twentieth. compared: how many channels of the result are held to that, those of the picture when
-    a map follows them; None for all.
-    """
-    given = example if isinstance(example, tuple) else (example,)
-    key = _key(network, given)
-    known = _load(cache)
-    if key in known:
-        with contextlib.suppress(TypeError):  # written by another version, with other fields
-            return Recipe(**known[key])
-    recipe = _fastest(network, given, candidates, compared, rounds)
-    _save(cache, {**known, key: asdict(recipe)})
-    return recipe
 
 
 def peak_bytes(runner: Callable[..., Tensor], given: Tensor | tuple[Tensor, ...]) -> int:
@@ -181,45 +152,6 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now -= size
 
 
-def _fastest(
-    network: nn.Module, given: tuple[Tensor, ...], candidates: Iterable[Recipe], compared: int | None, rounds: int
-) -> Recipe:
-    runners = {plain(): run(network, plain())}
-    expected = runners[plain()](*given)[:, :compared].float()
-    for recipe in candidates:
-        # A candidate may fail in any way a kernel or a tracer can fail; then it is not one.
-        with contextlib.suppress(Exception):
-            runner = run(network, recipe, inputs=len(given))
-            deviation = (runner(*given)[:, :compared] - expected).square().mean().sqrt()
-            if deviation <= _TOLERANCE:  # false for NaN
-                runners[recipe] = runner
-    seconds = dict.fromkeys(runners, float("inf"))
-    for _ in range(rounds):  # in turns, so that what else the machine does meets all of them
-        for recipe, runner in runners.items():
-            seconds[recipe] = min(seconds[recipe], _seconds(runner, given))
-    best = plain()
-    for recipe in runners:
-        if seconds[recipe] < _MARGIN * seconds[best]:
-            best = recipe
-    return best
-
-
-def _seconds(runner: Callable[..., Tensor], given: tuple[Tensor, ...]) -> float:
-    start = time.perf_counter()
-    result = runner(*given)
-    result.flatten()[0].item()  # waits for a device that computes in the background
-    return time.perf_counter() - start
-
-
-def _key(network: nn.Module, given: tuple[Tensor, ...]) -> str:
-    """One line that changes when the answer might: version, processor, threads, the network's shapes, size class."""
-    shapes = [(name, tuple(weight.shape)) for name, weight in network.state_dict().items()]
-    fingerprint = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()[:16]
-    sizes = "+".join(f"{x.shape[1]}c2^{(x.shape[0] * x.shape[2] * x.shape[3]).bit_length()}" for x in given)
-    device = torch.cuda.get_device_name(given[0].device) if given[0].is_cuda else processor()
-    return f"torch {torch.__version__} | {device} | {torch.get_num_threads()} threads | {fingerprint} | {sizes}"
-
-
 def processor() -> str:
     """The processor's name and a digest of what it can do, since one name covers several kinds of virtual machine."""
     try:
@@ -229,18 +161,3 @@ def processor() -> str:
     facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
     abilities = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
     return f"{facts.get('model name', platform.machine())} {abilities}"
-
-
-def _load(cache: Path | None) -> dict[str, Any]:
-    if cache is not None:
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads((cache / "recipes.json").read_text())
-            return known if isinstance(known, dict) else {}
-    return {}
-
-
-def _save(cache: Path | None, known: dict[str, Any]) -> None:
-    if cache is None:
-        return
-    with contextlib.suppress(TwofoldError):  # a cache that cannot be kept costs a second next time, no more
-        write_text(cache / "recipes.json", json.dumps(known, indent=1))

@@ -23,23 +23,34 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from twofold import hub
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, TwofoldError, WeightsError
+from twofold.contracts import (
+    DEPTH,
+    EXPOSURE,
+    NOISE_LEVEL,
+    RAIN_REGION,
+    GuidanceKind,
+    Restorer,
+    TwofoldError,
+    WeightsError,
+)
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
+from twofold.nets.mixture import CandidateMixture
+from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
 from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
-from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding, cosines
+from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.runtime import flush_denormals_
 from twofold.search.genotype import Genotype
 from twofold.solve.solvers import KrasnoselskiiMann
 
-KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
+GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
 
 class Settings(BaseModel):
@@ -54,7 +65,7 @@ class UNetSpec(Settings):
     blocks: list[int] = [1, 1, 3]
     unshuffle: int = 1
     context: int = 0
-    output: Literal["sum", "hadamard", "map"] = "sum"
+    output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -73,7 +84,7 @@ class PReNetSpec(Settings):
     recurrences: int = 6
     width: int = 32
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
 
 
@@ -90,7 +101,7 @@ class DeconvolutionSpec(Settings):
     shared: bool = True
     unet: UNetSpec | None = None
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return UnfoldedDeconvolution(
             stages=self.stages,
             layers=self.layers,
@@ -109,7 +120,7 @@ class GridDehazeSpec(Settings):
     growth: int = 16
     dense: int = 4
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         return GridDehazeNet(
             channels=channels,
             guidance=guidance,
@@ -142,14 +153,29 @@ class HadamardSpec(Settings):
     combine: Combination = "divide"
     border: Annotated[int, Field(ge=0)] = 16
 
-    def build(self, channels: int, guidance: int) -> nn.Module:
+    def build(self, channels: int, guidance: int) -> Network:
         groups = {group: tuple(names) for group, names in self.genotype.groups.items()}
         genotype = Genotype(groups, self.genotype.ops_per_branch)
         return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
 
 
+class MixtureSpec(Settings):
+    """Classical underwater corrections, mixed by a small U-Net with global context."""
+
+    kind: Literal["mixture"] = "mixture"
+    features: int = 32
+    widths: list[int] = [32, 64, 96]
+    blocks: list[int] = [1, 1, 2]
+    unshuffle: int = 4
+
+    def build(self, channels: int, guidance: int) -> Network:
+        return CandidateMixture(
+            features=self.features, widths=tuple(self.widths), blocks=tuple(self.blocks), unshuffle=self.unshuffle
+        )
+
+
 NetSpec = Annotated[
-    UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
+    MixtureSpec | UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
 ]
 
 
@@ -170,13 +196,13 @@ class GuidedSpec(Settings):
     """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
 
     kind: Literal["guided"] = "guided"
-    guidance: Literal["noise_level", "rain_region", "depth"]
+    guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
     channels: Literal[1, 3] = 3
     guide: GuideSpec = GuideSpec()
     net: NetSpec
 
     def build(self) -> Guided:
-        guide = self.guide.build(KINDS[self.guidance], self.channels)
+        guide = self.guide.build(GUIDANCE_KINDS[self.guidance], self.channels)
         return Guided(guide, self.net.build(self.channels, 1))
 
 
@@ -221,41 +247,41 @@ class NonExpansiveSpec(Settings):
 CertifiedSpec = Annotated[RidgeSpec | NonExpansiveSpec, Field(discriminator="kind")]
 
 
-def _picard(steps: int) -> KrasnoselskiiMann:
-    return KrasnoselskiiMann(relaxation=1.0, steps=steps, tolerance=1e-4)
+def _picard(iterations: int) -> KrasnoselskiiMann:
+    return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
 
 
 class FixedDeconvolutionSpec(Settings):
-    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. steps: at
-    most, when restoring.
+    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
+    at most, when restoring.
     """
 
     kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
     channels: Literal[1] = 1
     denoiser: CertifiedSpec = RidgeSpec(layers=2)
     penalty: float = 0.03
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> Deconvolution:
         restorer = Deconvolution(self.denoiser.build(self.channels), penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
 class RainLayersSpec(Settings):
-    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, steps: as above."""
+    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
 
     kind: Literal["rain_layers"] = "rain_layers"
     channels: Literal[3] = 3
     picture: CertifiedSpec = RidgeSpec()
     rain: CertifiedSpec = RidgeSpec(size=7, keep_mean=False)
     penalty: float = 0.3
-    steps: int = 24
+    iterations: int = 24
 
     def build(self) -> RainLayers:
         layers = self.picture.build(self.channels), self.rain.build(self.channels)
         restorer = RainLayers(*layers, penalty=self.penalty)
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
@@ -269,12 +295,12 @@ class PatchCodingSpec(Settings):
     side: int = 16
     frequencies: int = 22
     weight: float = 0.8
-    steps: int = 100
+    iterations: int = 100
 
     def build(self) -> PatchCoding:
-        model = Model(cosines(self.side, self.frequencies), self.weight)
+        model = SparseModel(cosines(self.side, self.frequencies), self.weight)
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
-        restorer.solver = _picard(self.steps)
+        restorer.solver = _picard(self.iterations)
         return restorer
 
 
@@ -285,7 +311,7 @@ _MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
 
 class Card(BaseModel):
     """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a
-    run.
+    run. bf16_difference: largest root mean square difference from float32, in grey levels, over degraded photographs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -304,7 +330,13 @@ class Card(BaseModel):
     hours: float
     protocol: str
     numbers: dict[str, dict[str, float]]
+    bf16_difference: float | None = None
     notes: str = ""
+
+    @property
+    def allows_bf16(self) -> bool:
+        """Whether bfloat16 keeps every image that it was measured on within half a grey level of float32."""
+        return self.bf16_difference is not None and self.bf16_difference <= 0.5
 
 
 def cards() -> dict[str, Card]:
@@ -325,7 +357,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"{hint}known: {', '.join(known)}"
 
 
-def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False) -> str:
+def save_restorer(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False) -> str:
     """Writes the weights with their specification in the header, atomically; returns the SHA-256 of the file.
 
     half: store 16-bit floats (half the size; a value moves by less than 0.05 %).
@@ -341,7 +373,7 @@ def save(path: Path, restorer: nn.Module, spec: AnyModel, *, half: bool = False)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
+def read_weights(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     """(specification, float32 state). Raises: WeightsError saying what the file is instead of a model."""
     try:
         mode = path.stat().st_mode
@@ -367,7 +399,7 @@ def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}); fetch or train it again") from error
     if "twofold_model" not in metadata:
-        raise WeightsError(f"{path} does not say which model it is; save it with twofold.zoo.save")
+        raise WeightsError(f"{path} does not say which model it is; save it with twofold.zoo.save_restorer")
     try:
         spec = _MODEL.validate_json(metadata["twofold_model"])
     except ValidationError as error:
@@ -377,13 +409,13 @@ def read(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
     return spec, {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
 
 
-def load(name_or_path: str | Path, *, device: torch.device | str | None = None) -> nn.Module:
+def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None = None) -> Restorer:
     """A restorer in evaluation mode, by the name of a shipped model, the path of a weights file, or hf://user/name.
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
     """
-    if hub.is_place(name_or_path):
-        name_or_path = hub.fetch(str(name_or_path))
+    if hub.is_hub_place(name_or_path):
+        name_or_path = hub.fetch_weights(str(name_or_path))
     path, shipped = Path(name_or_path), cards()
     if not str(name_or_path).strip():
         raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")
@@ -392,9 +424,9 @@ def load(name_or_path: str | Path, *, device: torch.device | str | None = None) 
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
                 raise WeightsError(f"the weights of {card.name!r} are not those of its card; install twofold again")
-            spec, state = read(file)
+            spec, state = read_weights(file)
     elif path.suffix or _may_be_there(path):
-        spec, state = read(path)
+        spec, state = read_weights(path)
     else:
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:

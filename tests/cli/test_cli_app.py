@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import twofold
-from twofold.cli.app import VERBS, module_of, run
+from twofold.cli.app import VERBS, module_of, run_command_line
 
 
 def cpu_seconds(*arguments: str) -> float:
@@ -33,7 +33,7 @@ def test_help_and_version_cost_little_and_load_no_torch(option: str) -> None:
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
+    assert run_command_line(["--version"]) == 0
     assert capsys.readouterr().out == f"twofold {twofold.__version__}\n"
 
 
@@ -42,9 +42,9 @@ def test_every_verb_is_listed_and_its_help_teaches_by_an_example(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    assert run(["--help"]) == 0
+    assert run_command_line(["--help"]) == 0
     assert f"  {verb} " in capsys.readouterr().out
-    assert run([verb, "--help"]) == 0
+    assert run_command_line([verb, "--help"]) == 0
     assert any(line.strip().startswith(f"twofold {verb}") for line in capsys.readouterr().out.splitlines())
     assert callable(module_of(verb).command)
 
@@ -75,12 +75,12 @@ def test_every_verb_is_listed_and_its_help_teaches_by_an_example(
 def test_misuse_is_explained_and_exits_with_two(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(arguments) == 2
+    assert run_command_line(arguments) == 2
     assert reason in capsys.readouterr().err
 
 
 def test_no_arguments_show_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 2
+    assert run_command_line([]) == 2
     assert "twofold restore rainy.jpg" in capsys.readouterr().out
 
 
@@ -89,8 +89,8 @@ def test_the_cards_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> No
 
     from twofold import zoo
 
-    assert run(["models", "--json"]) == 0
+    assert run_command_line(["models", "--json"]) == 0
     assert [card["name"] for card in json.loads(capsys.readouterr().out)] == list(zoo.cards())
-    assert run(["models"]) == 0
+    assert run_command_line(["models"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in zoo.cards())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from twofold.cli.app import run
+from twofold.cli.app import run_command_line
 from twofold.train.schemes import Diverged
 
 Maker = Callable[..., Path]
@@ -20,31 +20,31 @@ Maker = Callable[..., Path]
     ("change", "reasons"),
     [
         ("data.bacth=4", ["data.bacth", "did you mean 'batch'?"]),
-        ("turn=100", ["turn", "did you mean 'turns'?"]),
+        ("step=100", ["step", "did you mean 'steps'?"]),
         ("model.net.widhts=[8]", ["model.net.widhts", "did you mean 'widths'?"]),
-        ("turns=many", ["turns: ", "integer, got 'many'"]),
+        ("steps=many", ["steps: ", "integer, got 'many'"]),
         ("data.crop=1.5", ["data.crop: ", "integer, got 1.5"]),
         ("scheme.kind=magic", ["scheme", "magic", "guided"]),
         ("loss.l3=1", ["loss", "l3"]),
         ("seed.first=1", ["'seed' is not a group of settings"]),
-        ("turns", ["key.path=value"]),
+        ("steps", ["key.path=value"]),
     ],
 )
 def test_a_wrong_key_or_value_in_a_recipe_is_named_with_its_path(
     change: str, reasons: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", "derain", "--show", "--set", change]) == 1
+    assert run_command_line(["train", "derain", "--show", "--set", change]) == 1
     error = capsys.readouterr().err
     assert all(reason in error for reason in reasons)
     assert len(error.splitlines()) == 1
 
 
 def test_recipes_are_listed_and_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "list"]) == 0
+    assert run_command_line(["train", "list"]) == 0
     assert "derain" in capsys.readouterr().out.splitlines()
-    assert run(["train", "derain", "--show", "--set", "data.batch=4"]) == 0
+    assert run_command_line(["train", "derain", "--show", "--set", "data.batch=4"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["data"]["batch"] == 4
-    assert run(["train", "derian"]) == 1
+    assert run_command_line(["train", "derian"]) == 1
     assert "did you mean 'derain'" in capsys.readouterr().err
 
 
@@ -54,14 +54,19 @@ def test_a_recipe_file_that_is_none_is_one_line(
 ) -> None:
     if text is not None:
         (tmp_path / "mine.yaml").write_text(text)
-    assert run(["train", str(tmp_path / "mine.yaml")]) == 1
+    assert run_command_line(["train", str(tmp_path / "mine.yaml")]) == 1
     error = capsys.readouterr().err
     assert "mine.yaml" in error
     assert len(error.splitlines()) == 1
 
 
 def test_training_without_its_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "derain", "--data", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    assert (
+        run_command_line(
+            ["train", "derain", "--data", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu"]
+        )
+        == 1
+    )
     assert "no such folder" in capsys.readouterr().err
 
 
@@ -80,7 +85,7 @@ def test_a_loss_that_is_no_number_any_more_is_one_line(
         raise Diverged("the training loss became nan; train anew with a lower learning_rate")
 
     monkeypatch.setattr(f"twofold.train.{runner}", diverging)
-    assert run([verb, recipe, "--output", str(tmp_path / "run")]) == 1
+    assert run_command_line([verb, recipe, "--output", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert error == "twofold: the training loss became nan; train anew with a lower learning_rate\n"
 
@@ -88,7 +93,7 @@ def test_a_loss_that_is_no_number_any_more_is_one_line(
 @pytest.fixture
 def evaluate(plain_model: Path, tmp_path: Path) -> Callable[..., int]:
     sides = ["--observed", "rain", "--clean", "clean"]
-    return lambda *more: run(
+    return lambda *more: run_command_line(
         ["evaluate", "--model", str(plain_model), "--data", str(tmp_path), *sides, *map(str, more)]
     )
 

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from twofold import images
-from twofold.cli.app import run
-from twofold.cli.degrade import KINDS
+from twofold.cli.app import run_command_line
+from twofold.cli.degrade import DEGRADATIONS
 
 Maker = Callable[..., Path]
 
 
 def degrade(*arguments: object) -> int:
-    return run(["degrade", *map(str, arguments)])
+    return run_command_line(["degrade", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_every_kind_spoils_a_picture_and_keeps_its_cause(
     kind: str, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,7 +35,7 @@ def test_every_kind_spoils_a_picture_and_keeps_its_cause(
     observed, cause = images.read(tmp_path / f"clean-{kind}.png"), images.read(tmp_path / "map.png")
     assert observed.pixels.shape[-2:] == cause.pixels.shape[-2:] == (facts["height"], facts["width"])
     assert 1 < facts["psnr"] < 50
-    assert cause.pixels.mean() * KINDS[kind].white == pytest.approx(facts["guidance_mean"], abs=1e-3)
+    assert cause.pixels.mean() * DEGRADATIONS[kind].white == pytest.approx(facts["guidance_mean"], abs=1e-3)
 
 
 def test_the_map_of_the_noise_is_its_standard_deviation(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_map_of_the_noise_is_its_standard_deviation(tmp_path: Path) -> None:
         degrade(tmp_path / "grey.png", "-o", tmp_path / "o.png", *arguments, "--guidance-out", tmp_path / "m.png") == 0
     )
     observed = images.read(tmp_path / "o.png").pixels
-    levels = images.read(tmp_path / "m.png").pixels * KINDS["noise"].white
+    levels = images.read(tmp_path / "m.png").pixels * DEGRADATIONS["noise"].white
     for half in (slice(0, 100), slice(100, 200)):
         level = levels[..., half].unique().item()
         assert 0.02 <= level <= 0.1

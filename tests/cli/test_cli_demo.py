@@ -10,7 +10,7 @@ import torch
 
 import twofold
 from twofold import demo, images
-from twofold.cli.app import run
+from twofold.cli.app import run_command_line
 from twofold.degrade.additive import RainStreaks
 
 
@@ -23,7 +23,7 @@ def small_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scene_is_spoilt_restored_and_shown(guided_model: Path, tmp_path: Path) -> None:
     said: list[str] = []
     scenes = [demo.Scene(*facts, RainStreaks()) for facts in (("coffee", str(guided_model)), ("chelsea", "nope"))]
-    (shown,) = demo.run(tmp_path / "demo", said.append, scenes=scenes)
+    (shown,) = demo.run_demo(tmp_path / "demo", said.append, scenes=scenes)
     names = ["coffee-guided-restored.png", "coffee-guided.png", "index.html", "sheet.png"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == names
     assert "chelsea-nope is left out: unknown model 'nope'" in said[0]
@@ -37,10 +37,10 @@ def test_seconds_of_training_on_the_photographs_lower_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "SCENES", ())
-    monkeypatch.setattr(demo, "_seconds_a_turn", lambda scheme, batches: 0.05)
-    assert run(["demo", "--output", str(tmp_path), "--seconds", "1.25"]) == 0
+    monkeypatch.setattr(demo, "_seconds_a_step", lambda scheme, batches: 0.05)
+    assert run_command_line(["demo", "--output", str(tmp_path), "--seconds", "1.25"]) == 0
     told = capsys.readouterr().out
-    assert "25 turns" in told
+    assert "25 steps" in told
     found = re.search(r"restoration loss +([0-9.]+) → ([0-9.]+)", told)
     assert found is not None
     assert float(found[2]) < float(found[1])
@@ -52,6 +52,6 @@ def test_a_demonstration_without_its_models_says_so_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "SCENES", (demo.Scene("coffee", "nope", RainStreaks()),))
-    assert run(["demo", "--output", str(tmp_path / "demo"), "--seconds", "0"]) == 1
+    assert run_command_line(["demo", "--output", str(tmp_path / "demo"), "--seconds", "0"]) == 1
     assert "coffee-nope is left out" in capsys.readouterr().out
     assert not (tmp_path / "demo").exists()

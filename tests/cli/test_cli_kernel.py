@@ -13,8 +13,8 @@ from PIL import Image
 
 import twofold
 from tiny_models import untrained
-from twofold import api, images, runtime, zoo
-from twofold.cli.app import run
+from twofold import api, images, zoo
+from twofold.cli.app import run_command_line
 from twofold.cli.pictures import twin_of
 from twofold.contracts import ImageError, TwofoldError
 from twofold.degrade.additive import GaussianNoise
@@ -31,13 +31,13 @@ def deblurring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
     path = tmp_path_factory.mktemp("models") / "deblurring.safetensors"
     torch.manual_seed(0)
-    zoo.save(path, spec.build(), spec)
+    zoo.save_restorer(path, spec.build(), spec)
     return path
 
 
 @pytest.fixture
 def model(deblurring: Path) -> api.Model:
-    return twofold.load(deblurring, fast=False)
+    return twofold.load(deblurring, precision="exact")
 
 
 def line(length: int = 7) -> torch.Tensor:
@@ -126,7 +126,7 @@ def test_grey_alpha_and_sixteen_bits_are_kept(deblurring: Path, tmp_path: Path, 
     Image.fromarray(shape).save(tmp_path / "photo.png")
     np.savetxt(tmp_path / "k.txt", np.eye(5))
     arguments = ["restore", tmp_path / "photo.png", "-m", deblurring, "--kernel", tmp_path / "k.txt"]
-    assert run([*map(str, arguments), "-o", str(tmp_path / "out.png")]) == 0
+    assert run_command_line([*map(str, arguments), "-o", str(tmp_path / "out.png")]) == 0
     with Image.open(tmp_path / "out.png") as restored:
         assert restored.mode == mode
         if mode == "RGBA":
@@ -139,29 +139,13 @@ def test_the_command_finds_a_kernel_and_keeps_it(
     images.write(tmp_path / "a.png", images.Picture(shaken(128, 128)[0]))
     arguments = ["restore", str(tmp_path / "a.png"), "-m", str(deblurring), "-o", str(tmp_path / "b.png")]
     kept = ["--kernel-out", str(tmp_path / "k.png"), "--kernel-size", "11", "--json"]
-    assert run([*arguments, "--kernel", "estimate", *kept]) == 0
+    assert run_command_line([*arguments, "--kernel", "estimate", *kept]) == 0
     facts = json.loads(capsys.readouterr().out)["done"][0]
     assert facts["kernel"] == "estimated"
     assert 0 <= facts["kernel_confidence"] <= 1
     assert images.read(tmp_path / "k.png").pixels.shape[-2:] == (11, 11)
-    assert run([*arguments, "--kernel", str(tmp_path / "k.png"), "--noise-level", "0.01", "--json"]) == 0
+    assert run_command_line([*arguments, "--kernel", str(tmp_path / "k.png"), "--noise-level", "0.01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["done"][0]["guidance_mean"] == 0.01
-
-
-def test_the_fastest_way_is_found_on_a_kernel_that_sums_to_one(
-    deblurring: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any other makes the picture so bright that no precision but the plain one is within the tolerance."""
-    seen = []
-
-    def choose(network: torch.nn.Module, example: tuple[torch.Tensor, ...], **_: object) -> runtime.Recipe:
-        seen.append(example)
-        return runtime.plain()
-
-    monkeypatch.setattr(runtime, "choose", choose)
-    box = torch.full((3, 3), 1 / 9)
-    twofold.load(deblurring)(torch.rand(3, 16, 16), kernel=box)
-    assert seen[0][1].sum().item() == pytest.approx(1.0)
 
 
 def test_a_folder_of_kernels_goes_by_name(
@@ -171,12 +155,12 @@ def test_a_folder_of_kernels_goes_by_name(
     (tmp_path / "kernels").mkdir()
     np.savetxt(tmp_path / "kernels" / "a.txt", np.eye(5))
     arguments = ["restore", str(tmp_path / "in"), "-m", str(deblurring), "--kernel", str(tmp_path / "kernels")]
-    assert run([*arguments, "--skip-existing"]) == 1  # b has none, and costs only itself
+    assert run_command_line([*arguments, "--skip-existing"]) == 1  # b has none, and costs only itself
     assert [path.name for path in images.find([tmp_path / "in-restored"])] == ["a.png"]
     np.savetxt(tmp_path / "kernels" / "b.txt", np.eye(3))
-    assert run(arguments) == 0
+    assert run_command_line(arguments) == 0
     np.savetxt(tmp_path / "kernels" / "b.csv", np.eye(3))
-    assert run(arguments) == 1
+    assert run_command_line(arguments) == 1
     assert "several files called b: b.csv, b.txt; keep one" in capsys.readouterr().err
 
 
@@ -195,9 +179,9 @@ def test_kernels_that_were_kept_serve_the_next_run(deblurring: Path, picture: Ma
     picture("in/a.png", 40, 40), picture("in/deep/a.png", 40, 40)
     np.savetxt(tmp_path / "k.txt", np.eye(5))
     arguments = ["restore", str(tmp_path / "in"), "-m", str(deblurring), "--kernel"]
-    assert run([*arguments, str(tmp_path / "k.txt"), "--kernel-out", str(tmp_path / "kept")]) == 0
+    assert run_command_line([*arguments, str(tmp_path / "k.txt"), "--kernel-out", str(tmp_path / "kept")]) == 0
     (tmp_path / "kept" / "a.png").unlink()
-    assert run([*arguments, str(tmp_path / "kept"), "-o", str(tmp_path / "out")]) == 1
+    assert run_command_line([*arguments, str(tmp_path / "kept"), "-o", str(tmp_path / "out")]) == 1
     assert [path.relative_to(tmp_path / "out").as_posix() for path in images.find([tmp_path / "out"])] == ["deep/a.png"]
 
 
@@ -208,7 +192,12 @@ def test_a_kernel_that_is_given_is_not_replaced(
     before = kernel.read_bytes()
     for given in (kernel, kernel.parent):
         for output in ("-o", "--kernel-out"):
-            assert run(["restore", str(photo), "-m", str(deblurring), "--kernel", str(given), output, str(kernel)]) == 1
+            assert (
+                run_command_line(
+                    ["restore", str(photo), "-m", str(deblurring), "--kernel", str(given), output, str(kernel)]
+                )
+                == 1
+            )
             assert f"{kernel} would replace an input" in capsys.readouterr().err
     assert kernel.read_bytes() == before
 
@@ -225,7 +214,7 @@ def test_a_kernel_that_is_given_is_not_replaced(
 def test_a_mistake_is_one_line(
     deblurring: Path, picture: Maker, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == 1
+    assert run_command_line(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == 1
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -233,8 +222,8 @@ def test_other_models_take_no_kernel_and_no_noise_level(
     guided_model: Path, picture: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["restore", str(picture("a.png")), "-m", str(guided_model)]
-    assert run([*arguments, "--kernel", "estimate"]) == 1
-    assert run([*arguments, "--noise-level", "0.02"]) == 1
+    assert run_command_line([*arguments, "--kernel", "estimate"]) == 1
+    assert run_command_line([*arguments, "--noise-level", "0.02"]) == 1
     error = capsys.readouterr().err
     assert "removes no blur" in error
     assert "steered by it" in error
@@ -250,10 +239,12 @@ def test_blurred_pairs_are_measured_with_their_kernels(
     np.save(tmp_path / "k.npy", line()[0, 0].numpy())
     sides = ["--observed", "blurred", "--clean", "sharp", "--protocol", "grey", "--data", str(tmp_path)]
     table = ["--json", str(tmp_path / "result.json")]
-    assert run(["evaluate", "-m", str(deblurring), *sides, "--kernels", str(tmp_path / "k.npy"), *table]) == 0
+    assert (
+        run_command_line(["evaluate", "-m", str(deblurring), *sides, "--kernels", str(tmp_path / "k.npy"), *table]) == 0
+    )
     summary = json.loads((tmp_path / "result.json").read_text())["summary"]
     assert summary["psnr"] > summary["input_psnr"]
-    assert run(["evaluate", "-m", str(deblurring), *sides]) == 1
+    assert run_command_line(["evaluate", "-m", str(deblurring), *sides]) == 1
     assert "needs --kernels" in capsys.readouterr().err
 
 

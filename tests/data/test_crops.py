@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from twofold.contracts import DataError, Sample
 from twofold.data import crops
-from twofold.data.batches import Batches, Share
+from twofold.data.batches import Batches, Shard
 from twofold.data.crops import CropCache, as_floats, free_memory, plan, read_all, read_pairs
 from twofold.data.pairs import Pair
-from twofold.data.sources import Mixture, PairCrops, SyntheticCrops
+from twofold.data.sources import PairCrops, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, rain_region
 
 
@@ -30,23 +30,23 @@ def numbered(height=9, width=13, start=0):
 NOISY = SyntheticCrops(CropCache([torch.randint(256, (3, 40, 50), dtype=torch.uint8)]), GaussianNoise(), 16)
 
 
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 9), turns=st.booleans())
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 9), rotate=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_a_crop_is_a_window_mirrored_or_turned(seed, size, turns):
+def test_a_crop_is_a_window_mirrored_or_rotated(seed, size, rotate):
     picture = numbered()
-    crop = CropCache([picture], turns).crop(size, plan(seeded(seed)))
+    crop = CropCache([picture], rotate).crop(size, plan(seeded(seed)))
     values = crop.unique()
     y, x = divmod(int(values[0]), 13)
     window = picture[:, y : y + size, x : x + size]
     shapes = [window, window.flip(2)]
-    if turns:
+    if rotate:
         shapes += [s.flip(1) for s in shapes]
         shapes += [s.transpose(1, 2) for s in shapes]
     assert any(torch.equal(crop, shape) for shape in shapes)
 
 
-def test_every_place_and_every_turn_comes_up():
-    cache, g = CropCache([numbered(4, 5), numbered(3, 3, start=100)], turns=True), seeded()
+def test_every_place_and_every_rotation_comes_up():
+    cache, g = CropCache([numbered(4, 5), numbered(3, 3, start=100)], rotate=True), seeded()
     found = [cache.crop(3, plan(g)) for _ in range(2000)]
     corners = {int(crop.min()) for crop in found}
     assert corners == {0, 1, 2, 5, 6, 7, 100}
@@ -87,15 +87,15 @@ def test_sides_that_do_not_fit_are_refused():
         PairCrops(CropCache([one, one]), CropCache([one, two]), 4)
     with pytest.raises(DataError, match="2 observed pictures and 1 clean"):
         PairCrops(CropCache([one, one]), CropCache([one]), 4)
-    with pytest.raises(DataError, match="turned"):
-        PairCrops(CropCache([one], turns=True), CropCache([one]), 4)
+    with pytest.raises(DataError, match="rotated"):
+        PairCrops(CropCache([one], rotate=True), CropCache([one]), 4)
 
 
 def test_a_mixture_draws_as_often_as_its_weights_say():
     def always(value):
         return lambda generator: Sample(torch.full((1, 1, 1, 1), value), torch.zeros(1, 1, 1, 1))
 
-    mixture, g = Mixture([always(0.0), always(1.0), always(2.0)], [3, 0, 1]), seeded()
+    mixture, g = SourceMixture([always(0.0), always(1.0), always(2.0)], [3, 0, 1]), seeded()
     drawn = torch.tensor([mixture(g).clean.item() for _ in range(4000)])
     assert not (drawn == 1).any()
     assert abs((drawn == 2).float().mean() - 0.25) < 0.03
@@ -104,7 +104,7 @@ def test_a_mixture_draws_as_often_as_its_weights_say():
 @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], []])
 def test_a_mixture_that_cannot_be_drawn_from_is_refused(weights):
     with pytest.raises(DataError, match="2 sources"):
-        Mixture([NOISY, NOISY], weights)
+        SourceMixture([NOISY, NOISY], weights)
 
 
 def equal(one, two):
@@ -127,7 +127,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone(n, seed):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_the_shares_of_all_ranks_together_are_the_whole_batch(ranks):
     whole = Batches(NOISY, 6, ahead=False)(3)
-    shares = [Batches(NOISY, 6, share=Share(rank, ranks), ahead=False)(3) for rank in range(ranks)]
+    shares = [Batches(NOISY, 6, share=Shard(rank, ranks), ahead=False)(3) for rank in range(ranks)]
     assert equal(Sample(*(torch.cat([s[i] for s in shares]) for i in range(3))), (*whole[:3], None))
 
 
@@ -138,7 +138,7 @@ def test_a_rank_makes_its_own_samples_only():
         made.append(1)
         return NOISY(generator)
 
-    Batches(source, 8, share=Share(1, 4), ahead=False)(0)
+    Batches(source, 8, share=Shard(1, 4), ahead=False)(0)
     assert len(made) == 2
 
 
@@ -154,7 +154,7 @@ def test_samples_of_neighbouring_steps_and_seeds_are_unrelated():
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
     with pytest.raises(DataError, match="batch of 5 cannot be shared by 2"):
-        Batches(NOISY, 5, share=Share(0, 2))
+        Batches(NOISY, 5, share=Shard(0, 2))
 
 
 def test_the_thread_that_works_ahead_leaves_the_others_their_threads():

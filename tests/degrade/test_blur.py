@@ -51,7 +51,7 @@ def test_blur_is_the_valid_part_of_a_true_convolution(rows: int, columns: int, h
 
 def test_what_lies_outside_of_the_clean_picture_has_no_influence() -> None:
     sample = Blur(kernels=Disc(size=9), noise=QUIET)(photograph(), seeded())
-    assert torch.allclose(blur(photograph(), sample.known), sample.observed, atol=1e-6)
+    assert torch.allclose(blur(photograph(), sample.kernel), sample.observed, atol=1e-6)
     assert sample.observed.shape[-2:] == (60 - 8, 70 - 8)
 
 
@@ -98,7 +98,7 @@ def test_the_guidance_is_the_standard_deviation_of_the_noise() -> None:
     clean = photograph(200, 200)
     degradation = Blur(kernels=Gaussian(size=9), noise=GaussianNoise(level=(0.01, 0.05), layout=quadrants))
     sample = degradation(clean, seeded())
-    noise = sample.observed - blur(clean, sample.known)
+    noise = sample.observed - blur(clean, sample.kernel)
     for rows in (slice(0, 96), slice(96, None)):
         for columns in (slice(0, 96), slice(96, None)):
             measured = noise[..., rows, columns].std().item()
@@ -118,8 +118,8 @@ def test_clean_is_the_middle_that_matches_the_observed_picture() -> None:
 def test_every_picture_of_a_batch_has_its_own_kernel_and_noise_and_the_seed_decides() -> None:
     clean = photograph().repeat(2, 1, 1, 1)
     sample, again = (Blur()(clean, seeded(3)) for _ in range(2))
-    assert sample.known.shape == (2, 1, 37, 37)
-    assert not torch.equal(sample.known[0], sample.known[1])
+    assert sample.kernel.shape == (2, 1, 37, 37)
+    assert not torch.equal(sample.kernel[0], sample.kernel[1])
     assert sample.guidance[0].mean() != sample.guidance[1].mean()
     assert torch.equal(sample.observed, again.observed)
 

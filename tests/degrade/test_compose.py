@@ -26,7 +26,7 @@ def test_a_chain_does_what_its_steps_do_after_one_another():
     assert torch.equal(sample.guidance, rained.guidance)
     assert torch.equal(sample.guidance, rain_region(rained.observed, CLEAN))
     assert torch.equal(sample.clean, CLEAN)
-    assert sample.known is None
+    assert sample.kernel is None
 
 
 def test_the_named_step_gives_the_guidance():
@@ -40,7 +40,7 @@ def test_a_step_that_loses_its_border_crops_the_clean_picture_and_the_earlier_gu
     assert sample.observed.shape == (2, 3, 36, 46)
     assert torch.equal(sample.clean, CLEAN[..., 2:-2, 2:-2])
     assert torch.equal(sample.guidance, alone.guidance[..., 2:-2, 2:-2])
-    assert sample.known.shape == (2, 1, 5, 5)
+    assert sample.kernel.shape == (2, 1, 5, 5)
 
 
 def test_one_step_is_the_step_itself():

@@ -14,6 +14,7 @@ from twofold.degrade.hadamard import (
     LowLight,
     OutdoorDepth,
     Underwater,
+    exposure,
     smooth_noise,
 )
 
@@ -135,10 +136,16 @@ def test_an_unknown_water_type_is_named() -> None:
         Underwater(types=("swamp",))
 
 
-def test_low_light_is_the_clean_picture_times_its_guidance_but_for_cast_and_noise() -> None:
+def test_low_light_is_the_clean_picture_darkened_by_its_guidance_in_stops() -> None:
     ideal = LowLight(cast=0.0, shot=(0.0, 0.0), read=(0.0, 0.0))(photograph(), seeded())
-    assert torch.allclose(ideal.observed, ideal.clean * ideal.guidance, atol=1e-5)
+    assert torch.allclose(ideal.observed, ideal.clean / ideal.guidance.exp2(), atol=1e-5)
     assert ideal.observed.mean() < 0.5 * ideal.clean.mean()
+
+
+def test_the_exposure_of_a_pair_is_what_the_darker_one_lacks() -> None:
+    clean = photograph()
+    assert torch.allclose(exposure(clean / 4, clean, least=0), torch.full_like(clean[:, :1], 2.0), atol=1e-4)
+    assert exposure(clean, clean / 4).max() == 0  # brighter than clean: nothing is lacking
 
 
 def test_low_light_noise_has_the_variance_of_photons_and_sensor() -> None:

@@ -48,7 +48,7 @@ class Made:
         self.source = untrained(spec, folder / "tiny.safetensors")
         self.file = folder / "out" / "tiny.onnx"
         self.facts = export(self.source, self.file)
-        self.whole = Whole(zoo.load(self.source))
+        self.whole = Whole(zoo.load_restorer(self.source))
         self.run = onnx_graph.Session(self.file.read_bytes())
 
 
@@ -142,7 +142,7 @@ def test_the_fourier_steps_hold_for_any_picture_and_kernel(tmp_path: Path) -> No
     for size, kernel in (((40, 56), (5, 9)), ((43, 37), (12, 7)), ((64, 64), (1, 1))):
         given = network.example(made.whole, size=size, batch=3, kernel=kernel)
         with torch.no_grad():
-            expected = made.whole.restorer(given["observed"], known=given["kernel"])
+            expected = made.whole.restorer(given["observed"], kernel=given["kernel"])
         restored, noise = made.run({name: given[name] for name in ("observed", "kernel")})
         close(restored, expected.image, 1e-3)
         close(noise, expected.guidance)
@@ -162,7 +162,7 @@ def test_torch_export_runs_without_this_library(tmp_path: Path, guided_model: Pa
     facts = export(guided_model, file)
     assert facts["check"]["largest_deviation"] < 1e-4
     assert not any(each.get("optional") for each in facts["inputs"])
-    given = network.example(Whole(zoo.load(guided_model)), size=(31, 22), batch=1)
+    given = network.example(Whole(zoo.load_restorer(guided_model)), size=(31, 22), batch=1)
     torch.save(given, tmp_path / "given.pt")
     code = (
         "import sys, torch; run = torch.export.load(sys.argv[1]).module(); given = torch.load(sys.argv[2]); "
@@ -171,7 +171,7 @@ def test_torch_export_runs_without_this_library(tmp_path: Path, guided_model: Pa
     out = tmp_path / "out.pt"
     subprocess.run([sys.executable, "-c", code, str(file), str(tmp_path / "given.pt"), str(out)], check=True)
     with torch.no_grad():
-        expected = Whole(zoo.load(guided_model))(**given)
+        expected = Whole(zoo.load_restorer(guided_model))(**given)
     for got, wanted in zip(torch.load(out), expected, strict=True):
         close(got, wanted)
 
@@ -218,7 +218,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
 def test_what_cannot_be_exported_is_refused_with_a_reason(tmp_path: Path, plain_model: Path) -> None:
     spec = zoo.RainLayersSpec()
     file = tmp_path / "layers.safetensors"
-    zoo.save(file, spec.build(), spec)
+    zoo.save_restorer(file, spec.build(), spec)
     with pytest.raises(TwofoldError, match="iterates until it has converged"):
         export(file, tmp_path / "layers.onnx")
     with pytest.raises(ConfigError, match="suffix says no format"):
@@ -248,7 +248,7 @@ def test_every_shipped_model_is_exported_and_computes_the_same(name: str, tmp_pa
     file = tmp_path / f"{name}.onnx"
     facts = export(name, file)
     assert facts["check"]["largest_deviation"] < 5e-4
-    whole = Whole(zoo.load(name))
+    whole = Whole(zoo.load_restorer(name))
     given = network.example(whole, size=(45, 38), batch=1, kernel=(5, 5), seed=9)
     with torch.no_grad():
         expected = whole(**given)

@@ -16,9 +16,9 @@ from twofold.nets.hadamard import (
     paper_divisor,
     sigmoid_divisor,
     softplus_divisor,
-    subtract,
+    subtract_branches,
 )
-from twofold.search.genotype import uniform
+from twofold.search.genotype import uniform_genotype
 from twofold.search.operations import CONVERT_CANDIDATES, Convolution
 from twofold.tiling import padded
 
@@ -35,7 +35,7 @@ def three_c(place: Place, outputs: int) -> nn.Module:
     ("in_units", "elsewhere", "parameters"), [("3-C", "3-C", 621_408), ("1-C", "1-C", 79_968), ("3-RC", "3-C", 621_408)]
 )
 def test_parameter_counts_are_those_of_the_published_program(in_units, elsewhere, parameters):
-    assert count(uniform(in_units, elsewhere).network()) == parameters
+    assert count(uniform_genotype(in_units, elsewhere).network()) == parameters
 
 
 def test_eight_operations_in_one_branch_keep_the_count_of_two_branches():
@@ -119,7 +119,7 @@ def test_half_precision_is_divided_in_float32():
 
 
 def test_the_three_operators_differ_and_subtraction_is_of_the_rectified_branches():
-    assert subtract(torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])).tolist() == [1.5, 0.0]
+    assert subtract_branches(torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])).tolist() == [1.5, 0.0]
     torch.manual_seed(0)
     x = torch.rand(1, 3, 16, 16)
     results = []

@@ -16,7 +16,7 @@ DATA = Path(os.environ.get("TWOFOLD_DATA", Path(__file__).parents[3] / "shared" 
 SQUEEZE = DATA / "features" / "squeezenet1_0.pth"
 
 
-def filled(source: p.Source, folder: Path, suffix: str = ".pth") -> Path:
+def filled(source: p.FeatureWeights, folder: Path, suffix: str = ".pth") -> Path:
     """A weights file of random values, with a classifier that nobody asked for, as the published files have it."""
     torch.manual_seed(0)
     state = {f"features.{key}": value for key, value in source.build().features.state_dict().items()}
@@ -45,7 +45,7 @@ def pictures(size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_layers_are_numbered_as_in_the_published_networks(
-    source: p.Source, convolutions: int, rectified: dict[int, int]
+    source: p.FeatureWeights, convolutions: int, rectified: dict[int, int]
 ) -> None:
     network = source.build()
     assert sum(parameter.numel() for parameter in network.parameters()) == convolutions

@@ -71,20 +71,20 @@ def test_the_noise_of_each_picture_of_a_batch_is_its_own() -> None:
 @pytest.mark.parametrize("level", [0.01, 0.03, 0.05])
 def test_deblurring_gains_and_hyper_laplacian_beats_wiener(level: float) -> None:
     observed, clean = blurred(photograph(), level)
-    wiener, sparse = (method(observed, known=shake()).image for method in (Wiener(), HyperLaplacian()))
+    wiener, sparse = (method(observed, kernel=shake()).image for method in (Wiener(), HyperLaplacian()))
     assert psnr(observed, clean) + 1 < psnr(wiener, clean) < psnr(sparse, clean)
 
 
 def test_richardson_lucy_gains_where_there_is_little_noise() -> None:
     observed, clean = blurred(photograph(), 0.003)
-    restored = RichardsonLucy(steps=15)(observed, known=shake())
+    restored = RichardsonLucy(steps=15)(observed, kernel=shake())
     assert psnr(restored.image, clean) > psnr(observed, clean) + 1.5
     assert restored.guidance is None
 
 
 def test_richardson_lucy_is_that_of_scikit_image_in_the_middle() -> None:
     observed, _ = blurred(photograph(96), 0.0)
-    ours = RichardsonLucy(steps=5)(observed, known=shake()).image[0, 0].numpy()
+    ours = RichardsonLucy(steps=5)(observed, kernel=shake()).image[0, 0].numpy()
     theirs = skimage.restoration.richardson_lucy(
         observed[0, 0].double().numpy(), shake()[0, 0].double().numpy(), num_iter=5, clip=False
     )
@@ -94,21 +94,21 @@ def test_richardson_lucy_is_that_of_scikit_image_in_the_middle() -> None:
 @pytest.mark.parametrize("method", DEBLURRERS)
 def test_colour_and_batches_are_restored_plane_by_plane(method) -> None:
     observed = torch.cat([blurred(colour(64), 0.02, seed=s)[0] for s in (0, 1)])
-    together = method(observed, known=shake()).image
+    together = method(observed, kernel=shake()).image
     assert together.shape == observed.shape
     if isinstance(method, RichardsonLucy):  # the others estimate one noise level from all channels
-        assert torch.allclose(together[1:, 2:], method(observed[1:, 2:], known=shake()).image)
-    assert torch.allclose(together[1:], method(observed[1:], known=shake()).image, atol=1e-4)
+        assert torch.allclose(together[1:, 2:], method(observed[1:, 2:], kernel=shake()).image)
+    assert torch.allclose(together[1:], method(observed[1:], kernel=shake()).image, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [Wiener(), HyperLaplacian()])
 def test_a_given_noise_level_is_used_and_a_false_one_harms(method) -> None:
     observed, clean = blurred(photograph(), 0.03)
     level = torch.full_like(observed, 0.03)
-    right = method(observed, guidance=level, known=shake())
+    right = method(observed, guidance=level, kernel=shake())
     assert right.guidance is level
-    assert psnr(right.image, clean) > psnr(method(observed, guidance=level / 10, known=shake()).image, clean) + 1
-    estimated = method(observed, known=shake())
+    assert psnr(right.image, clean) > psnr(method(observed, guidance=level / 10, kernel=shake()).image, clean) + 1
+    estimated = method(observed, kernel=shake())
     assert estimated.guidance.shape == observed[:, :1].shape
     assert abs(psnr(estimated.image, clean) - psnr(right.image, clean)) < 0.2
 
@@ -119,16 +119,16 @@ def test_what_is_wrong_with_kernel_or_level_is_said(method) -> None:
     with pytest.raises(ImageError, match="needs a blur kernel"):
         method(observed)
     with pytest.raises(ImageError, match="negative weights"):
-        method(observed, known=-shake())
+        method(observed, kernel=-shake())
     with pytest.raises(ImageError, match="not smaller than the picture"):
-        method(observed, known=photograph(64))
+        method(observed, kernel=photograph(64))
     with pytest.raises(ImageError, match=r"grey levels|no use for a noise level"):
-        method(observed, guidance=torch.full_like(observed, 5.0), known=shake())
+        method(observed, guidance=torch.full_like(observed, 5.0), kernel=shake())
 
 
 def test_wiener_keeps_the_mean_and_a_constant_picture() -> None:
     flat = torch.full((1, 1, 40, 40), 0.7)
-    assert torch.allclose(Wiener()(flat, known=shake()).image, flat, atol=1e-4)
+    assert torch.allclose(Wiener()(flat, kernel=shake()).image, flat, atol=1e-4)
 
 
 def test_wiener_is_the_linear_filter_of_least_error_for_its_own_model() -> None:
@@ -144,7 +144,7 @@ def test_wiener_is_the_linear_filter_of_least_error_for_its_own_model() -> None:
         y = convolve(x, otf) + 0.02 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
         for factor in (0.3, 1.0, 3.0):
             level = torch.full_like(y, 0.02 * factor)
-            restored = Wiener(border=Circular())(y, guidance=level, known=shake()).image
+            restored = Wiener(border=Circular())(y, guidance=level, kernel=shake()).image
             error[factor] = error.get(factor, 0.0) + (restored - x).square().mean().item()
     assert error[1.0] < min(error[0.3], error[3.0])
 

@@ -48,11 +48,11 @@ def restorers() -> dict[str, tuple[FixedPointRestorer, Tensor, Tensor | None]]:
 
 @pytest.mark.parametrize("name", restorers())
 def test_the_operator_never_expands_whatever_the_weights(name: str) -> None:
-    restorer, observed, known = restorers()[name]
+    restorer, observed, kernel = restorers()[name]
     for p in restorer.parameters():
         p.data += 0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        problem = restorer.problem(observed, known)
+        problem = restorer.problem(observed, kernel)
         generator = torch.Generator().manual_seed(2)
 
         def near() -> object:
@@ -65,10 +65,10 @@ def test_the_operator_never_expands_whatever_the_weights(name: str) -> None:
 
 @pytest.mark.parametrize("name", restorers())
 def test_the_residual_falls_at_every_step_and_the_picture_has_the_shape_of_the_observed(name: str) -> None:
-    restorer, observed, known = restorers()[name]
+    restorer, observed, kernel = restorers()[name]
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=25, tolerance=0.0)
     with torch.no_grad():
-        restored = restorer(observed, known=known)
+        restored = restorer(observed, kernel=kernel)
     assert restored.image.shape == observed.shape
     history = restored.report.history
     assert (history[1:] <= history[:-1] * (1 + 1e-4) + 1e-6).all()
@@ -82,7 +82,7 @@ def test_without_a_prior_deconvolution_undoes_the_blur() -> None:
     blurred = 0.8 * clean + 0.1 * (clean.roll(1, 3) + clean.roll(-1, 3))
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=0.0)
     with torch.no_grad():
-        torch.testing.assert_close(restorer(blurred, known=kernel).image, clean, rtol=0, atol=1e-4)
+        torch.testing.assert_close(restorer(blurred, kernel=kernel).image, clean, rtol=0, atol=1e-4)
 
 
 def test_colours_are_restored_one_by_one() -> None:
@@ -90,13 +90,13 @@ def test_colours_are_restored_one_by_one() -> None:
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=5, tolerance=0.0)
     colour = photos(3)
     with torch.no_grad():
-        whole = restorer(colour, known=KERNEL).image
-        single = restorer(colour[:, 1:2], known=KERNEL).image
+        whole = restorer(colour, kernel=KERNEL).image
+        single = restorer(colour[:, 1:2], kernel=KERNEL).image
     torch.testing.assert_close(whole[:, 1:2], single, rtol=0, atol=1e-5)
 
 
 def test_deconvolution_asks_for_its_kernel() -> None:
-    with pytest.raises(ImageError, match="known="):
+    with pytest.raises(ImageError, match="kernel="):
         Deconvolution(ridge())(photos())
 
 

@@ -15,9 +15,9 @@ from twofold.restorers.sparse_coding import (
     LISTA,
     Coder,
     LearnedALM,
-    Model,
     Orthogonal,
     PatchCoding,
+    SparseModel,
     joined,
     learn_dictionary,
     patches_of,
@@ -57,7 +57,7 @@ def last(coder: Coder, x: Tensor, steps: int) -> Tensor:
 
 @pytest.mark.parametrize(("curvature", "slack"), [(4.0, 1e-4), (math.inf, 3e-2)])  # a linear program ends slowly
 def test_every_method_with_a_guarantee_comes_to_the_same_objective(curvature: float, slack: float) -> None:
-    model = Model(dictionary(), weights=0.3, curvature=curvature)
+    model = SparseModel(dictionary(), weights=0.3, curvature=curvature)
     x = signals(model.dictionary)
     methods: list[Coder] = [LADMM(model, 1.0), LearnedALM(model), scrambled(LearnedALM(model))]
     if math.isfinite(curvature):
@@ -68,7 +68,7 @@ def test_every_method_with_a_guarantee_comes_to_the_same_objective(curvature: fl
 
 
 def test_the_prox_of_huber_minimises_what_it_should() -> None:
-    model = Model(dictionary(), curvature=3.0)
+    model = SparseModel(dictionary(), curvature=3.0)
     grid = torch.linspace(-4, 4, 160_001, dtype=torch.float64)
     huber = torch.where(grid.abs() < 1 / 3, 1.5 * grid**2, grid.abs() - 1 / 6)
     for v in (-2.0, -0.3, 0.1, 0.9, 3.0):
@@ -79,7 +79,7 @@ def test_the_prox_of_huber_minimises_what_it_should() -> None:
 
 
 def test_the_learned_operator_is_non_expansive_in_its_metric_and_not_in_the_euclidean_norm() -> None:
-    coder = scrambled(LearnedALM(Model(dictionary(), weights=0.3)))
+    coder = scrambled(LearnedALM(SparseModel(dictionary(), weights=0.3)))
     x = signals(dictionary(), 400)
     generator = torch.Generator().manual_seed(3)
     start = coder.start(x)
@@ -100,7 +100,7 @@ def test_the_learned_operator_is_non_expansive_in_its_metric_and_not_in_the_eucl
 
 
 def test_the_closed_form_of_the_metric_inverts_it() -> None:
-    coder = scrambled(LearnedALM(Model(dictionary(), weights=0.3)))
+    coder = scrambled(LearnedALM(SparseModel(dictionary(), weights=0.3)))
     metric = coder.operator(signals(dictionary())).metric  # type: ignore[attr-defined]
     first = metric.blocks[0]
     assert isinstance(first, Orthogonal)
@@ -112,7 +112,7 @@ def test_the_closed_form_of_the_metric_inverts_it() -> None:
 
 @pytest.mark.parametrize("make", [LISTA, DLADMM])
 def test_an_unrolled_net_ends_after_its_layers_and_learns(make: Callable[..., LISTA | DLADMM]) -> None:
-    model = Model(dictionary().float(), weights=0.3, curvature=4.0)
+    model = SparseModel(dictionary().float(), weights=0.3, curvature=4.0)
     x = signals(dictionary()).float()
     net = make(model, layers=3)
     assert len(list(net.codes(x, 10))) == 3
@@ -143,7 +143,7 @@ def test_a_learned_dictionary_explains_its_patches_better_than_patches_do() -> N
     rows = rows[rows.abs().sum(1) > 0]
 
     def cost(dictionary: Tensor) -> float:
-        model = Model(dictionary, weights=0.1, curvature=0.5)
+        model = SparseModel(dictionary, weights=0.1, curvature=0.5)
         return float(model.objective(last(ISTA(model, accelerated=True), rows, 60), rows).mean())
 
     learned = learn_dictionary(rows, 12, batch=64, passes=3, generator=torch.Generator().manual_seed(1))
@@ -160,10 +160,10 @@ def test_coding_removes_salt_and_pepper() -> None:
     down, right = torch.meshgrid(torch.linspace(0, 3, 32), torch.linspace(0, 3, 32), indexing="ij")
     clean = (0.5 + 0.3 * torch.sin(down) * torch.cos(right))[None, None]
     generator = torch.Generator().manual_seed(0)
-    spoilt = torch.where(torch.rand(clean.shape, generator=generator) < 0.1, 1.0, clean)
-    restorer = PatchCoding(LearnedALM(Model(basis, weights=1.0)))
+    degraded = torch.where(torch.rand(clean.shape, generator=generator) < 0.1, 1.0, clean)
+    restorer = PatchCoding(LearnedALM(SparseModel(basis, weights=1.0)))
     restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=150, tolerance=1e-4)
     with torch.no_grad():
-        restored = restorer(spoilt)
-    assert (restored.image - clean).square().mean() < 0.05 * (spoilt - clean).square().mean()
+        restored = restorer(degraded)
+    assert (restored.image - clean).square().mean() < 0.05 * (degraded - clean).square().mean()
     assert restored.report.residual.max() < 0.05 * restored.report.history[0].max()

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
-from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform
+from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform_genotype
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
-from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, weights
+from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
 from twofold.solve.second_order import CentralDifference, Exact
@@ -136,7 +136,9 @@ def test_an_unrolled_step_through_recomputation_is_the_same(cross):
 
         problem = Bilevel(upper=loss, lower=loss)
         step = OneStepUnrolled(0.1, cross)
-        found.append(hypergradient(problem, dict(architecture(net)), dict(weights(net)), strategy=step).gradient)
+        found.append(
+            hypergradient(problem, dict(architecture(net)), dict(network_weights(net)), strategy=step).gradient
+        )
     for name, gradient in found[0].items():
         for other in found[1:]:
             torch.testing.assert_close(other[name], gradient, atol=1e-9, rtol=1e-4)
@@ -144,7 +146,7 @@ def test_an_unrolled_step_through_recomputation_is_the_same(cross):
 
 def test_the_supernet_has_4_366_464_weights_and_576_logits():
     net = supernet()
-    assert sum(p.numel() for p in weights(net).values()) == 4_366_464
+    assert sum(p.numel() for p in network_weights(net).values()) == 4_366_464
     assert sum(p.numel() for p in architecture(net).values()) == 576
     assert len(architecture(net)) == 7 * 8 + 9 + 9
 
@@ -182,7 +184,7 @@ def test_entropy_is_one_for_uniform_weights():
 
 
 def test_skip_ratio_counts_the_units_only():
-    groups = dict(uniform("3-C", "3-C", units=2).groups)
+    groups = dict(uniform_genotype("3-C", "3-C", units=2).groups)
     groups["unit2"] = ("SC",) * 4 + ("1-C",) * 4
     assert Genotype(groups).skip_ratio == 0.25
 
@@ -202,8 +204,8 @@ def test_a_genotype_survives_json_and_the_file_is_readable(tmp_path):
         ("[1, 2]", "not a genotype"),
         ("nothing", "not a genotype"),
         ('{"groups": {}, "ops_per_branch": "four"}', "not a genotype"),
-        (uniform("3-C", "3-C", units=1).to_json().replace('"unit1"', '"unit7"'), "has the groups"),
-        (uniform("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "nearest is '3-C'"),
+        (uniform_genotype("3-C", "3-C", units=1).to_json().replace('"unit1"', '"unit7"'), "has the groups"),
+        (uniform_genotype("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "nearest is '3-C'"),
         (json.dumps({"groups": {"encoder": ["3-C"] * 8, "decoder": ["3-C"] * 9}}), "encoder has 8"),
     ],
 )
@@ -214,10 +216,10 @@ def test_a_broken_genotype_is_refused_with_the_reason(text, message):
 
 def test_a_genotype_with_two_branches_cannot_be_built_without_division():
     with pytest.raises(ConfigError, match="disagree"):
-        uniform("3-C", "3-C", units=1).network(combine=None)
-    uniform("3-C", "3-C", units=1, branches=1).network(combine=None)
+        uniform_genotype("3-C", "3-C", units=1).network(combine=None)
+    uniform_genotype("3-C", "3-C", units=1, branches=1).network(combine=None)
 
 
 def test_the_picture_of_an_architecture_is_a_png(tmp_path):
-    picture(uniform("3-RC", "5-C"), tmp_path / "architecture.png")
+    picture(uniform_genotype("3-RC", "5-C"), tmp_path / "architecture.png")
     assert (tmp_path / "architecture.png").read_bytes().startswith(b"\x89PNG")

@@ -32,7 +32,7 @@ def test_a_bilevel_problem_takes_less_than_thirty_lines_and_finds_the_features_t
 
 @pytest.mark.slow
 def test_a_learned_metric_needs_fewer_iterations_than_ista() -> None:
-    lines = run("sparse_coding.py", "--turns", "30").splitlines()
+    lines = run("sparse_coding.py", "--steps", "30").splitlines()
     needed = {line[:16].strip(): int(line[16:].split()[0]) for line in lines if line.endswith("iterations")}
     assert needed["learned"] < needed["ISTA"] / 3
 
@@ -41,7 +41,7 @@ def test_a_learned_metric_needs_fewer_iterations_than_ista() -> None:
 @pytest.mark.parametrize("name", ["deconvolution", "rain_layers"])
 def test_a_picture_is_restored_and_drawn(tmp_path: Path, name: str) -> None:
     picture = tmp_path / "sheet.png"
-    said = run(f"{name}.py", "--turns", "2", "--output", str(picture))
+    said = run(f"{name}.py", "--steps", "2", "--output", str(picture))
     assert "residual" in said
     with Image.open(picture) as sheet:
         assert sheet.width > 500
@@ -49,7 +49,7 @@ def test_a_picture_is_restored_and_drawn(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_loss_search_leaves_a_file_that_training_reads(tmp_path: Path) -> None:
-    said = run("loss_search.py", "--turns", "40", "--output", str(tmp_path / "loss.yaml"))
+    said = run("loss_search.py", "--steps", "40", "--output", str(tmp_path / "loss.yaml"))
     assert "l1" in said
     found = LossFile.from_yaml((tmp_path / "loss.yaml").read_text())
     assert set(found.weights) == set(PLAIN)

@@ -50,8 +50,8 @@ def test_a_state_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     shared = torch.arange(6.0)
     state = {"a": [shared, shared[:3], shared.view(2, 3).t()], 3: {"b": None, "c": 0.1, "d": "ω", "e": True}}
     path = tmp_path / "run" / "state.safetensors"
-    checkpoint.write(path, state)
-    assert equal(checkpoint.read(path), state)
+    checkpoint.write_state(path, state)
+    assert equal(checkpoint.read_state(path), state)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -62,7 +62,7 @@ def test_what_json_cannot_hold_is_refused_with_its_place() -> None:
 
 @contextmanager
 def full_disk(left: int) -> Iterator[None]:
-    """Files may not grow beyond `left` bytes: the same refusal of `write` as on a full disk."""
+    """Files may not grow beyond `left` bytes: the same refusal of `write_state` as on a full disk."""
     kept, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, kept[1]))
     try:
@@ -74,25 +74,25 @@ def full_disk(left: int) -> Iterator[None]:
 
 def test_a_full_disk_is_a_clear_error_and_leaves_the_former_state_whole(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    checkpoint.write(path, {"done": 1, "weights": torch.ones(10)})
+    checkpoint.write_state(path, {"done": 1, "weights": torch.ones(10)})
     with full_disk(4096), pytest.raises(TwofoldError, match=r"cannot write .*state\.safetensors") as caught:
-        checkpoint.write(path, {"done": 2, "weights": torch.ones(100_000)})
+        checkpoint.write_state(path, {"done": 2, "weights": torch.ones(100_000)})
     assert "\n" not in str(caught.value)
-    assert checkpoint.read(path)["done"] == 1
+    assert checkpoint.read_state(path)["done"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     with pytest.raises(WeightsError, match="is not a training state that can be resumed"):
-        checkpoint.read(path)
+        checkpoint.read_state(path)
     save_file({"a": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match="is not a training state that can be resumed"):
-        checkpoint.read(path)
-    checkpoint.write(path, {"a": torch.ones(100)})
+        checkpoint.read_state(path)
+    checkpoint.write_state(path, {"a": torch.ones(100)})
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(WeightsError, match="is not a training state that can be resumed"):
-        checkpoint.read(path)
+        checkpoint.read_state(path)
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match="is not a training state that can be resumed"):
-        checkpoint.read(path)
+        checkpoint.read_state(path)

@@ -18,7 +18,7 @@ from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train.run import train
 
-SMALL = {"turns": 2, "epoch": 2, "precision": "float32", "data": {"crop": 24, "batch": 2}}
+SMALL = {"steps": 2, "validate_every": 2, "precision": "float32", "data": {"crop": 24, "batch": 2}}
 SHAKEN = {"kind": "blur", "kernels": {"kind": "shake", "size": 9, "extent": [2.0, 6.0]}}
 
 
@@ -74,13 +74,13 @@ def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
     ids=lambda s: "-".join([s["kind"], *([s["kernels"]["kind"]] if "kernels" in s else [])]),
 )
 def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
-    source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+    source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
     shape = recipes.Data(crop=24, train=[source])
     sample = material.build_source(source, shape, root, channels=3)(torch.Generator().manual_seed(0))
     assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
     assert not torch.equal(sample.clean, sample.observed)
     assert sample.guidance is not None
-    assert (sample.known is not None) == (settings["kind"] == "blur")
+    assert (sample.kernel is not None) == (settings["kind"] == "blur")
 
 
 def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
@@ -93,11 +93,11 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
     savemat(root / "two.mat", {"kernels": cells})
     for path in ("kernels", "two.mat"):
         settings = {"kind": "blur", "kernels": {"kind": "files", "path": path}}
-        source = TypeAdapter(recipes.Source).validate_python(synthetic(settings))
+        source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
         made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
         sample = made(torch.Generator().manual_seed(0))
-        assert sample.known is not None
-        assert sample.known.shape == (1, 1, 7, 7)
+        assert sample.kernel is not None
+        assert sample.kernel.shape == (1, 1, 7, 7)
         assert sample.observed.shape == (1, 1, 24, 24)
 
 
@@ -139,7 +139,7 @@ def test_a_deconvolution_trains_and_is_validated_on_pictures_spoilt_the_same_way
         DEBLUR,
         synthetic(SHAKEN),
         scheme={"kind": "guided"},
-        data={"spoilt": {"own": synthetic(SHAKEN)}},
+        data={"degraded": {"own": synthetic(SHAKEN)}},
         protocol="grey",
     )
     first = train(chosen, root, root / "run", device="cpu")["validation"]
@@ -156,7 +156,7 @@ def test_a_published_dehazing_network_trains_on_depth_and_on_pairs(root: Path) -
     model = {"kind": "guided", "guidance": "depth", "guide": {"width": 4}, "net": net}
     deep = {"kind": "depth", "clean": "clean", "depth": "depth"}
     result = train(recipe(model, deep, synthetic({"kind": "haze"}), scheme={"kind": "guided"}), root, root / "run")
-    assert result["turns"] == 2
+    assert result["steps"] == 2
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ def sample(seed: int) -> Sample:
     return Sample(clean, clean + 0.2 * streaks, (streaks[:, :1] > 0.5).float())
 
 
-def batches(turn: int) -> tuple[Sequence[Sample], ...]:
-    return [sample(2 * turn)], [sample(2 * turn + 1)]
+def batches(step: int) -> tuple[Sequence[Sample], ...]:
+    return [sample(2 * step)], [sample(2 * step + 1)]
 
 
-def last(turn: int) -> tuple[Sequence[Sample], ...]:
-    return batches(turn)[1:]
+def last(step: int) -> tuple[Sequence[Sample], ...]:
+    return batches(step)[1:]
 
 
 def guided(seed: int = 0, width: int = 8) -> Guided:
@@ -64,15 +64,15 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Turns:
-    """A report that remembers, and stops the run at a turn as Ctrl-C would."""
+class Steps:
+    """A report that remembers, and stops the run at a step as Ctrl-C would."""
 
     def __init__(self, stop: int = -1) -> None:
         self.stop = stop
         self.done: list[int] = []
         self.scores: dict[int, dict[str, float]] = {}
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         self.done.append(done)
         if done == self.stop:
             signal.raise_signal(signal.SIGINT)
@@ -89,7 +89,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
     fit(whole, draws, until=7, run=Run(tmp_path / "whole"), average=average)
 
     first, _ = build(kind)
-    interrupted = Turns(stop=3)
+    interrupted = Steps(stop=3)
     with pytest.raises(KeyboardInterrupt):
         fit(
             first,
@@ -101,12 +101,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
         )
     assert interrupted.done == [1, 2, 3]
     second, _ = build(kind, seed=5)  # other weights, which the state replaces
-    resumed, second_average = Turns(), Average.of(second.restorer, 0.9)
+    resumed, second_average = Steps(), Average.of(second.restorer, 0.9)
     fit(second, draws, until=7, run=Run(tmp_path / "part"), average=second_average, reports=[resumed])
     assert resumed.done == [4, 5, 6, 7]
     assert same(whole.restorer.state_dict(), second.restorer.state_dict())
     assert same(average.parameters, second_average.parameters)
-    ends = [checkpoint.read(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
+    ends = [checkpoint.read_state(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
     for end in ends:
         del end["seconds"], end["cpu_seconds"]
     assert repr(ends[0]) == repr(ends[1])
@@ -116,7 +116,7 @@ def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     scheme, _ = build("supervised")
     with pytest.raises(KeyboardInterrupt):
-        fit(scheme, last, until=9, run=Run(tmp_path), reports=[Turns(stop=2)])
+        fit(scheme, last, until=9, run=Run(tmp_path), reports=[Steps(stop=2)])
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -132,10 +132,12 @@ def test_the_average_lags_behind_and_is_what_is_validated(tmp_path: Path) -> Non
         seen.append({name: value.clone() for name, value in scheme.restorer.state_dict().items()})
         return {"psnr": float(done)}
 
-    for turn in range(1, 5):
-        fit(scheme, last, until=turn, run=Run(tmp_path, minutes=0, epoch=1), average=average, validate=validate)
+    for step in range(1, 5):
+        fit(
+            scheme, last, until=step, run=Run(tmp_path, minutes=0, validate_every=1), average=average, validate=validate
+        )
         own = scheme.restorer.state_dict()
-        decay = min(0.5, (1 + turn) / (10 + turn))
+        decay = min(0.5, (1 + step) / (10 + step))
         for name in expected:
             expected[name] = decay * expected[name] + (1 - decay) * own[name]
             torch.testing.assert_close(seen[-1][name], expected[name])
@@ -153,11 +155,16 @@ def test_a_buffer_that_counts_is_not_averaged() -> None:
         assert norm.num_batches_tracked == 1
 
 
-def test_validation_comes_at_the_end_of_every_epoch_and_of_the_run(tmp_path: Path) -> None:
+def test_validation_comes_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
     scheme, _ = build("supervised")
-    report = Turns()
+    report = Steps()
     fit(
-        scheme, last, until=7, run=Run(tmp_path, epoch=3), reports=[report], validate=lambda done: {"psnr": float(done)}
+        scheme,
+        last,
+        until=7,
+        run=Run(tmp_path, validate_every=3),
+        reports=[report],
+        validate=lambda done: {"psnr": float(done)},
     )
     assert report.scores == {3: {"psnr": 3.0}, 6: {"psnr": 6.0}, 7: {"psnr": 7.0}}
 
@@ -212,28 +219,28 @@ def test_a_half_written_state_of_a_killed_run_is_swept_away(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 
 
-def test_the_log_of_a_resumed_run_has_every_turn_once(tmp_path: Path) -> None:
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     first = JsonLines(path, every=2)
     for done in range(1, 8):
-        first.turn(done, 10, {"loss": 0.5}, 3.0)
+        first.step(done, 10, {"loss": 0.5}, 3.0)
     first.validated(7, {"psnr": 30.0})
     with path.open("a") as file:
-        file.write('{"turn": 8, "lo')  # killed while writing; the state is that of turn 4
+        file.write('{"step": 8, "lo')  # killed while writing; the state is that of step 4
     second = JsonLines(path, every=2)
     for done in range(5, 11):
-        second.turn(done, 10, {"loss": 0.25}, 3.0)
+        second.step(done, 10, {"loss": 0.25}, 3.0)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["turn"], line["loss"]) for line in lines] == [(2, 0.5), (4, 0.5), (6, 0.25), (8, 0.25), (10, 0.25)]
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 0.5), (4, 0.5), (6, 0.25), (8, 0.25), (10, 0.25)]
 
 
 def test_a_log_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "folder" / "log.jsonl", every=1)
-    log.turn(1, 2, {"loss": 0.5}, 3.0)
+    log.step(1, 2, {"loss": 0.5}, 3.0)
     log.path.unlink()
     log.path.mkdir()
     with pytest.raises(TwofoldError, match=r"cannot write .*log\.jsonl: Is a directory"):
-        log.turn(2, 2, {"loss": 0.5}, 3.0)
+        log.step(2, 2, {"loss": 0.5}, 3.0)
 
 
 def test_a_thread_may_train_too(tmp_path: Path) -> None:
@@ -243,4 +250,4 @@ def test_a_thread_may_train_too(tmp_path: Path) -> None:
     thread = threading.Thread(target=fit, args=(scheme, last), kwargs={"until": 1, "run": Run(tmp_path)})
     thread.start()
     thread.join()
-    assert checkpoint.read(tmp_path / "state.safetensors")["done"] == 1
+    assert checkpoint.read_state(tmp_path / "state.safetensors")["done"] == 1

@@ -13,7 +13,7 @@ from twofold.contracts import ConfigError, Sample
 from twofold.losses import l2
 from twofold.nets.fourier import Circular
 from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, Problem, RidgeDenoiser
-from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding
+from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel
 from twofold.solve.meta import Harmonic
 from twofold.train.convergence import Convergence, history, residuals
 from twofold.train.loop import JsonLines, Run, fit
@@ -30,7 +30,7 @@ def blurred(seed: int) -> Sample:
         nn.functional.pad(KERNEL, (0, 13, 0, 13)).roll((-1, -1), (-2, -1))
     )
     observed = torch.fft.irfft2(spectrum, s=(16, 16)) + 0.02 * torch.randn(clean.shape, generator=generator)
-    return Sample(clean, observed, known=KERNEL)
+    return Sample(clean, observed, kernel=KERNEL)
 
 
 def deconvolution() -> Deconvolution:
@@ -42,7 +42,7 @@ def scheme(restorer: FixedPointRestorer, *, mu: float = 0.3, rate: float = 2e-2)
     learner = Learner(
         [p for p in restorer.parameters() if p.requires_grad], lambda p: torch.optim.Adam(p, rate), clip=1.0
     )
-    return MetaTraining(restorer, l2, learner, steps=8, mu=mu)
+    return MetaTraining(restorer, l2, learner, iterations=8, mu=mu)
 
 
 def test_one_sample_is_learned_and_the_gradient_falls() -> None:
@@ -60,8 +60,8 @@ def test_one_sample_is_learned_and_the_gradient_falls() -> None:
 
 def test_without_a_leader_the_solve_is_the_operator_alone() -> None:
     restorer, sample = deconvolution(), blurred(1)
-    problem = restorer.problem(sample.observed, sample.known)
-    image, found = solve(problem, lambda _: torch.zeros(()), steps=3, mu=0.0, schedule=Harmonic(0.5))
+    problem = restorer.problem(sample.observed, sample.kernel)
+    image, found = solve(problem, lambda _: torch.zeros(()), iterations=3, mu=0.0, schedule=Harmonic(0.5))
     u = problem.start
     for _ in range(3):
         u = problem.operator(u)
@@ -76,8 +76,8 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
         return 0.5 * (image - sample.clean).square().sum()
 
     def error(mu: float) -> float:
-        problem = restorer.problem(sample.observed, sample.known)
-        return float(l2(solve(problem, leader, steps=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
+        problem = restorer.problem(sample.observed, sample.kernel)
+        return float(l2(solve(problem, leader, iterations=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
 
     assert error(0.5) < error(0.2) < error(0.0)
 
@@ -85,16 +85,16 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
 def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
     """Against a central difference of φ_K in one number, ρ."""
     sample = blurred(3)
-    sample = Sample(sample.clean.double(), sample.observed.double(), known=KERNEL.double())
+    sample = Sample(sample.clean.double(), sample.observed.double(), kernel=KERNEL.double())
     restorer = deconvolution().double()
     training = scheme(restorer)
 
     def phi() -> Tensor:
-        problem = restorer.problem(sample.observed, sample.known)
+        problem = restorer.problem(sample.observed, sample.kernel)
         image, _ = solve(
             problem,
             lambda image: 0.5 * (image - sample.clean).square().sum(),
-            steps=8,
+            iterations=8,
             mu=0.3,
             schedule=training.schedule,
         )
@@ -111,7 +111,7 @@ def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
 
 def test_a_metric_that_is_learned_does_not_hinder() -> None:
     A = nn.functional.normalize(torch.randn(16, 24, generator=torch.Generator().manual_seed(0)), dim=0)
-    restorer = PatchCoding(LearnedALM(Model(A, 0.3), tune_weights=True))
+    restorer = PatchCoding(LearnedALM(SparseModel(A, 0.3), tune_weights=True))
     clean = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     training = scheme(restorer)
     log = [training.step([Sample(clean, clean)]) for _ in range(30)]
@@ -125,14 +125,14 @@ class Halving(FixedPointRestorer):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(1.0))
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         return Problem(lambda u: u / 2 + self.w, torch.zeros_like(observed), lambda u: u)
 
 
 def test_what_is_logged_is_what_happened() -> None:
     restorer = Halving()
     learner = Learner(restorer.parameters(), lambda p: torch.optim.SGD(p, 0.1))
-    training = MetaTraining(restorer, l2, learner, steps=4, mu=0.0)
+    training = MetaTraining(restorer, l2, learner, iterations=4, mu=0.0)
     found = training.step([Sample(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))])
     assert [found[f"residual/{k}"] for k in range(4)] == pytest.approx([1, 0.5, 0.25, 0.125])
     assert found["contraction"] == pytest.approx(0.5)
@@ -146,19 +146,19 @@ def test_a_run_leaves_a_picture_and_a_json_of_its_convergence(tmp_path: Path) ->
     reports = [JsonLines(tmp_path / "log.jsonl", every=1), Convergence(tmp_path)]
     fit(scheme(deconvolution()), lambda n: ([blurred(n)],), until=3, run=Run(tmp_path), reports=reports)
     series = json.loads((tmp_path / "convergence.json").read_text())
-    assert series["turn"] == [1, 2, 3]
+    assert series["step"] == [1, 2, 3]
     assert len(residuals(series)) == 3
     assert len(residuals(series)[0]) == 8
     assert (tmp_path / "convergence.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_log_without_residuals_is_refused_and_a_turn_done_twice_counts_once(tmp_path: Path) -> None:
+def test_a_log_without_residuals_is_refused_and_a_step_done_twice_counts_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text('{"turn": 1, "restoration": 0.1}\n')
+    log.write_text('{"step": 1, "restoration": 0.1}\n')
     with pytest.raises(ConfigError, match="fixed point"):
         history(log)
-    log.write_text('{"turn": 1, "residual/0": 3.0}\n{"turn": 2, "residual/0": 2.0}\n{"turn": 1, "residual/0": 1.0}\n')
-    assert history(log) == {"turn": [1.0, 2.0], "residual/0": [1.0, 2.0]}
+    log.write_text('{"step": 1, "residual/0": 3.0}\n{"step": 2, "residual/0": 2.0}\n{"step": 1, "residual/0": 1.0}\n')
+    assert history(log) == {"step": [1.0, 2.0], "residual/0": [1.0, 2.0]}
 
 
 def test_a_scheme_restored_from_its_state_goes_on_bit_for_bit() -> None:

@@ -22,7 +22,7 @@ from twofold.train import recipe as recipes
 from twofold.train.convergence import LABELS, residuals
 from twofold.train.run import train
 
-SHORT = ["turns=4", "epoch=4", "data.batch=1", "data.limit=1", "scheme.steps=5"]
+SHORT = ["steps=4", "validate_every=4", "data.batch=1", "data.limit=1", "scheme.iterations=5"]
 SMALL = {
     "gkm-deconvolution": ["data.crop=24", "model.denoiser={kind: ridge, filters: 4, size: 3}"],
     "gkm-rain": ["data.crop=12", "model.picture={kind: ridge, filters: 4, size: 3}"],
@@ -46,16 +46,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(name: str, *changes: str) -> recipes.Recipe:
-    return recipes.read(name, [*SHORT, *SMALL[name], *changes])
+    return recipes.read_recipe(name, [*SHORT, *SMALL[name], *changes])
 
 
 class Stop:
-    """Ctrl-C at a turn."""
+    """Ctrl-C at a step."""
 
-    def __init__(self, turn: int) -> None:
-        self.at = turn
+    def __init__(self, step: int) -> None:
+        self.at = step
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done == self.at:
             signal.raise_signal(signal.SIGINT)
 
@@ -64,11 +64,11 @@ class Stop:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_shipped_recipe_leaves_a_model_and_shows_how_it_converged(pictures: Path, tmp_path: Path, name: str) -> None:
-    facts = train(recipe(name, "model.steps=5"), pictures, tmp_path, device="cpu")
+    facts = train(recipe(name, "model.iterations=5"), pictures, tmp_path, device="cpu")
     assert all(np.isfinite(value) for value in facts["validation"].values())
-    assert isinstance(zoo.load(tmp_path / "model.safetensors"), KINDS[name])
+    assert isinstance(zoo.load_restorer(tmp_path / "model.safetensors"), KINDS[name])
     series = json.loads((tmp_path / "convergence.json").read_text())
-    assert series["turn"] == [4.0]  # the log has each tenth turn and the last
+    assert series["step"] == [4.0]  # the log has each tenth step and the last
     assert set(LABELS) <= set(series)
     assert len(residuals(series)[0]) == 5
     with Image.open(tmp_path / "convergence.png") as picture:
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
     first, second = ((tmp_path / half / "model.safetensors").read_bytes() for half in ("whole", "part"))
     assert first == second
     weights = [
-        checkpoint.read(tmp_path / half / "state.safetensors")["scheme"]["restorer"] for half in ("whole", "part")
+        checkpoint.read_state(tmp_path / half / "state.safetensors")["scheme"]["restorer"] for half in ("whole", "part")
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     curves = [json.loads((tmp_path / half / "convergence.json").read_text()) for half in ("whole", "part")]
@@ -96,8 +96,8 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
 
 
 def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path: Path) -> None:
-    train(recipe("gkm-deconvolution", "turns=1"), pictures, tmp_path, device="cpu")
-    model = api.load(tmp_path / "model.safetensors", device="cpu", fast=False)
+    train(recipe("gkm-deconvolution", "steps=1"), pictures, tmp_path, device="cpu")
+    model = api.load(tmp_path / "model.safetensors", device="cpu", precision="exact")
     assert model.takes_kernel
     observed = torch.rand(1, 3, 20, 22, generator=torch.Generator().manual_seed(0))
     restored: Tensor = model(observed, kernel=torch.full((3, 3), 1 / 9)).image
@@ -105,8 +105,8 @@ def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path
 
 
 def test_restoring_stops_at_the_number_of_steps_that_the_recipe_names(pictures: Path, tmp_path: Path) -> None:
-    train(recipe("gkm-rain", "turns=1", "model.steps=7"), pictures, tmp_path, device="cpu")
-    restorer = zoo.load(tmp_path / "model.safetensors")
+    train(recipe("gkm-rain", "steps=1", "model.iterations=7"), pictures, tmp_path, device="cpu")
+    restorer = zoo.load_restorer(tmp_path / "model.safetensors")
     assert isinstance(restorer, FixedPointRestorer)
     restored = restorer(torch.rand(1, 3, 12, 12))
     assert restored.report.steps <= 7
@@ -115,12 +115,12 @@ def test_restoring_stops_at_the_number_of_steps_that_the_recipe_names(pictures: 
 
 def test_the_scheme_asks_for_a_fixed_point(pictures: Path, tmp_path: Path) -> None:
     plain = "model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"
-    wrong = recipes.read("gkm-rain", [*SHORT, "data.crop=12", plain])
+    wrong = recipes.read_recipe("gkm-rain", [*SHORT, "data.crop=12", plain])
     with pytest.raises(ConfigError, match="fixed point"):
         train(wrong, pictures, tmp_path, device="cpu")
 
 
 def test_a_stack_of_certified_layers_can_take_the_place_of_the_convex_prior(pictures: Path, tmp_path: Path) -> None:
     deep = "model.denoiser={kind: non_expansive, width: 4, layers: 2}"
-    facts = train(recipe("gkm-deconvolution", deep, "turns=1"), pictures, tmp_path, device="cpu")
+    facts = train(recipe("gkm-deconvolution", deep, "steps=1"), pictures, tmp_path, device="cpu")
     assert np.isfinite(facts["validation"]["set12/psnr"])

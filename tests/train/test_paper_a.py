@@ -33,7 +33,7 @@ def benchmark() -> ModuleType:
 
 
 def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
-    recipe = recipes.read("paper-a-deconvolution")
+    recipe = recipes.read_recipe("paper-a-deconvolution")
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.denoisers.parameters()) == 260_289  # type: ignore[union-attr]
@@ -41,23 +41,23 @@ def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
     (source,) = recipe.data.train
     assert isinstance(source, recipes.Synthetic)
     assert source.degradation.noise.level == [0.01, 0.05]  # type: ignore[union-attr]
-    assert (recipe.data.crop, recipe.data.batch, recipe.turns) == (160, 5, 200_000)
+    assert (recipe.data.crop, recipe.data.batch, recipe.steps) == (160, 5, 200_000)
     assert recipe.optimizer.learning_rate == 1e-4
-    factor = build_schedule(recipe.schedule, recipe.turns)
-    assert factor(0) == factor(recipe.turns - 1) == 1
+    factor = build_schedule(recipe.schedule, recipe.steps)
+    assert factor(0) == factor(recipe.steps - 1) == 1
 
 
 @pytest.mark.parametrize(("place", "epochs"), [("indoor", 100), ("outdoor", 10)])
 def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_four_times(
     place: str, epochs: int
 ) -> None:
-    recipe = recipes.read(f"paper-a-sots-{place}")
+    recipe = recipes.read_recipe(f"paper-a-sots-{place}")
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 958_195
-    assert recipe.turns == epochs * recipe.epoch
-    factor = build_schedule(recipe.schedule, recipe.turns)
-    assert [factor(round(recipe.turns * share)) for share in (0.19, 0.21, 0.41, 0.61, 0.81)] == [
+    assert recipe.steps == epochs * recipe.validate_every
+    factor = build_schedule(recipe.schedule, recipe.steps)
+    assert [factor(round(recipe.steps * share)) for share in (0.19, 0.21, 0.41, 0.61, 0.81)] == [
         1,
         1 / 2,
         1 / 4,
@@ -67,7 +67,7 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
 
 
 def test_a_perceptual_loss_asks_for_its_weights_when_it_is_first_called(tmp_path: Path) -> None:
-    loss = build_loss(recipes.read("paper-a-sots-indoor").loss, tmp_path)
+    loss = build_loss(recipes.read_recipe("paper-a-sots-indoor").loss, tmp_path)
     with pytest.raises(WeightsError, match=r"no weights of vgg16 at .*features; put the file there"):
         loss(*torch.rand(2, 1, 3, 32, 32))
 
@@ -94,7 +94,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(tmp_path / "clean" / "a.png")
     np.savetxt(tmp_path / "kernels" / "k.dlm", np.pad([[0.0, 0.5, 0.5]], ((1, 1), (0, 0))))
-    small = recipes.read(
+    small = recipes.read_recipe(
         "paper-a-deconvolution-small",
         [
             "data.crop=16",
@@ -106,7 +106,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     _, place, share = machine_of("float32", "cpu")
     nets, batches = [], []
     for way in ("none", "guided", "naive", "frozen"):
-        recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, turns=4)
+        recipe = benchmark.recipe_of(tmp_path / "small.yaml", way, 6, 1, steps=4)
         torch.manual_seed(recipe.seed)
         nets.append(torch.cat([p.flatten() for p in recipe.model.build().net.parameters()]))
         draw = material.batches(recipe, tmp_path, place, share)
@@ -114,7 +114,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     for net, batch in zip(nets[1:], batches[1:], strict=True):
         assert torch.equal(net, nets[0])
         assert torch.equal(batch.observed, batches[0].observed)
-        assert torch.equal(batch.known, batches[0].known)
+        assert torch.equal(batch.kernel, batches[0].kernel)
 
 
 def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_its_size(benchmark: ModuleType) -> None:
@@ -123,8 +123,8 @@ def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_
     unguided = benchmark.Unguided(restorer.net, 0.03)
     observed, kernel = torch.rand(1, 1, 16, 16), torch.zeros(1, 1, 3, 3)
     kernel[..., 1, 1] = 1
-    told = restorer(observed, guidance=torch.full_like(observed, 0.03), known=kernel).image
-    assert torch.equal(unguided(observed, known=kernel).image, told)
+    told = restorer(observed, guidance=torch.full_like(observed, 0.03), kernel=kernel).image
+    assert torch.equal(unguided(observed, kernel=kernel).image, told)
 
 
 def test_a_gain_is_paired_by_seed_and_ignores_seeds_that_one_side_lacks(benchmark: ModuleType) -> None:

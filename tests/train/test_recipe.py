@@ -20,7 +20,7 @@ NOISE = "data.train=[{kind: synthetic, clean: [{path: .}], degradation: {kind: n
 
 @pytest.mark.parametrize("name", recipes.names("train"))
 def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) -> None:
-    recipe = recipes.read(name)
+    recipe = recipes.read_recipe(name)
     assert recipe.name == name
     restorer = build_restorer(recipe)
     scheme = build_scheme(recipe, restorer, Machine())
@@ -29,20 +29,23 @@ def test_a_shipped_recipe_is_sound_and_builds_its_model_and_scheme(name: str) ->
 
 
 def test_a_change_reaches_into_lists_by_number() -> None:
-    shipped, changed = recipes.read("underwater"), recipes.read("underwater", ["data.train.1.weight=0.25"])
+    shipped, changed = (
+        recipes.read_recipe("underwater"),
+        recipes.read_recipe("underwater", ["data.train.1.weight=0.25"]),
+    )
     assert [source.weight for source in changed.data.train] == [shipped.data.train[0].weight, 0.25]
 
 
 @pytest.mark.parametrize("name", ["paper-a-rain100l", "paper-a-rain100h"])
 def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: str) -> None:
-    recipe = recipes.read(name)
+    recipe = recipes.read_recipe(name)
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 169_251
-    factor = build_schedule(recipe.schedule, recipe.turns)
-    epochs = [factor(epoch * recipe.epoch) for epoch in (0, 29, 30, 49, 50, 79, 80, 99)]
+    factor = build_schedule(recipe.schedule, recipe.steps)
+    epochs = [factor(epoch * recipe.validate_every) for epoch in (0, 29, 30, 49, 50, 79, 80, 99)]
     assert epochs == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.008, 0.008])
-    assert recipe.turns == 100 * recipe.epoch
+    assert recipe.steps == 100 * recipe.validate_every
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
     [
         ("optimzer.clip=1", "unknown key optimzer; did you mean 'optimizer'"),
         ("optimizer.learning_rat=1", "unknown key optimizer.learning_rat; did you mean 'learning_rate'"),
-        ("scheme.step=2", "unknown key scheme.step; did you mean 'steps'"),
+        ("scheme.net_update=2", "unknown key scheme.net_update; did you mean 'net_updates'"),
         ("model.net.width=2", "unknown key model.net.width; did you mean 'widths'"),
         ("data.validation.light.rot=x", "unknown key data.validation.light.rot; did you mean 'root'"),
         (PAIRS % "wieght: 2", "unknown key data.train.0.wieght; did you mean 'weight'"),
@@ -59,12 +62,12 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         ("model.net={widths: [8]}", "model.net.kind is missing; known: unet, prenet"),
         ("loss={l3: 1}", "loss.l3: unknown 'l3'; did you mean 'l2'"),
         ("precision=bf61", "precision: unknown 'bf61'; did you mean 'bf16'"),
-        ("turns=many", "turns: input should be a valid integer, got 'many'"),
+        ("steps=many", "steps: input should be a valid integer, got 'many'"),
         ("data.crop=true", "data.crop: input should be a valid integer, got True"),
         ("model=prenet", "model: expected a group of settings, got 'prenet'"),
-        ("scheme.guide_steps=-1", "scheme.guide_steps: input should be greater than or equal to 1, got -1"),
-        ("turns=0", "turns: input should be greater than or equal to 1"),
-        ("epoch=0", "epoch: input should be greater than or equal to 1"),
+        ("scheme.guide_updates=-1", "scheme.guide_updates: input should be greater than or equal to 1, got -1"),
+        ("steps=0", "steps: input should be greater than or equal to 1"),
+        ("validate_every=0", "validate_every: input should be greater than or equal to 1"),
         ("average=1.0", "average: input should be less than 1"),
         ("optimizer.learning_rate=-0.1", "optimizer.learning_rate: input should be greater than 0"),
         ("loss={}", "loss: "),
@@ -72,29 +75,31 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         ("data.train=[]", "data.train: list should have at least 1 item"),
         ("data.train.7.weight=2", "has no item '7'; items count from 0"),
         ("data.train.first.weight=2", "has no item 'first'"),
-        ("turns.most=3", "'turns' is not a group of settings"),
-        ("turns", "key.path=value"),
+        ("steps.most=3", "'steps' is not a group of settings"),
+        ("steps", "key.path=value"),
         ("data=[}", "not YAML"),
     ],
 )
 def test_a_mistake_is_named_with_its_path_and_what_was_meant(change: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        recipes.read("derain", [change])
+        recipes.read_recipe("derain", [change])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_key_is_named_unless_a_misspelt_one_explains_it() -> None:
-    tree = yaml.safe_load(recipes.dump(recipes.read("derain")))
-    del tree["turns"]
-    with pytest.raises(ConfigError, match="turns is missing"):
+    tree = yaml.safe_load(recipes.dump(recipes.read_recipe("derain")))
+    del tree["steps"]
+    with pytest.raises(ConfigError, match="steps is missing"):
         recipes.parse(tree)
-    with pytest.raises(ConfigError, match="unknown key truns; did you mean 'turns'"):
-        recipes.parse({**tree, "truns": 3})
+    with pytest.raises(ConfigError, match="unknown key stesp; did you mean 'steps'"):
+        recipes.parse({**tree, "stesp": 3})
 
 
 def test_changes_reach_nested_settings_and_numbers_may_be_written_without_a_point() -> None:
-    recipe = recipes.read("derain", ["optimizer.learning_rate=1e-4", "data.batch=4", "data.validation.light.every=7"])
+    recipe = recipes.read_recipe(
+        "derain", ["optimizer.learning_rate=1e-4", "data.batch=4", "data.validation.light.every=7"]
+    )
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.data.batch == 4
     assert recipe.data.validation["light"].every == 7
@@ -105,33 +110,33 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
-        recipes.read(path)
+        recipes.read_recipe(path)
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'derain'"):
-        recipes.read("derian")
+        recipes.read_recipe("derian")
     with pytest.raises(ConfigError, match="cannot read the recipe"):
-        recipes.read("nowhere.yaml")
+        recipes.read_recipe("nowhere.yaml")
 
 
 def test_settings_of_a_model_that_do_not_fit_together_are_an_error_of_the_recipe() -> None:
     with pytest.raises(ConfigError, match="model: expected as many widths as blocks, got 2 and 3"):
-        build_restorer(recipes.read("derain", ["model.net.widths=[8, 16]"]))
+        build_restorer(recipes.read_recipe("derain", ["model.net.widths=[8, 16]"]))
 
 
 def test_a_scheme_with_a_guide_needs_a_model_with_one() -> None:
-    recipe = recipes.read("derain", ["model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"])
+    recipe = recipes.read_recipe("derain", ["model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"])
     with pytest.raises(ConfigError, match=r"scheme.kind: 'guided' trains a guide, but model.kind is 'plain'"):
         build_scheme(recipe, build_restorer(recipe), Machine())
 
 
 def test_a_folder_belongs_to_one_recipe_but_may_go_on_longer(tmp_path: Path) -> None:
-    keep_recipe(recipes.read("derain"), tmp_path)
-    keep_recipe(recipes.read("derain", ["turns=14000"]), tmp_path)
-    assert recipes.read(tmp_path / "recipe.yaml").turns == 14000
+    keep_recipe(recipes.read_recipe("derain"), tmp_path)
+    keep_recipe(recipes.read_recipe("derain", ["steps=14000"]), tmp_path)
+    assert recipes.read_recipe(tmp_path / "recipe.yaml").steps == 14000
     with pytest.raises(ConfigError, match="another recipe \\(seed, data differ from"):
-        keep_recipe(recipes.read("derain", ["seed=1", "data.batch=4"]), tmp_path)
+        keep_recipe(recipes.read_recipe("derain", ["seed=1", "data.batch=4"]), tmp_path)
 
 
 def test_schedules_rise_fall_and_stay() -> None:
@@ -140,7 +145,7 @@ def test_schedules_rise_fall_and_stay() -> None:
     assert cosine(4) == 1
     assert cosine(54) == pytest.approx(0.55)
     assert cosine(104) == cosine(200) == pytest.approx(0.1)
-    steps = build_schedule(recipes.Schedule(kind="steps", milestones=[0.5, 0.8], factor=0.1), 10)
+    steps = build_schedule(recipes.Schedule(kind="multistep", milestones=[0.5, 0.8], factor=0.1), 10)
     assert [steps(n) for n in (4, 5, 7, 8, 9)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
     constant = build_schedule(recipes.Schedule(kind="constant"), 10)
     assert {constant(n) for n in range(20)} == {1.0}

@@ -51,8 +51,8 @@ TREE: dict[str, Any] = {
     },
     "optimizer": {"clip": 0.5},
     "schedule": {"kind": "constant", "warmup": 3},
-    "turns": 12,
-    "epoch": 1_000_000,
+    "steps": 12,
+    "validate_every": 1_000_000,
     "average": 0.9,
     "precision": "bf16",
 }
@@ -88,7 +88,7 @@ def recipe(**changes: Any) -> recipes.Recipe:
 
 def end_of(folder: Path) -> dict[str, Any]:
     """All that a run leaves to go on from, without the time it took."""
-    state = checkpoint.read(folder / "state.safetensors")
+    state = checkpoint.read_state(folder / "state.safetensors")
     del state["seconds"], state["cpu_seconds"]
     return dict(state)
 
@@ -110,12 +110,12 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 class Stop:
-    """Ctrl-C at a turn."""
+    """Ctrl-C at a step."""
 
-    def __init__(self, turn: int) -> None:
-        self.at = turn
+    def __init__(self, step: int) -> None:
+        self.at = step
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done == self.at:
             signal.raise_signal(signal.SIGINT)
 
@@ -123,36 +123,36 @@ class Stop:
 
 
 def test_a_run_leaves_a_model_its_scores_its_log_and_pictures(pictures: Path, tmp_path: Path) -> None:
-    facts = train(recipe(epoch=8), pictures, tmp_path, device="cpu")
+    facts = train(recipe(validate_every=8), pictures, tmp_path, device="cpu")
     assert facts == json.loads((tmp_path / "result.json").read_text())
     assert set(facts["validation"]) == {"own/psnr", "own/ssim", "own/input_psnr", "own/input_ssim"}
-    spec, state = zoo.read(tmp_path / "model.safetensors")
+    spec, state = zoo.read_weights(tmp_path / "model.safetensors")
     average = end_of(tmp_path)["average"]
     assert spec == recipe().model
     assert list(state) == sorted(average)
     assert all(torch.equal(state[name], average[name]) for name in state)
-    turns = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["turn"], "validation" in line) for line in turns] == [(8, True), (10, False), (12, False), (12, True)]
+    steps = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], "validation" in line) for line in steps] == [(8, True), (10, False), (12, False), (12, True)]
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["0000008.png", "0000012.png"]
     assert list(tmp_path.glob("events.out.tfevents.*"))
-    assert json.loads((tmp_path / "best.json").read_text())["turns"] in (8, 12)
-    assert recipes.read(tmp_path / "recipe.yaml") == recipe(epoch=8)
+    assert json.loads((tmp_path / "best.json").read_text())["steps"] in (8, 12)
+    assert recipes.read_recipe(tmp_path / "recipe.yaml") == recipe(validate_every=8)
 
 
 def test_the_model_that_validated_best_is_kept(tmp_path: Path) -> None:
-    def epoch(turns: int, light: float, heavy: float) -> None:
-        (tmp_path / "model.safetensors").write_text(str(turns))
+    def validated(steps: int, light: float, heavy: float) -> None:
+        (tmp_path / "model.safetensors").write_text(str(steps))
         scores = {"light/psnr": light, "heavy/psnr": heavy, "light/input_psnr": 99.0, "heavy/ssim": 1.0}
-        keep_best(tmp_path, turns, scores)
+        keep_best(tmp_path, steps, scores)
 
     def best() -> tuple[str, int, float]:
         facts = json.loads((tmp_path / "best.json").read_text())
-        return (tmp_path / "best.safetensors").read_text(), facts["turns"], facts["psnr"]
+        return (tmp_path / "best.safetensors").read_text(), facts["steps"], facts["psnr"]
 
-    epoch(100, 20.0, 30.0)
-    epoch(200, 31.0, 18.0)  # better on one set, worse in the mean
+    validated(100, 20.0, 30.0)
+    validated(200, 31.0, 18.0)  # better on one set, worse in the mean
     assert best() == ("100", 100, 25.0)
-    epoch(300, 26.0, 26.0)
+    validated(300, 26.0, 26.0)
     assert best() == ("300", 300, 26.0)
     keep_best(tmp_path, 400, {})  # a recipe without validation
     assert best() == ("300", 300, 26.0)
@@ -160,9 +160,9 @@ def test_the_model_that_validated_best_is_kept(tmp_path: Path) -> None:
 
 def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:
     train(recipe(), pictures, tmp_path / "whole", device="cpu")
-    for turn in (5, 9):
+    for step in (5, 9):
         with pytest.raises(KeyboardInterrupt):
-            train(recipe(), pictures, tmp_path / "part", device="cpu", reports=[Stop(turn)])
+            train(recipe(), pictures, tmp_path / "part", device="cpu", reports=[Stop(step)])
     train(recipe(), pictures, tmp_path / "part", device="cpu")
     assert_same(tmp_path / "whole", tmp_path / "part")
 
@@ -179,16 +179,16 @@ def test_a_finished_run_is_only_validated_again(pictures: Path, tmp_path: Path) 
 @pytest.mark.parametrize("scheme", ["supervised", "naive", "frozen"])
 def test_the_other_schemes_run_from_a_recipe_too(pictures: Path, tmp_path: Path, scheme: str) -> None:
     facts = train(
-        recipe(scheme={"kind": scheme}, turns=4, average=0.0, precision="float32"), pictures, tmp_path, device="cpu"
+        recipe(scheme={"kind": scheme}, steps=4, average=0.0, precision="float32"), pictures, tmp_path, device="cpu"
     )
-    assert facts["turns"] == 4
+    assert facts["steps"] == 4
     assert (tmp_path / "samples" / "0000004.png").exists()
 
 
 def test_the_frozen_control_sees_what_guided_training_sees(pictures: Path, tmp_path: Path) -> None:
     """So its θ is the same bit for bit: fed by the observation, the guide learns nothing from ω."""
-    train(recipe(turns=4, scheme={"kind": "guided"}), pictures, tmp_path / "guided", device="cpu")
-    train(recipe(turns=8, scheme={"kind": "frozen"}), pictures, tmp_path / "frozen", device="cpu")
+    train(recipe(steps=4, scheme={"kind": "guided"}), pictures, tmp_path / "guided", device="cpu")
+    train(recipe(steps=8, scheme={"kind": "frozen"}), pictures, tmp_path / "frozen", device="cpu")
     guided, frozen = (end_of(tmp_path / name)["scheme"]["restorer"] for name in ("guided", "frozen"))
     assert all(torch.equal(guided[name], frozen[name]) for name in guided if name.startswith("guide."))
     assert not all(torch.equal(guided[name], frozen[name]) for name in guided)
@@ -220,11 +220,11 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_ctrl_c_and_kill_leave_a_whole_state_from_which_the_same_command_goes_on(
     pictures: Path, tmp_path: Path, by: signal.Signals
 ) -> None:
-    """The schedule is constant, so a run of many turns begins as a run of fewer."""
+    """The schedule is constant, so a run of many steps begins as a run of fewer."""
     folder = tmp_path / "run"
     log, state = folder / "log.jsonl", folder / "state.safetensors"
-    minutes = "0" if by == signal.SIGKILL else "60"  # secured at every turn, or by Ctrl-C alone
-    many = {**TREE, "turns": 1_000_000}
+    minutes = "0" if by == signal.SIGKILL else "60"  # secured at every step, or by Ctrl-C alone
+    many = {**TREE, "steps": 1_000_000}
     process = subprocess.Popen(
         command(many, pictures, folder, "--minutes", minutes), env=environment(), text=True, stderr=subprocess.PIPE
     )
@@ -233,22 +233,22 @@ def test_ctrl_c_and_kill_leave_a_whole_state_from_which_the_same_command_goes_on
     _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Traceback" not in said
-    done = int(checkpoint.read(state)["done"])
+    done = int(checkpoint.read_state(state)["done"])
     assert done >= 1
 
-    rest = recipe(turns=done + 2)
+    rest = recipe(steps=done + 2)
     train(rest, pictures, folder, device="cpu")
     assert not list(folder.glob(".*"))
     train(rest, pictures, tmp_path / "whole", device="cpu")
     assert_same(tmp_path / "whole", folder)
     logged = [json.loads(line) for line in log.read_text().splitlines()]
-    turns = [line["turn"] for line in logged if "validation" not in line]
-    assert turns == sorted(set(turns))
+    steps = [line["step"] for line in logged if "validation" not in line]
+    assert steps == sorted(set(steps))
 
 
 def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(pictures: Path, tmp_path: Path) -> None:
     """Each rank makes half of the recipe's batch; their averaged gradient is the whole batch's, up to rounding."""
-    tree = {**TREE, "turns": 3, "precision": "float32", "average": 0.0, "scheme": {"kind": "guided"}}
+    tree = {**TREE, "steps": 3, "precision": "float32", "average": 0.0, "scheme": {"kind": "guided"}}
     tree["data"] = {**TREE["data"], "validation": {}}
     train(recipes.parse(tree), pictures, tmp_path / "one", device="cpu")
     with socket.socket() as free:
@@ -275,10 +275,10 @@ def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(picture
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    from twofold.data.batches import Batches, Share
+    from twofold.data.batches import Batches, Shard
 
     with pytest.raises(DataError, match="a batch of 5 cannot be shared by 2 processes"):
-        Batches(lambda generator: pytest.fail("not drawn"), 5, share=Share(0, 2))
+        Batches(lambda generator: pytest.fail("not drawn"), 5, share=Shard(0, 2))
 
 
 # What can be wrong with the folders a recipe names.
@@ -332,8 +332,8 @@ def test_an_unknown_protocol_or_device_is_an_error_before_anything_is_read(tmp_p
 
 
 def test_a_damaged_state_is_an_error_and_not_a_new_start(pictures: Path, tmp_path: Path) -> None:
-    train(recipe(turns=1), pictures, tmp_path, device="cpu")
+    train(recipe(steps=1), pictures, tmp_path, device="cpu")
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(Exception, match="remove it to start anew"):
-        train(recipe(turns=2), pictures, tmp_path, device="cpu")
+        train(recipe(steps=2), pictures, tmp_path, device="cpu")

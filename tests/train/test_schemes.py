@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import RAIN_REGION, DataError, Sample
+from twofold.contracts import EXPOSURE, RAIN_REGION, DataError, Sample
 from twofold.losses import l1, l2
 from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
@@ -55,8 +55,8 @@ def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def psnr_after(scheme: Scheme, draws: tuple[list[Sample], ...], turns: int) -> float:
-    for _ in range(turns):
+def psnr_after(scheme: Scheme, draws: tuple[list[Sample], ...], steps: int) -> float:
+    for _ in range(steps):
         scheme.step(*draws)
     sample = draws[-1][0]
     with torch.no_grad():
@@ -91,9 +91,9 @@ def test_guided_training_cuts_the_restoration_loss_off_the_guide() -> None:
     together, alone = guided(), guided()
     scheme = GuidedTraining(together, l1, learner(together.guide), learner(together.net))
     only_guide = learner(alone.guide)
-    for turn in range(5):
-        scheme.step([rainy(turn)], [rainy(100 + turn)])
-        sample = rainy(turn)
+    for step in range(5):
+        scheme.step([rainy(step)], [rainy(100 + step)])
+        sample = rainy(step)
         assert sample.guidance is not None
         only_guide.descend(l2(alone.guide(sample.observed), sample.guidance))
     assert same(values(together.guide), values(alone.guide))
@@ -122,7 +122,7 @@ def test_a_stage_guide_depends_on_the_reconstruction() -> None:
     assert not same(values(first.guide), values(second.guide))
 
 
-def test_the_halves_of_a_turn_train_only_their_own_parameters() -> None:
+def test_the_halves_of_a_step_train_only_their_own_parameters() -> None:
     restorer = guided()
     scheme = GuidedTraining(restorer, l1, learner(restorer.guide), learner(restorer.net))
     theta, omega = values(restorer.guide), values(restorer.net)
@@ -138,8 +138,8 @@ def test_the_halves_of_a_turn_train_only_their_own_parameters() -> None:
 def test_the_frozen_control_trains_the_guide_first_and_then_never() -> None:
     restorer = guided()
     scheme = Frozen(restorer, l1, learner(restorer.guide), learner(restorer.net), pretraining=2)
-    for turn in range(2):
-        assert set(scheme.step([rainy(turn)], [rainy(turn)])) == {"guidance"}
+    for step in range(2):
+        assert set(scheme.step([rainy(step)], [rainy(step)])) == {"guidance"}
     theta = values(restorer.guide)
     assert set(scheme.step([rainy(3)], [rainy(3)])) == {"restoration"}
     assert same(theta, values(restorer.guide))
@@ -176,12 +176,21 @@ def test_a_loss_that_is_not_finite_stops_training_before_it_spoils_the_weights()
 def test_steering_scales_map_and_removal_alike() -> None:
     sample = rainy(0)
     assert sample.guidance is not None
-    guidance, target = steered(sample, sample.guidance, 1.0, torch.Generator().manual_seed(4))
+    guidance, target = steered(sample, sample.guidance, 1.0, torch.Generator().manual_seed(4), RAIN_REGION)
     for b in range(2):
         share = guidance[b].max()
         expected = sample.observed[b] + share * (sample.clean[b] - sample.observed[b])
         torch.testing.assert_close(target[b], expected)
         assert 0 <= share <= 1
-    untouched, target = steered(sample, sample.guidance, 0.0, torch.Generator().manual_seed(4))
+    untouched, target = steered(sample, sample.guidance, 0.0, torch.Generator().manual_seed(4), RAIN_REGION)
     torch.testing.assert_close(untouched, sample.guidance)
     torch.testing.assert_close(target, sample.clean)
+
+
+def test_a_steered_exposure_asks_for_the_brightness_of_so_many_stops() -> None:
+    clean = torch.full((4, 3, 8, 8), 0.4)
+    stops = torch.full((4, 1, 8, 8), 2.0)
+    sample = Sample(clean, clean / 4, stops)
+    guidance, target = steered(sample, stops, 1.0, torch.Generator().manual_seed(0), EXPOSURE)
+    torch.testing.assert_close(target, (sample.observed * guidance.exp2()).clamp(max=1.0))
+    assert guidance.unique().numel() == 4

@@ -12,18 +12,18 @@ import torch
 import yaml
 
 from twofold import zoo
-from twofold.cli.app import run as command_line
+from twofold.cli.app import run_command_line as command_line
 from twofold.contracts import ConfigError, Sample, WeightsError
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
-from twofold.search.genotype import Genotype, uniform
+from twofold.search.genotype import Genotype, uniform_genotype
 from twofold.search.loss_space import PLAIN, LossFile, LossSpace
 from twofold.train import judge as judges
 from twofold.train import recipe as recipes
 from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
-from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_judge
+from twofold.train.search_run import Stage, build_net, build_space, search, stages, train_recipe_judge
 from twofold.train.search_seeds import searches
 
 OPTIMIZER = {"learning_rate": 0.05}
@@ -49,7 +49,7 @@ JUDGE: dict[str, Any] = {
     "judge": {"kind": "small", "width": 4},
     "data": {**TREE["data"], "batch": 2},
     "optimizer": {"learning_rate": 0.01},
-    "turns": 60,
+    "steps": 60,
     "held_out": 8,
     "counterfeits": 0.5,
 }
@@ -76,7 +76,7 @@ def a_judge(path: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
     facts = {"judge": SmallJudge(width=4), "task": "dark", "recipe": "x", "seed": 0, "accuracy": 0.95, "caught": 0.8}
     facts |= {"held_out": 8, "crop": 8, "train": TREE["data"]["train"], "terms": "", **changes}
-    judges.save(path, Judge(width=4), judges.JudgeFacts(**facts))
+    judges.save_judge(path, Judge(width=4), judges.JudgeFacts(**facts))
     return path
 
 
@@ -135,15 +135,15 @@ def test_what_was_found_is_trained_saved_and_loaded_again(root: Path, tmp_path: 
         "scheme": {"kind": "supervised"},
         "loss": {"file": "out/loss.yaml"},
         "data": TREE["data"],
-        "turns": 2,
+        "steps": 2,
         "average": 0,
         "precision": "float32",
     }
     (tmp_path / "found.yaml").write_text(yaml.safe_dump(tree))
-    recipe = recipes.read(tmp_path / "found.yaml")
+    recipe = recipes.read_recipe(tmp_path / "found.yaml")
     train(recipe, root, tmp_path / "run", device="cpu")
-    assert recipes.read(tmp_path / "run" / "recipe.yaml") == recipe  # whole, without the files it named
-    restorer = zoo.load(tmp_path / "run" / "model.safetensors")
+    assert recipes.read_recipe(tmp_path / "run" / "recipe.yaml") == recipe  # whole, without the files it named
+    restorer = zoo.load_restorer(tmp_path / "run" / "model.safetensors")
     assert isinstance(restorer.net, HadamardNet)
     assert restorer(torch.rand(1, 3, 9, 10)).image.shape == (1, 3, 9, 10)
 
@@ -153,16 +153,16 @@ def test_synchronous_and_loss_only_searches_run_and_architecture_only_needs_no_j
 ) -> None:
     judge = a_judge(tmp_path / "j.safetensors")
     both = search(
-        settings(search={"kind": "synchronous", "turns": 2}), root, tmp_path / "both", judge=judge, device="cpu"
+        settings(search={"kind": "synchronous", "steps": 2}), root, tmp_path / "both", judge=judge, device="cpu"
     )
     assert "genotype.json" in {path.name for path in (tmp_path / "both").iterdir()}
     assert both["judge"]["accuracy"] == 0.95
     unet = {"kind": "plain", "net": {"kind": "unet", "widths": [8, 8], "blocks": [1, 1]}}
     loss = search(
-        settings(search={"kind": "loss", "turns": 2}, net=unet), root, tmp_path / "loss", judge=judge, device="cpu"
+        settings(search={"kind": "loss", "steps": 2}, net=unet), root, tmp_path / "loss", judge=judge, device="cpu"
     )
     assert "parameters" not in loss
-    alone = {"kind": "architecture", "turns": 2, "loss": {"weights": {"l1": 2.0}}}
+    alone = {"kind": "architecture", "steps": 2, "loss": {"weights": {"l1": 2.0}}}
     found = search(settings(search=alone), root, tmp_path / "alone", device="cpu")
     assert found["judge"] is None
     assert found["loss"]["l1"] == 2.0
@@ -192,30 +192,30 @@ def test_a_judge_that_counterfeits_fool_and_one_of_other_pictures_are_refused(ro
 
 
 def test_a_judge_of_another_recipe_is_not_taken_for_that_of_the_search(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2}))
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2}))
     named = settings(judge=str(tmp_path / "judge.yaml"))
-    path = train_judge(named, root, tmp_path / "judge", device="cpu")
-    assert train_judge(named, root, tmp_path / "judge", device="cpu") == path
+    path = train_recipe_judge(named, root, tmp_path / "judge", device="cpu")
+    assert train_recipe_judge(named, root, tmp_path / "judge", device="cpu") == path
     before = path.read_bytes()
-    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 6}))  # trained longer, as an error advises
-    assert train_judge(named, root, tmp_path / "judge", device="cpu").read_bytes() != before
-    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2, "seed": 5}))
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 6}))  # trained longer, as an error advises
+    assert train_recipe_judge(named, root, tmp_path / "judge", device="cpu").read_bytes() != before
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2, "seed": 5}))
     with pytest.raises(ConfigError, match="holds a run of another recipe"):
-        train_judge(named, root, tmp_path / "judge", device="cpu")
+        train_recipe_judge(named, root, tmp_path / "judge", device="cpu")
 
 
 def test_a_file_that_holds_no_judge_says_so(tmp_path: Path, plain_model: Path) -> None:
     with pytest.raises(WeightsError, match="holds no judge"):
-        judges.load(plain_model)
+        judges.load_judge(plain_model)
     with pytest.raises(WeightsError, match="no judge at"):
-        judges.load(tmp_path / "none.safetensors")
+        judges.load_judge(tmp_path / "none.safetensors")
 
 
 def test_a_judge_learns_to_tell_clear_from_dark_and_carries_its_accuracy(root: Path, tmp_path: Path) -> None:
     recipe = recipes.parse_as(JudgeRecipe, JUDGE)
-    facts = judges.train(recipe, root, tmp_path / "judge", device="cpu")
+    facts = judges.train_judge(recipe, root, tmp_path / "judge", device="cpu")
     assert facts["accuracy"] >= 0.9
-    judge, read = judges.load(tmp_path / "judge" / "judge.safetensors")
+    judge, read = judges.load_judge(tmp_path / "judge" / "judge.safetensors")
     assert read.model_dump() == facts
     assert read.train == recipe.data.train
     assert 0 <= facts["caught"] <= 1
@@ -225,9 +225,9 @@ def test_a_judge_learns_to_tell_clear_from_dark_and_carries_its_accuracy(root: P
 def test_counterfeits_are_neither_the_clean_picture_nor_out_of_its_shape() -> None:
     clean = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     sample = Sample(clean, clean * 0.2)
-    spoilt = judges.counterfeit(sample, torch.Generator().manual_seed(1))
-    assert spoilt.shape == clean.shape
-    assert ((spoilt - clean).abs().amax(dim=(1, 2, 3)) > 0.02).all()
+    degraded = judges.counterfeit(sample, torch.Generator().manual_seed(1))
+    assert degraded.shape == clean.shape
+    assert ((degraded - clean).abs().amax(dim=(1, 2, 3)) > 0.02).all()
 
 
 def test_a_loss_space_takes_over_a_found_loss() -> None:
@@ -311,7 +311,7 @@ def test_recipes_that_a_search_names_are_sought_beside_it_and_before_it_starts(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "search.yaml").write_text(yaml.safe_dump({**TREE, "judge": "judge.yaml", "final": "lowlite"}))
-    (tmp_path / "mine" / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "turns": 2}))
+    (tmp_path / "mine" / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2}))
     monkeypatch.chdir(tmp_path)
     assert recipes.tree_of(Path("mine/search.yaml"))["judge"] == str(tmp_path / "mine" / "judge.yaml")
     assert command_line(["search", "mine/search.yaml", "--data", str(root), "-o", "out"]) == 1
@@ -338,7 +338,7 @@ def test_the_command_searches_several_seeds_and_says_what_they_agree_on(
 
 
 def test_a_genotype_in_a_recipe_may_be_a_file_or_the_thing_itself(tmp_path: Path) -> None:
-    genotype = uniform("SC", "1-C", units=1)
+    genotype = uniform_genotype("SC", "1-C", units=1)
     genotype.write(tmp_path / "genotype.json")
     net = {"kind": "hadamard", "genotype": str(tmp_path / "genotype.json")}
     tree = {"model": {"kind": "plain", "net": net}}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twofold.contracts import ConfigError, DataError, Sample
 from twofold.data.crops import CropCache
-from twofold.data.sources import Mixture, PairCrops, SyntheticCrops
+from twofold.data.sources import PairCrops, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
@@ -23,7 +23,7 @@ from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, h
 from twofold.solve.params import SolveError
 from twofold.train.loop import Run, fit
 from twofold.train.schemes import Learner
-from twofold.train.search import Collapsed, CollapseGuard, Search, What, halves, judged, searched_parameters
+from twofold.train.search import Collapsed, CollapseGuard, Search, What, judged, searched_parameters, split_source
 
 
 def batches(n: int) -> tuple[list[Sample], list[Sample]]:
@@ -136,9 +136,9 @@ def test_any_network_can_have_its_loss_searched() -> None:
 
 def test_a_search_that_collapses_to_skips_is_stopped() -> None:
     guard = CollapseGuard(0.5)
-    guard.turn(1, 9, {"skip_ratio": 0.5}, 1.0)
-    with pytest.raises(Collapsed, match="after 2 turns SC leads at 75%"):
-        guard.turn(2, 9, {"skip_ratio": 0.75}, 1.0)
+    guard.step(1, 9, {"skip_ratio": 0.5}, 1.0)
+    with pytest.raises(Collapsed, match="after 2 steps SC leads at 75%"):
+        guard.step(2, 9, {"skip_ratio": 0.75}, 1.0)
 
 
 def pictures(count: int) -> list[Tensor]:
@@ -148,7 +148,7 @@ def pictures(count: int) -> list[Tensor]:
 
 def test_data_are_split_by_picture_and_the_densities_of_a_scene_stay_together() -> None:
     clean = [picture for picture in pictures(5) for _ in range(3)]  # five scenes, three densities
-    first, second = halves(PairCrops(CropCache(pictures(15)), CropCache(clean), 8))
+    first, second = split_source(PairCrops(CropCache(pictures(15)), CropCache(clean), 8))
     scenes = [{bytes(p.numpy().tobytes()) for p in half.clean.pictures} for half in (first, second)]  # type: ignore[attr-defined]
     assert not scenes[0] & scenes[1]
     assert [len(s) for s in scenes] == [3, 2]
@@ -157,14 +157,14 @@ def test_data_are_split_by_picture_and_the_densities_of_a_scene_stay_together() 
 
 def test_so_many_pictures_are_taken_as_asked_for() -> None:
     source = SyntheticCrops(CropCache(pictures(10)), GaussianNoise((0.1, 0.1)), 8)
-    parts = halves(Mixture([source, source], [1.0, 1.0]), pictures=8)
+    parts = split_source(SourceMixture([source, source], [1.0, 1.0]), pictures=8)
     assert [[len(inner.clean.pictures) for inner in part.sources] for part in parts] == [[2, 2], [2, 2]]  # type: ignore[attr-defined]
 
 
 def test_a_picture_that_two_sources_share_stays_in_one_half() -> None:
     shared = pictures(5)
     left, right = (PairCrops(CropCache(part), CropCache(part), 8) for part in (shared[:4], shared[1:]))
-    first, second = halves(Mixture([left, right], [1.0, 1.0]))
+    first, second = split_source(SourceMixture([left, right], [1.0, 1.0]))
     seen = [
         {bytes(p.numpy().tobytes()) for inner in half.sources for p in inner.clean.pictures}  # type: ignore[attr-defined]
         for half in (first, second)
@@ -180,6 +180,6 @@ def test_a_loss_that_would_judge_itself_is_refused() -> None:
 
 def test_a_single_picture_cannot_be_split() -> None:
     with pytest.raises(DataError, match="at least 2 different"):
-        halves(SyntheticCrops(CropCache(pictures(1) * 3), GaussianNoise((0.1, 0.1)), 8))
+        split_source(SyntheticCrops(CropCache(pictures(1) * 3), GaussianNoise((0.1, 0.1)), 8))
     with pytest.raises(DataError, match=r"data\.pictures asks for 1"):
-        halves(SyntheticCrops(CropCache(pictures(3)), GaussianNoise((0.1, 0.1)), 8), pictures=1)
+        split_source(SyntheticCrops(CropCache(pictures(3)), GaussianNoise((0.1, 0.1)), 8), pictures=1)

@@ -14,7 +14,7 @@ import twofold
 
 VERBS = {
     "restore": "restore photographs: a file, several, or a folder",
-    "degrade": "spoil clean photographs, and keep the true cause as a map",
+    "degrade": "degrade clean images and save the true cause as a map",
     "models": "what can be restored with, and how well it was measured",
     "train": "train a model from a recipe, on your pairs or on synthetic ones",
     "search": "find a loss and a network for a task, from a recipe",
@@ -23,7 +23,7 @@ VERBS = {
     "export": "write a model for other programs: ONNX, torch.export, spandrel, the hub",
     "import": "take weights from elsewhere: official PReNet and GridDehazeNet, the hub",
     "doctor": "say what this machine and installation can do, and test them",
-    "demo": "see it work: spoil, restore and train on bundled photographs",
+    "demo": "see it work: degrade, restore and train on bundled photographs",
 }
 
 
@@ -45,7 +45,7 @@ def usage() -> str:
     )
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code: 0 done, 1 something failed, 2 misused, 130 interrupted."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -16,7 +16,7 @@ def command(
     data: Annotated[Path, typer.Argument(help="The folder of the pairs that training will see.")],
     test: Annotated[Path | None, typer.Option(help="The folder of the pairs that it must not have seen.")] = None,
     observed: Annotated[
-        str | None, typer.Option(help="Sub-folder of spoilt pictures; common layouts are recognised without.")
+        str | None, typer.Option(help="Sub-folder of degraded pictures; common layouts are recognised without.")
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
     test_observed: Annotated[str | None, typer.Option(help="The same of --test; without it as in DATA.")] = None,

@@ -15,8 +15,8 @@ import typer
 
 from twofold import images
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import FORMATS, Job, Step, beside, check_places, each, frames_of, jobs, save
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
+from twofold.cli.pictures import FORMATS, Advance, Job, beside, check_places, frames_of, jobs, run_jobs, save_picture
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,19 +83,19 @@ def _underwater(options: Options) -> Degradation:
     return Underwater()
 
 
-KINDS = {
+DEGRADATIONS = {
     "noise": Kind(_noise, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.05", "layout": "uniform"}),
     "rain": Kind(_rain, RAIN_REGION.name, RAIN_REGION.white),
     "blur": Kind(_blur, NOISE_LEVEL.name, NOISE_LEVEL.white, {"level": "0.01", "layout": "uniform", "kernel": "shake"}),
     "haze": Kind(_haze, DEPTH.name, DEPTH.white),
-    "low-light": Kind(_low_light, "illumination", 1.0),
+    "low-light": Kind(_low_light, EXPOSURE.name, EXPOSURE.white),
     "underwater": Kind(_underwater, DEPTH.name, DEPTH.white),
 }
 
 
 def command(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Clean pictures, or folders of them.")],
-    kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or folder. Without it: photo-KIND.jpg, FOLDER-KIND.")
     ] = None,
@@ -127,7 +127,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> int:
-    """Spoils clean photographs in a known way, to test and compare what restores them.
+    """Degrades clean photographs in a known way, to test and compare what restores them.
 
     Rain, and the map of where it falls:
 
@@ -146,7 +146,7 @@ def command(
     from twofold import metrics
     from twofold.nets.fourier import crop
 
-    chosen = _named("kind", kind, KINDS)
+    chosen = _named("kind", kind, DEGRADATIONS)
     given = {"level": level, "layout": layout, "kernel": kernel}
     for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
         if name not in chosen.options:
@@ -163,7 +163,7 @@ def command(
     cleans = beside(work, clean_out, option="--clean-out")
     check_places(work, maps, kernels, cleans, given=[Path(kernel)] if kernel else [])
 
-    def act(job: Job, step: Step) -> dict[str, Any]:
+    def act(job: Job, step: Advance) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
         # By the name, so that a picture's damage depends neither on the others nor on where a run was interrupted.
@@ -178,13 +178,13 @@ def command(
 
         def keep(path: Path | None, pixels: Tensor | None, **other: Any) -> None:
             if path is not None and pixels is not None:
-                save(path, replace(picture, pixels=pixels, **{"alpha": alpha, **other}))
+                save_picture(path, replace(picture, pixels=pixels, **{"alpha": alpha, **other}))
 
         plain = {"alpha": None, "bits": 16, "exif": b"", "profile": b""}
         keep(maps.get(job), sample.guidance / chosen.white, **plain)
         keep(cleans.get(job), sample.clean)
-        if sample.known is not None:
-            keep(kernels.get(job), sample.known / sample.known.max(), **plain)
+        if sample.kernel is not None:
+            keep(kernels.get(job), sample.kernel / sample.kernel.max(), **plain)
         keep(job.target, sample.observed)
         psnr = float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean))
         return {
@@ -201,7 +201,7 @@ def command(
             "seconds": round(time.perf_counter() - started, 3),
         }
 
-    return each(work, act, skip=skip_existing, what="degrading").close(as_json=as_json, verb="degraded")
+    return run_jobs(work, act, skip=skip_existing, what="degrading").close(as_json=as_json, verb="degraded")
 
 
 T = TypeVar("T")

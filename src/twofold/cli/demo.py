@@ -15,24 +15,24 @@ def command(
     seconds: Annotated[float, typer.Option(min=0, help="How long to train afterwards; 0 leaves it out.")] = 60.0,
 ) -> int:
     """Shows that everything works, with nothing but what is installed: photographs that come with scikit-image are
-    spoilt and restored with the shipped weights, then a small network is trained on them for a minute.
+    degraded and restored with the shipped weights, then a small network is trained on them for a minute.
 
     twofold demo --output demo --seconds 60
     """
     from twofold import demo
     from twofold.cli.train import Bar
 
-    shown = demo.run(output, print, scenes=demo.SCENES)
+    shown = demo.run_demo(output, print, scenes=demo.SCENES)
     if shown:
         print(f"\nLook at {output / 'index.html'} or {output / 'sheet.png'}.")
     if seconds:
         print(f"\nGuided training of a small network on the same photographs, about {seconds:g} s:")
         bar = Bar()
         try:
-            trained = demo.train(output, seconds=seconds, reports=[bar])
+            trained = demo.train_demo(output, seconds=seconds, reports=[bar])
         finally:
             bar.progress.stop()
-        print(f"{trained.turns} turns in {trained.seconds:.0f} s; on the photographs:")
+        print(f"{trained.steps} steps in {trained.seconds:.0f} s; on the photographs:")
         print(f"  restoration loss  {trained.losses[0]:.4f} → {trained.losses[1]:.4f}")
         print(f"  PSNR              {trained.psnr[0]:.2f} → {trained.psnr[1]:.2f} dB (rainy → restored)")
         print(f"Restore with it: twofold restore PHOTO --model {trained.model}")

@@ -17,14 +17,13 @@ def command(
 
     twofold doctor
 
-    Versions, processor and device, threads, matrix unit and bfloat16, free memory, the weights and their hashes, the
-    recipes that were chosen, and a photograph restored by each recipe with its time. Exit code 1 if there is a problem.
+    Versions, processor and device, threads, matrix unit and bfloat16, free memory, the weights and their hashes, how
+    each model is run here and why, and a photograph restored with its time. Exit code 1 if there is a problem.
 
     twofold doctor --json > report.json
     """
     from twofold import doctor
-    from twofold.cli.pictures import cache_folder
 
-    report = doctor.examine(os.environ, cache=cache_folder(), test=test)
-    print(json.dumps(report, indent=2) if as_json else doctor.text(report))
+    report = doctor.examine(os.environ, test=test)
+    print(json.dumps(report, indent=2) if as_json else doctor.report_text(report))
     return 1 if report["problems"] else 0

@@ -18,7 +18,7 @@ def command(
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
     protocol: Annotated[str, typer.Option(help="How numbers are made; docs/protocols.md explains each.")] = "rgb",
     observed: Annotated[
-        str | None, typer.Option(help="Sub-folder of spoilt pictures; common layouts are recognised without.")
+        str | None, typer.Option(help="Sub-folder of degraded pictures; common layouts are recognised without.")
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Take only each n-th scene by name, the first included.")] = 1,
@@ -53,7 +53,7 @@ def command(
     size = tile_size(tile)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
-    loaded = api.load(model, device=device, fast=False)  # a number should not depend on the machine
+    loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise ConfigError(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
 
@@ -63,12 +63,12 @@ def command(
 
     with bar(len(pairs), "evaluating") as show:
         result = evaluate(
-            lambda image, known=None: Restored(loaded(image, kernel=known, tile=size).image),
+            lambda image, kernel=None: Restored(loaded(image, kernel=kernel, tile=size).image),
             pairs,
             PROTOCOLS[protocol],
             model=model,
             dataset=paper,
-            known=None if kernels is None else kernel_of,
+            kernel_of=None if kernels is None else kernel_of,
             progress=lambda done, total: show(done),
         )
     print(result.to_markdown(), end="")

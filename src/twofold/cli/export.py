@@ -10,8 +10,8 @@ import typer
 
 from twofold.cli.misuse import Misuse
 
-FORMATS = ("onnx", "torch", "spandrel")
-PRECISIONS = ("float32", "float16", "int8")
+_FORMATS = ("onnx", "torch", "spandrel")
+_PRECISIONS = ("float32", "float16", "int8")
 
 
 def command(
@@ -19,9 +19,9 @@ def command(
         str, typer.Argument(metavar="OUT", help="File: .onnx, .pt2 or .safetensors. Or hf://user/name, to upload.")
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
-    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it by the suffix of OUT.")] = None,
+    format: Annotated[str | None, typer.Option(help=f"{', '.join(_FORMATS)}; without it by the suffix of OUT.")] = None,
     precision: Annotated[
-        str, typer.Option(help=f"{', '.join(PRECISIONS)}; the last two are written if they cost at most 0.1 dB.")
+        str, typer.Option(help=f"{', '.join(_PRECISIONS)}; the last two are written if they cost at most 0.1 dB.")
     ] = "float32",
     private: Annotated[bool, typer.Option("--private", help="For hf://: nobody else sees a new repository.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
@@ -44,10 +44,10 @@ def command(
 
     twofold export hf://user/rain --model mine.safetensors
     """
-    if format is not None and format not in FORMATS:
-        raise Misuse(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    if precision not in PRECISIONS:
-        raise Misuse(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if format is not None and format not in _FORMATS:
+        raise Misuse(f"unknown format {format!r}; known: {', '.join(_FORMATS)}")
+    if precision not in _PRECISIONS:
+        raise Misuse(f"unknown precision {precision!r}; known: {', '.join(_PRECISIONS)}")
     if not out.strip():
         raise Misuse("OUT is empty; name a file")
     if out.startswith("hf://"):
@@ -83,10 +83,10 @@ def _for_spandrel(out: Path, model: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from twofold.files import replacing
-    from twofold.interchange import model as named
+    from twofold.interchange import specified_restorer
     from twofold.interchange import spandrel_state
 
-    spec, restorer = named(model)
+    spec, restorer = specified_restorer(model)
     with replacing(out) as temporary:
         save_file(spandrel_state(restorer, spec), temporary)
     return {"model": model, "format": "spandrel", "precision": "float32", "bytes": out.stat().st_size}
@@ -96,7 +96,7 @@ def _pushed(place: str, model: str, *, private: bool) -> dict[str, Any]:
     from twofold import hub, zoo
     from twofold.interchange import weights_of
 
-    hub.place(place)  # before anything is loaded
-    zoo.load(model)  # what is no model is not uploaded
+    hub.hub_place(place)  # before anything is loaded
+    zoo.load_restorer(model)  # what is no model is not uploaded
     with weights_of(model) as file:
-        return {"model": model, "address": hub.push(file, place, private=private, message=f"Weights of {model}")}
+        return {"model": model, "address": hub.push_weights(file, place, private=private, message=f"Weights of {model}")}

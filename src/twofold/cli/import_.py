@@ -32,12 +32,12 @@ def command(
         raise Misuse("SOURCE is empty; name a checkpoint")
     from twofold import hub
 
-    if hub.is_place(source):
+    if hub.is_hub_place(source):
         from twofold import zoo
-        from twofold.interchange import model
+        from twofold.interchange import specified_restorer
 
-        spec, restorer = model(source)
-        zoo.save(out, restorer, spec)
+        spec, restorer = specified_restorer(source)
+        zoo.save_restorer(out, restorer, spec)
         print(f"{source} → {out}: {spec.kind}")
         return
     if Path(source).resolve() == out.resolve():

@@ -22,7 +22,7 @@ from twofold.contracts import ImageError, TwofoldError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 
-Step = Callable[[int, int], None]
+Advance = Callable[[int, int], None]
 """Told how much of one picture is done: (tiles done, tiles in all)."""
 
 
@@ -201,7 +201,7 @@ def tile_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def save(path: Path, picture: images.Picture) -> None:
+def save_picture(path: Path, picture: images.Picture) -> None:
     """Writes a picture, and the folder it goes into. Raises: TwofoldError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,9 +256,9 @@ def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def each(
+def run_jobs(
     work: Sequence[Job],
-    act: Callable[[Job, Step], dict[str, Any]],
+    act: Callable[[Job, Advance], dict[str, Any]],
     *,
     skip: bool = False,
     passing: Callable[[Job], None] | None = None,

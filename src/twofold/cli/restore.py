@@ -14,16 +14,15 @@ from twofold import images
 from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import (
     FORMATS,
+    Advance,
     Job,
-    Step,
     beside,
-    cache_folder,
     check_places,
     check_suffix,
-    each,
     frames_of,
     jobs,
-    save,
+    run_jobs,
+    save_picture,
     tile_size,
     twin_of,
     twins,
@@ -122,9 +121,9 @@ def command(
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
-    loaded = api.load(model, device=device, cache=cache_folder())
+    loaded = api.load(model, device=device)
     kind = loaded.kind
-    api.check_strength(strength, kind)
+    api.check_strength(strength)
     if kind is None and (maps or guidance is not None or noise_level is not None):
         raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
     if noise_level is not None and (kind is None or kind.name != "noise_level"):
@@ -147,7 +146,7 @@ def command(
 
     rows: list[list[Tensor]] = []
 
-    def act(job: Job, step: Step) -> dict[str, Any]:
+    def act(job: Job, step: Advance) -> dict[str, Any]:
         started = time.perf_counter()
         picture = images.read(job.source)
         blur, estimate = api.kernel_for(picture, kernel_of(job))
@@ -160,14 +159,14 @@ def command(
             if estimate is not None:
                 facts["kernel_confidence"] = round(estimate.confidence, 3)
             if job in kernels:
-                save(kernels[job], images.Picture(blur / blur.max(), bits=16))
+                save_picture(kernels[job], images.Picture(blur / blur.max(), bits=16))
                 facts["kernel_out"] = str(kernels[job])
         if drawn is not None and kind is not None:
             facts |= {"guidance": kind.name, "guidance_mean": round(float(drawn.mean()), 5), "strength": strength}
             if job in maps:  # before the picture: where that is there, the map is too, so --skip-existing loses none
-                save(maps[job], images.Picture(drawn / kind.white, bits=16))
+                save_picture(maps[job], images.Picture(drawn / kind.white, bits=16))
                 facts["guidance_out"] = str(maps[job])
-        save(job.target, restored)
+        save_picture(job.target, restored)
         if sheet is not None:
             between = [] if drawn is None or kind is None else [drawn / kind.white]
             between += [] if blur is None else [blur / blur.max()]
@@ -185,11 +184,11 @@ def command(
         rows.append([small(pixels) for pixels in (before, *between, after)])
 
     passing = None if sheet is None else show_again
-    outcome = each(work, act, skip=skip_existing, passing=passing, what="restoring")
+    outcome = run_jobs(work, act, skip=skip_existing, passing=passing, what="restoring")
     code = outcome.close(as_json=as_json, verb="restored")
     if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
         between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
-        save(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
+        save_picture(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
     return code
 
 

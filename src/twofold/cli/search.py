@@ -22,14 +22,14 @@ class Live(Bar):
         self.stage = stage
         self.every = 0
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         weights = {name.removeprefix("weight/"): v for name, v in losses.items() if name.startswith("weight/")}
         shown = {name: value for name, value in losses.items() if not name.startswith("weight/")}
-        super().turn(done, until, shown, images_per_second)
+        super().step(done, until, shown, images_per_second)
         if done % max(until // 5, 1) == 0 or done == until:
             facts = {n: shown[n] for n in ("entropy", "skip_ratio") if n in shown} | weights
             text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
-            self.console.print(f"{self.stage}, after {done:,} turns: {text}", highlight=False)
+            self.console.print(f"{self.stage}, after {done:,} steps: {text}", highlight=False)
 
 
 def command(
@@ -77,7 +77,7 @@ def command(
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
-    recipes.read(chosen.final)  # the one that the last line names: a slip should not show after an hour
+    recipes.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
     finished = (folder / "search.json").exists()
     bars: list[Live] = []

@@ -25,7 +25,7 @@ class Bar:
         self.speed = 0.0
         self.shown: dict[str, float] = {}
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         self.progress.start()
         self.speed = 0.95 * self.speed + 0.05 * images_per_second if self.speed else images_per_second
         for name, value in losses.items():  # a single batch says little: a running mean is shown
@@ -39,7 +39,7 @@ class Bar:
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        self.console.print(f"after {done:,} turns: {text}", highlight=False)
+        self.console.print(f"after {done:,} steps: {text}", highlight=False)
 
 
 def command(
@@ -68,7 +68,7 @@ def command(
 
     The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
-    best.safetensors is the model of the epoch that validated best.
+    best.safetensors is the model of the step that validated best.
 
     Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
 
@@ -123,7 +123,7 @@ def _train_judge(
     folder = output or Path("runs") / chosen.name
     bar = Bar()
     try:
-        result = judge.train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+        result = judge.train_judge(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
     finally:
         bar.progress.stop()
     if as_json:

@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from twofold import images
-from twofold.contracts import DataError, TwofoldError
+from twofold.contracts import DataError, Progress, TwofoldError
 from twofold.data.pairs import Pair, middle
 
 ALIKE = 0.8
 """Fingerprints of one scene, saved anew, resized, brightened or cropped by 2 % on each side, agree by 0.85 and more;
 those of two different photographs by less than 0.6 (588 photographs of five sets, all couples).
 """
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

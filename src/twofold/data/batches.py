@@ -15,7 +15,7 @@ SECOND_STREAM = 500_000
 """What a run adds to its seed for the batches of its other level."""
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Which part of every batch is made here: rank `rank` of `ranks`."""
 
     rank: int = 0
@@ -52,7 +52,7 @@ class Batches:
         size: int,
         *,
         seed: int = 0,
-        share: Share = Share(),
+        share: Shard = Shard(),
         device: torch.device | str = "cpu",
         ahead: bool = True,
     ) -> None:

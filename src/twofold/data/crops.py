@@ -142,19 +142,19 @@ def plan(generator: torch.Generator) -> Plan:
 class CropCache:
     """pictures: bytes `(C, H, W)`, sizes may differ. Crops are mirrored left to right.
 
-    turns: they are also mirrored upside down and turned by 90°; not for scenes with weather, in which down is down.
+    rotate: they are also flipped vertically and rotated by 90°; not for weather, where the orientation matters.
     """
 
     pictures: Sequence[Tensor]
-    turns: bool = False
+    rotate: bool = False
 
     @classmethod
-    def of(cls, paths: Iterable[Path], *, turns: bool = False, channels: int = 3) -> CropCache:
+    def of(cls, paths: Iterable[Path], *, rotate: bool = False, channels: int = 3) -> CropCache:
         """Raises: DataError where there is none, or one cannot be read."""
         files = list(paths)
         if not files:
             raise DataError("no pictures to train on: the folder is empty, or every file was left out")
-        return cls(read_all(files, channels=channels), turns)
+        return cls(read_all(files, channels=channels), rotate)
 
     def crop(self, size: int, choice: Plan, zoom: float = 1.0) -> Tensor:
         """Values `(C, size, size)`, bytes where the pictures are; a picture that is too small goes on mirrored.
@@ -162,7 +162,7 @@ class CropCache:
         zoom: the part that is cut out has `zoom` times the side, as far as the picture allows, and is reduced to
         `size`.
         """
-        which, top, left, mirror, flip, turn = choice
+        which, top, left, mirror, flip, quarter = choice
         picture = self.pictures[int(which * len(self.pictures))]
         _, height, width = picture.shape
         if height < size or width < size:
@@ -173,10 +173,10 @@ class CropCache:
         part = picture[:, y : y + side, x : x + side]
         if side != size:
             part = _reduced(part, size)
-        axes = [axis for axis, drawn in ((2, mirror), (1, flip)) if drawn < 0.5 and (self.turns or axis == 2)]
+        axes = [axis for axis, drawn in ((2, mirror), (1, flip)) if drawn < 0.5 and (self.rotate or axis == 2)]
         if axes:
             part = part.flip(axes)
-        return part.transpose(1, 2) if self.turns and turn < 0.5 else part
+        return part.transpose(1, 2) if self.rotate and quarter < 0.5 else part
 
 
 def _reduced(part: Tensor, size: int) -> Tensor:

@@ -112,6 +112,6 @@ class HazyCrops:
     def __call__(self, generator: torch.Generator) -> Sample:
         choice, zoom = plan(generator), draw_zoom(generator, self.zoom)
         clean = as_floats([self.clean.crop(self.size, choice, zoom)])
-        depth = CropCache(self.depths, self.clean.turns).crop(self.size, choice, zoom)[None]
+        depth = CropCache(self.depths, self.clean.rotate).crop(self.size, choice, zoom)[None]
         bend, veil = uniform_between(generator, *self.bend), uniform_between(generator, *self.veil)
         return self.haze(clean, generator, depth=veil + (1 - veil) * depth**bend)

@@ -18,7 +18,7 @@ from twofold.data.digests import copies
 
 @dataclass(frozen=True)
 class Pair:
-    """A spoilt picture and its clean one. facts: what the file's name tells of the damage (RESIDE: airlight, beta)."""
+    """A degraded picture and its clean one. facts: read from the file's name (RESIDE: airlight, beta)."""
 
     observed: Path
     clean: Path

@@ -23,7 +23,7 @@ def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
 
 @dataclass(frozen=True)
 class SyntheticCrops:
-    """A clean crop, spoilt anew at every draw. margin: extra pixels for degradations that return less than they are
+    """A clean crop, degraded anew at every draw. margin: extra pixels for degradations that return less than they are
     given.
     """
 
@@ -60,8 +60,8 @@ class PairCrops:
         for number, (observed, clean) in enumerate(zip(*sides, strict=True)):
             if observed != clean:
                 raise DataError(f"pair {number}: observed is {observed} and clean is {clean}; crop them to one size")
-        if self.observed.turns != self.clean.turns:
-            raise DataError("pairs: one side would be turned and the other not; give both caches the same turns")
+        if self.observed.rotate != self.clean.rotate:
+            raise DataError("pairs: one side would be rotated and the other not; give both caches the same `rotate`")
 
     def __call__(self, generator: torch.Generator) -> Sample:
         choice, zoom = plan(generator), draw_zoom(generator, self.zoom)
@@ -70,7 +70,7 @@ class PairCrops:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class SourceMixture:
     """Draws each sample from one of several sources, as often as its weight says.
 
     Raises: DataError where there is not one weight of 0 or more for each source, or all are 0.

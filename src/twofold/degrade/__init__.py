@@ -1,1 +1,1 @@
-"""Degradations: how a clean picture is spoilt, with the hidden cause returned as guidance."""
+"""Degradations: how a clean picture is degraded, with the hidden cause returned as guidance."""

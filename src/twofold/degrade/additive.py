@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, check_images
 
-Layout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
+NoiseLayout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
 """(generator, range of levels, (H, W)) → a map `(1, 1, H, W)` of levels."""
 
 FARTHER = 0.65
@@ -69,7 +69,7 @@ class GaussianNoise:
     """
 
     level: tuple[float, float] = (0.01, 0.05)
-    layout: Layout = uniform
+    layout: NoiseLayout = uniform
     quantise: bool = False
 
     def __post_init__(self) -> None:
@@ -122,8 +122,15 @@ def rain_region(observed: Tensor, clean: Tensor, *, threshold: float = 10 / 255)
     return ((observed - clean).amax(1, keepdim=True) > threshold + 1e-6).to(clean)
 
 
-def _rained(clean: Tensor, streaks: Tensor, *, threshold: float, quantise: bool) -> Sample:
-    observed = (clean + streaks).clamp(0, 1)
+MIST_LIGHT = 0.75  # grey level of the veil that far, unresolved rain adds
+
+
+def _rained(clean: Tensor, streaks: Tensor, *, threshold: float, quantise: bool, mist: Tensor | float = 0.0) -> Sample:
+    """mist: share of the light that far rain replaces, a number or `(B, 1, 1, 1)`; the region is that of streaks."""
+    observed = (clean * (1 - mist) + MIST_LIGHT * mist + streaks).clamp(0, 1)
+    if isinstance(mist, Tensor):
+        region = (streaks > threshold + 1e-6).to(clean)
+        return Sample(clean, quantised(observed) if quantise else observed, region)
     if quantise:
         observed = quantised(observed)
     return Sample(clean, observed, rain_region(observed, clean, threshold=threshold))
@@ -136,7 +143,8 @@ class RainStreaks:
     Ranges are drawn from once per sample. angle: degrees from the vertical. spread: standard deviation of the streaks
     around it. length, width: pixels of the nearest layer, the width at half the brightness. density: summed area of
     the streaks as a share of the picture's; 0.1 is light, 1 heavy. strength: brightness of the brightest streaks on the
-    [0, 1] scale. layers: each farther one is smaller and fainter by `FARTHER`, and all share the density evenly.
+    [0, 1] scale. layers: each farther one is smaller and fainter by `FARTHER`, and all share the density evenly. mist:
+    share of the light that a veil of far drops replaces.
 
     Prefer `HarvestedRain` where pairs are at hand: a network learns the streaks it has seen.
     """
@@ -148,13 +156,18 @@ class RainStreaks:
     density: tuple[float, float] = (0.05, 0.8)
     strength: tuple[float, float] = (0.25, 0.7)
     layers: int = 3
+    mist: tuple[float, float] = (0.0, 0.0)
     threshold: float = 10 / 255
     quantise: bool = True
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         check_images(clean, name="clean")
         streaks = torch.cat([self._streaks((clean.shape[-2], clean.shape[-1]), generator) for _ in clean])
-        return _rained(clean, streaks.to(clean), threshold=self.threshold, quantise=self.quantise)
+        mist: Tensor | float = 0.0
+        if self.mist[1] > 0:
+            low, high = self.mist
+            mist = (low + (high - low) * torch.rand(len(clean), 1, 1, 1, generator=generator)).to(clean)
+        return _rained(clean, streaks.to(clean), threshold=self.threshold, quantise=self.quantise, mist=mist)
 
     def _streaks(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """One sample's rain, `(1, 1, H, W)`, the same in all colours: drops refract light of all wavelengths alike."""
@@ -269,14 +282,14 @@ class HarvestedRain:
         return streaks
 
     def _placed(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        which, top, left, mirror, turn, scale, strength = torch.rand(7, generator=generator).tolist()
+        which, top, left, mirror, flip, scale, strength = torch.rand(7, generator=generator).tolist()
         layer = self.layers[int(which * len(self.layers))]
         scale = self.scale[0] + scale * (self.scale[1] - self.scale[0])
         strength = self.strength[0] + strength * (self.strength[1] - self.strength[0])
         scale = max(scale, height / layer.shape[1], width / layer.shape[2])  # mirrored at its end, rain would bend
         h, w = (max(1, round(side / scale)) for side in (height, width))
         part = _window(_window(layer, h, top, 1), w, left, 2)
-        axes = [axis for axis, choice in ((2, mirror), (1, turn)) if choice < 0.5]
+        axes = [axis for axis, choice in ((2, mirror), (1, flip)) if choice < 0.5]
         part = (part.flip(axes) if axes else part)[None].float()
         gain: float = strength / 255
         return gain * F.interpolate(part, size=(height, width), mode="bilinear")

@@ -251,7 +251,7 @@ class Blur:
     """clean `(B, C, H, W)` → observed `(B, C, H - m, W - m)` with m = kernels.size - 1: k * x + n where it is fully
     known.
 
-    `clean` of the sample is the matching middle of the picture, `known` the kernels `(B, 1, size, size)`, `guidance`
+    `clean` of the sample is the matching middle of the picture, `kernel` the kernels `(B, 1, size, size)`, `guidance`
     the noise map of `noise`. Every picture of the batch draws its own kernel. A noise that quantises
     (`GaussianNoise(quantise= True)`) gives what a file of 8 bits would hold.
     """
@@ -264,7 +264,7 @@ class Blur:
         kernels = torch.cat([self.kernels(generator) for _ in range(len(clean))]).to(clean)
         radius = self.kernels.size // 2
         sharp = crop(clean, radius, radius)
-        return self.noise(blur(clean, kernels), generator)._replace(clean=sharp, known=kernels)
+        return self.noise(blur(clean, kernels), generator)._replace(clean=sharp, kernel=kernels)
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ from twofold.contracts import ConfigError, Degradation, Sample
 
 @dataclass(frozen=True)
 class Chain:
-    """Each step spoils what the one before returned; the guidance is that of the step called `guidance`.
+    """Each step degrades what the one before returned; the guidance is that of the step called `guidance`.
 
-    steps: degradations by name, in their order. `known` is that of the only step that has one.
+    steps: degradations by name, in their order. `kernel` is that of the only step that has one.
     A step that returns less than it was given (blur, at its borders) crops the clean picture and the maps likewise.
 
     Raises: ConfigError where there are no steps or none is called `guidance`; when called, where two steps tell
-    something known, since one of the two would be lost.
+    a kernel, since one of the two would be lost.
 
     >>> from twofold.degrade.additive import GaussianNoise, RainStreaks
     >>> chain = Chain({"rain": RainStreaks(), "noise": GaussianNoise()}, guidance="noise")
@@ -38,18 +38,18 @@ class Chain:
             )
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
-        observed, guidance, known = clean, None, None
+        observed, guidance, kernel = clean, None, None
         for name, step in self.steps.items():
             sample = step(observed, generator)
             observed = sample.observed
             if name == self.guidance:
                 guidance = sample.guidance
-            if sample.known is not None:
-                if known is not None:
-                    raise ConfigError(f"step {name!r}: a second step tells something known; only one may")
-                known = sample.known
+            if sample.kernel is not None:
+                if kernel is not None:
+                    raise ConfigError(f"step {name!r}: a second step blurs with a kernel; only one may")
+                kernel = sample.kernel
         return Sample(
-            _middle(clean, observed), observed, None if guidance is None else _middle(guidance, observed), known
+            _middle(clean, observed), observed, None if guidance is None else _middle(guidance, observed), kernel
         )
 
 

@@ -96,9 +96,9 @@ class Haze:
     def __call__(self, clean: Tensor, generator: torch.Generator, *, depth: Tensor | None = None) -> Sample:
         clean = check_images(clean, name="clean")
         depth = depth_for(clean, depth, self.far, self.source, generator)
-        beta = each(self.beta, clean, generator)
+        beta = uniform_per_sample(self.beta, clean, generator)
         shift = torch.rand(len(clean), clean.shape[1], 1, 1, generator=generator).to(clean)
-        airlight = (each(self.airlight, clean, generator) + self.tint * (2 * shift - 1)).clamp(0, 1)
+        airlight = (uniform_per_sample(self.airlight, clean, generator) + self.tint * (2 * shift - 1)).clamp(0, 1)
         return Sample(clean, through(clean, torch.exp(-beta * depth), airlight), depth)
 
 
@@ -142,14 +142,14 @@ class Underwater:
         drawn = depth is None
         metres = depth_for(clean, depth, 1.0, self.source, generator)
         if drawn:
-            metres = metres * each(self.distance, clean, generator)
+            metres = metres * uniform_per_sample(self.distance, clean, generator)
         table = torch.tensor([WATER_TYPES[name] for name in self.types]).to(clean)
         chosen = torch.randint(len(table), (len(clean),), generator=generator)
         beta = table[chosen.to(clean.device)][:, :, None, None]
-        daylight = torch.exp(-beta * each(self.column, clean, generator))
+        daylight = torch.exp(-beta * uniform_per_sample(self.column, clean, generator))
         # A camera's exposure and white balance make up for part of the darkness: the brightest channel keeps its level.
         daylight = daylight / daylight.amax(1, keepdim=True)
-        light = each(self.light, clean, generator)
+        light = uniform_per_sample(self.light, clean, generator)
         observed = through(clean * daylight, torch.exp(-beta * metres), light * daylight)
         if self.kept:
             ocean = torch.tensor(WATER_TYPES["I"]).to(clean)[:, None, None]
@@ -168,7 +168,8 @@ class LowLight:
 
     The picture is made linear (gamma 2.2), multiplied by an uneven illumination and a colour cast, given the noise of
     few photons (variance `shot` times the signal) and of the sensor (`read`), and encoded again. `guidance` is the
-    illumination as it shows in the encoded picture: observed = clean * guidance but for cast, noise and clipping.
+    exposure that was lost, in stops of the encoded picture: observed = clean / 2^guidance but for cast, noise and
+    clipping.
 
     exposure: range of the mean illumination in linear light. unevenness: largest relative swing over the picture.
     cast: how far a channel may lie from grey. shot, read: ranges, on the scale where white is 1.
@@ -184,14 +185,36 @@ class LowLight:
         clean = check_images(clean, name="clean")
         height, width = clean.shape[-2:]
         swing = torch.cat([smooth_noise(height, width, generator) for _ in range(len(clean))]).to(clean)
-        illumination = each(self.exposure, clean, generator) * torch.exp(self.unevenness * swing)
+        illumination = uniform_per_sample(self.exposure, clean, generator) * torch.exp(self.unevenness * swing)
         illumination = illumination.clamp(max=1.0)
         gain = torch.rand(len(clean), clean.shape[1], 1, 1, generator=generator).to(clean)
         light = clean.clamp(0, 1) ** 2.2 * illumination * (1 + self.cast * (2 * gain - 1))
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        variance = each(self.shot, clean, generator) * light + each(self.read, clean, generator) ** 2
+        variance = (
+            uniform_per_sample(self.shot, clean, generator) * light
+            + uniform_per_sample(self.read, clean, generator) ** 2
+        )
         observed = (light + noise * variance.sqrt()).clamp(0, 1) ** (1 / 2.2)
-        return Sample(clean, observed, illumination ** (1 / 2.2))
+        return Sample(clean, observed, -illumination.log2() / 2.2)
+
+
+def exposure(observed: Tensor, clean: Tensor, *, deviation: float = 12.0, least: float = 1 / 255) -> Tensor:
+    """By how many stops `observed (B, C, H, W)` is darker than `clean`, `(B, 1, H, W)`, at least 0.
+
+    log2 of the ratio of both brightnesses, each blurred by a Gaussian (deviation in pixels), so that noise and small
+    shifts between the two do not count; `least` is added to both.
+    """
+    bright, dark = (blurred(image.mean(1, keepdim=True), deviation) + least for image in (clean, observed))
+    return (bright / dark).log2().clamp(min=0)
+
+
+def blurred(images: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of `(B, 1, H, W)`; the border's pixels go on outside."""
+    side = 2 * round(3 * deviation) + 1
+    taps = torch.exp(-((torch.arange(side, device=images.device) - side // 2) ** 2) / (2 * deviation**2))
+    taps = (taps / taps.sum()).to(images)[None, None, None]
+    padded = F.pad(images, (side // 2,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, taps), taps.mT)
 
 
 def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
@@ -203,7 +226,7 @@ def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
     return scene * transmission + light * (1 - transmission)
 
 
-def each(bounds: tuple[float, float], like: Tensor, generator: torch.Generator) -> Tensor:
+def uniform_per_sample(bounds: tuple[float, float], like: Tensor, generator: torch.Generator) -> Tensor:
     """A number between the bounds for every picture of the batch: `(B, 1, 1, 1)`."""
     low, high = bounds
     draw = torch.rand(len(like), 1, 1, 1, generator=generator)

@@ -26,10 +26,10 @@ from twofold.export.facts import facts_of
 from twofold.export.network import Whole
 from twofold.files import replacing, write_text
 
-Format = Literal["onnx", "torch"]
-Precision = Literal["float32", "float16", "int8"]
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch"}
-TOLERANCE = 1e-3
+GraphFormat = Literal["onnx", "torch"]
+Bits = Literal["float32", "float16", "int8"]
+GRAPH_SUFFIXES: dict[str, GraphFormat] = {".onnx": "onnx", ".pt2": "torch"}
+LARGEST_DEVIATION = 1e-3
 """Largest deviation of a pixel from the network, a quarter of a grey level: Fourier transforms differ by runtime."""
 _SIZES = ((64, 96), (70, 51))
 
@@ -38,8 +38,8 @@ def export(
     model: str | Path,
     out: Path,
     *,
-    format: Format | None = None,
-    bits: Precision = "float32",
+    format: GraphFormat | None = None,
+    bits: Bits = "float32",
 ) -> dict[str, Any]:
     """Writes the model as `out` and its sidecar as `out` with the suffix .json; returns what the sidecar says.
 
@@ -49,7 +49,7 @@ def export(
     Raises: TwofoldError where a library is missing, the model has no graph of fixed length, what was traced computes
     something else, or fewer bits cost too much; nothing is written then.
     """
-    chosen = format or SUFFIXES.get(out.suffix.lower())
+    chosen = format or GRAPH_SUFFIXES.get(out.suffix.lower())
     if chosen is None:
         raise ConfigError(f"{out}: the suffix says no format; name it .onnx or .pt2, or give --format")
     if chosen == "torch" and bits != "float32":
@@ -58,8 +58,8 @@ def export(
         raise ConfigError(f"{out}: this name is for the sidecar; name the model .onnx or .pt2")
     if chosen == "onnx":
         for needed in ("onnx", "onnxscript", "onnxruntime"):
-            onnx_graph.library(needed)
-    restorer = zoo.load(model)
+            onnx_graph.installed(needed)
+    restorer = zoo.load_restorer(model)
     card = zoo.cards().get(str(model))
     whole = Whole(restorer)
     program = network.trace(whole)
@@ -83,7 +83,7 @@ def _torch_bytes(program: torch.export.ExportedProgram, whole: Whole) -> tuple[b
 
 
 def _onnx_bytes(
-    program: torch.export.ExportedProgram, whole: Whole, facts: Mapping[str, Any], bits: Precision, task: str
+    program: torch.export.ExportedProgram, whole: Whole, facts: Mapping[str, Any], bits: Bits, task: str
 ) -> tuple[bytes, dict[str, Any]]:
     model = onnx_graph.to_onnx(program, whole, facts)
     data: bytes = model.SerializeToString()
@@ -111,7 +111,7 @@ def _onnx_bytes(
 def deviation(run: Any, whole: Whole, *, full: bool) -> float:
     """Largest deviation of what `run` returns from the network, over sizes, maps and strengths other than those traced.
 
-    run: named tensors → outputs. full: whether it needs every input. Raises: TwofoldError if it is over `TOLERANCE`.
+    run: named tensors → outputs. full: whether it needs every input. Raises: TwofoldError if it is over `LARGEST_DEVIATION`.
     """
     worst = 0.0
     for number, size in enumerate(_SIZES):
@@ -120,7 +120,8 @@ def deviation(run: Any, whole: Whole, *, full: bool) -> float:
         if whole.kind is not None:
             chosen = torch.rand_like(given["guidance"]) * whole.kind.white
             half = torch.where(torch.rand_like(chosen) < 0.5, chosen, given["guidance"])
-            cases.append({**given, "guidance": half, "strength": torch.full((1,), 0.5)})
+            cases.append({**given, "guidance": half})
+        cases += [{**given, "strength": torch.full((1,), strength)} for strength in (0.05, 0.5)]
         if whole.context_length:
             cases.append({**given, "context": torch.randn_like(given["context"])})
         for case in cases:
@@ -129,7 +130,7 @@ def deviation(run: Any, whole: Whole, *, full: bool) -> float:
             needed = case if full else _without_defaults(case, given)
             for got, wanted in zip(run(needed), expected, strict=True):
                 worst = max(worst, (got - wanted).abs().max().item())
-    if not worst <= TOLERANCE:  # also NaN
+    if not worst <= LARGEST_DEVIATION:  # also NaN
         raise TwofoldError(f"the exported graph deviates from the network by {worst:.2g}; nothing was written")
     return worst
 

@@ -64,10 +64,10 @@ def _inputs(whole: Whole, *, optional: bool) -> list[dict[str, Any]]:
         )
     if whole.kind is not None:
         shape = ["batch or 1", 1, "height or 1", "width or 1"] if optional else ["batch", 1, "height", "width"]
-        found += [
-            _entry("guidance", shape, "the map; below 0: the model's estimate", optional=optional, default=ESTIMATE),
-            _entry("strength", [1], "0 to 1.5, scales the map", optional=optional, default=1.0),
-        ]
+        meaning = "the map to restore by; below 0: the model's estimate"
+        found.append(_entry("guidance", shape, meaning, optional=optional, default=ESTIMATE))
+    scales = "the change of the picture" if whole.kind is None else "the map; 0 leaves the picture as it is"
+    found.append(_entry("strength", [1], f"0 to 1.5, scales {scales}", optional=optional, default=1.0))
     if whole.context_length:
         length = whole.context_length
         found.append(

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from twofold.contracts import GuidanceKind, Restored, TwofoldError
-from twofold.nets.guide import is_drawn
+from twofold.contracts import Guidance, GuidanceKind, TwofoldError
+from twofold.nets.guide import is_function
 from twofold.restorers.guided import Guided, Plain
+from twofold.restorers.tile import FULL_STRENGTH, blended, scaled
 
 aten = torch.ops.aten
 ESTIMATE = -1.0
@@ -29,7 +30,8 @@ class Whole(nn.Module):
     that was used and the context `(B, K)`.
 
     kernel: `(1, 1, h, w)`, for models that take one. guidance: `(B, 1, H, W)`, where negative values stand for the
-    estimate. strength: `(1,)`, scales the map. context: `(B, K)` of the picture that `observed` is a tile of; NaN
+    estimate. strength: `(1,)`, scales the map, or without a
+    map the change of the picture. context: `(B, K)` of the picture that `observed` is a tile of; NaN
     stands for the context of `observed` itself.
     """
 
@@ -80,9 +82,8 @@ class Whole(nn.Module):
         given: Any = None
         if guidance is not None:
             given = pad(torch.maximum(guidance, torch.full_like(observed[:, :1], ESTIMATE)))
-        restored = self.restore(whole, kernel, given, strength, seen)
-        found = [restored.image] if restored.guidance is None else [restored.image, restored.guidance]
-        results = [each[..., :height, :width] for each in found]
+        image, used = self.restore(whole, kernel, given, strength, seen)
+        results = [each[..., :height, :width] for each in (image, used) if each is not None]
         return tuple(results) if seen is None else (*results, seen)
 
     def restore(
@@ -92,25 +93,28 @@ class Whole(nn.Module):
         given: Tensor | None,
         strength: Tensor | None,
         context: Tensor | None,
-    ) -> Restored:
-        """The restorer's own call: the one place that knows the names of its arguments."""
-        more = {} if kernel is None else {"known": kernel}
-        if self.kind is None:
-            plain: Restored = self.restorer(observed, context=context, **more)
-            return plain
-        guide: Any = self.restorer.guide
-        drawn = guide if guide.stage else self.restorer.draw(observed, context)
-        steering = _steered(drawn, given, strength, self.kind)
-        restored: Restored = self.restorer(observed, guidance=steering, context=context, **more)
-        return restored
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `restorers.tile` does to a tile, with a map of which some pixels are given: (image, map)."""
+        more: dict[str, Any] = {"context": context} if kernel is None else {"context": context, "kernel": kernel}
+        estimate = self.restorer.estimate(observed, context)
+        if self.kind is None or estimate is None:
+            image = self.restorer(observed, **more).image
+            return (image if strength is None else blended(observed, image, strength)), None
+        guidance = _chosen(estimate, given)
+        if strength is None:
+            image, used, _ = self.restorer(observed, guidance=guidance, **more)
+            return image, used
+        image, used, _ = self.restorer(observed, guidance=scaled(guidance, strength, self.kind), **more)
+        return blended(observed, image, (strength / FULL_STRENGTH).clamp(max=1.0)), used
 
 
-def _steered(drawn: Any, given: Tensor | None, strength: Tensor | None, kind: GuidanceKind) -> Any:
-    """The map to restore by: `given` where it is not negative, else `drawn`, times the strength."""
-    if is_drawn(drawn):
-        return lambda observed, current: _steered(drawn(observed, current), given, strength, kind)
-    chosen = drawn if given is None else torch.where(given < 0, drawn, given)
-    return chosen if strength is None else kind.scaled(chosen, strength)
+def _chosen(estimate: Guidance, given: Tensor | None) -> Guidance:
+    """`given` where it is not negative, else the estimate."""
+    if given is None:
+        return estimate
+    if is_function(estimate):
+        return lambda observed, current: torch.where(given < 0, estimate(observed, current), given)
+    return torch.where(given < 0, estimate, given)
 
 
 class _Mirror:
@@ -143,7 +147,7 @@ def example(
         inputs["kernel"] = blur / blur.sum()
     if whole.kind is not None:
         inputs["guidance"] = torch.full((batch, 1, *size), ESTIMATE)
-        inputs["strength"] = torch.ones(1)
+    inputs["strength"] = torch.ones(1)
     if whole.context_length:
         inputs["context"] = torch.full((batch, whole.context_length), torch.nan)
     return inputs

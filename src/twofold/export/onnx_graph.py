@@ -46,8 +46,8 @@ def to_onnx(program: torch.export.ExportedProgram, whole: Whole, facts: Mapping[
 
     Raises: TwofoldError where a library is missing.
     """
-    onnx = library("onnx")
-    script = library("onnxscript").opset20
+    onnx = installed("onnx")
+    script = installed("onnxscript").opset20
 
     def floor_divided(x: Any, y: Any) -> Any:
         """ONNX rounds a quotient of integers towards zero, Python down: (x - x mod y) / y is the same in both."""
@@ -94,7 +94,7 @@ class Session:
     """
 
     def __init__(self, model: bytes) -> None:
-        runtime = library("onnxruntime")
+        runtime = installed("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # it warns of every input that may be left out
@@ -108,7 +108,7 @@ class Session:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences what libraries say of their own deprecations, of torchvision, and of inputs that may be left out."""
-    runtime = library("onnxruntime")
+    runtime = installed("onnxruntime")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     runtime.set_default_logger_severity(3)
@@ -121,7 +121,7 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def library(name: str) -> Any:
+def installed(name: str) -> Any:
     """Raises: TwofoldError saying how to install what is missing."""
     try:
         return import_module(name)

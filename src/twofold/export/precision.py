@@ -12,12 +12,12 @@ import torch
 from skimage import data as photographs
 from torch import Tensor
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, Degradation, GuidanceKind
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, GuidanceKind
 from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
 from twofold.export.network import Whole
-from twofold.export.onnx_graph import Session, library, quiet
+from twofold.export.onnx_graph import Session, installed, quiet
 from twofold.metrics import psnr
 
 LIMIT = 0.1
@@ -45,7 +45,7 @@ def degradation_of(task: str, kind: GuidanceKind | None) -> Degradation | None:
         "underwater": Underwater(),
         "deconvolution": Blur(CameraShake(size=15, extent=(6.0, 10.0)), GaussianNoise((0.01, 0.03))),
     }
-    by_kind = {RAIN_REGION: "rain", DEPTH: "haze", NOISE_LEVEL: "deconvolution"}
+    by_kind = {RAIN_REGION: "rain", DEPTH: "haze", NOISE_LEVEL: "deconvolution", EXPOSURE: "lowlight"}
     return by_task.get(task or ("" if kind is None else by_kind[kind]))
 
 
@@ -62,7 +62,7 @@ def pairs(whole: Whole, task: str, *, seed: int = 0) -> list[Pair]:
         shape = (-1, whole.restorer.channels, _SIDE, _SIDE)
         inputs = {"observed": sample.observed.clamp(0, 1).reshape(shape).contiguous()}
         if whole.takes_kernel:
-            kernel = sample[3]
+            kernel = sample.kernel
             inputs["kernel"] = torch.ones(1, 1, 1, 1) if kernel is None else kernel[:1, :1].contiguous()
         found.append(Pair(inputs, sample.clean.reshape(shape)))
     return found
@@ -91,7 +91,7 @@ def to_float16(model: Any) -> Any:
     What lies outside the chains of convolutions, such as Fourier steps, keeps float32, and so do the convolutions and
     the sum that give the picture. It halves the file; it is faster on graphics cards, and not on processors.
     """
-    onnx = library("onnx")
+    onnx = installed("onnx")
     half = onnx.ModelProto()
     half.CopyFrom(model)
     graph = half.graph
@@ -162,8 +162,8 @@ def to_int8(model: Any, calibration: Iterable[Mapping[str, Tensor]]) -> Any:
 
     The first and the last convolution of every path keep float32: the one sees the picture itself, the other makes it.
     """
-    onnx = library("onnx")
-    quantization = library("onnxruntime.quantization")
+    onnx = installed("onnx")
+    quantization = installed("onnxruntime.quantization")
     convolutions = {n.name for n in model.graph.node if n.op_type == "Conv"}
     kept = convolutions - _inner(model)
     feeds = [{name: value.numpy() for name, value in inputs.items()} for inputs in calibration]

@@ -11,16 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from twofold.contracts import ImageError, check_images
-from twofold.images.picture import DECODING_ERRORS, Picture, interleaved, picture_of, quantised
+from twofold.images.picture import DECODING_ERRORS, Picture, integer_samples, interleaved, picture_of
 from twofold.images.reading import from_pil, read
 
-Source: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 
 _FAR = 4.0
 """Noise and ringing leave [0, 1] by less than this; grey levels, unless the picture is all black, by more."""
 
 
-def from_any(source: Source, *, any_range: bool = False) -> Picture:
+def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
     """A `Picture` of a path, a PIL image, an array, or a tensor.
 
     Arrays: `(H, W)` or `(H, W, 1 to 4)` (the second or fourth is alpha), uint8, uint16, or floating-point in [0, 1].
@@ -73,7 +73,7 @@ def _check_range(pixels: Tensor, *, name: str) -> Tensor:
     return pixels
 
 
-def to_kind_of(picture: Picture, original: Source) -> Image.Image | NDArray[Any] | Tensor:
+def to_kind_of(picture: Picture, original: ImageLike) -> Image.Image | NDArray[Any] | Tensor:
     """`picture` as the kind of thing that `original` is: PIL image (also for a path), array or tensor of its dtype.
 
     PIL images and integer arrays are clamped and rounded; tensors and floating-point arrays are left as they are. A
@@ -86,10 +86,10 @@ def to_kind_of(picture: Picture, original: Source) -> Image.Image | NDArray[Any]
         if np.issubdtype(original.dtype, np.floating):
             samples = interleaved(picture, alpha=True).cpu().numpy().astype(original.dtype)
         else:
-            samples = quantised(picture, original.dtype.itemsize * 8, alpha=True)
+            samples = integer_samples(picture, original.dtype.itemsize * 8, alpha=True)
         return samples.squeeze(2) if original.ndim == 2 and samples.shape[2] == 1 else samples
     deep = picture.bits == 16 and picture.pixels.shape[1] == 1 and picture.alpha is None
-    samples = quantised(picture, 16 if deep else 8, alpha=True)
+    samples = integer_samples(picture, 16 if deep else 8, alpha=True)
     image = Image.fromarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
     if picture.exif:
         image.info["exif"] = b"Exif\0\0" + picture.exif

@@ -79,7 +79,7 @@ def interleaved(picture: Picture, *, alpha: bool) -> Tensor:
     return planes.permute(1, 2, 0)
 
 
-def quantised(picture: Picture, bits: int, *, alpha: bool) -> NDArray[Any]:
+def integer_samples(picture: Picture, bits: int, *, alpha: bool) -> NDArray[Any]:
     """`(H, W, S)` uint8 or uint16, rounded to nearest."""
     white = 2**bits - 1
     samples = interleaved(picture, alpha=alpha).float().clamp(0, 1).mul_(white).round_()

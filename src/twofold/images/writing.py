@@ -16,7 +16,7 @@ from PIL import Image
 
 from twofold.contracts import ImageError, TwofoldError
 from twofold.files import replacing
-from twofold.images.picture import DECODING_ERRORS, ICC_TAG, SUFFIXES, Picture, descriptive, quantised, quietly
+from twofold.images.picture import DECODING_ERRORS, ICC_TAG, SUFFIXES, Picture, descriptive, integer_samples, quietly
 
 
 def write(path: str | os.PathLike[str], picture: Picture) -> None:
@@ -43,7 +43,7 @@ def encoded(picture: Picture, suffix: str) -> bytes:
     if picture.bits not in (8, 16):
         raise ImageError(f"expected 8 or 16 bits per sample, got {picture.bits}")
     bits = picture.bits if suffix in (".png", ".tif", ".tiff") else 8
-    samples = quantised(picture, bits, alpha=suffix not in (".jpg", ".jpeg", ".bmp"))
+    samples = integer_samples(picture, bits, alpha=suffix not in (".jpg", ".jpeg", ".bmp"))
     grey = picture.pixels.shape[1] == 1
     profile = picture.profile if picture.profile[16:20] == (b"GRAY" if grey else b"RGB ") else b""
     if suffix in (".tif", ".tiff"):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.nets.fourier import full_precision
+from twofold.nets.network import Network
 from twofold.solve.lipschitz import conv_norm_every_size
 
 
-class Denoiser(nn.Module):
+class Denoiser(Network):
     """image `(B, C, H, W)` and noise level `(B, G, H, W)` → image minus the noise the network sees in it, `(B, C, H,
     W)`.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import ImageError
+from twofold.nets.network import Network
 
 
 class DenseBlock(nn.Module):
@@ -55,7 +56,7 @@ class Up(nn.Module):
         return F.relu(self.narrow(F.relu(self.grow(x, output_size=list(size)))))
 
 
-class GridDehazeNet(nn.Module):
+class GridDehazeNet(Network):
     """observed `(B, 3, H, W)` and, if it was built for one, guidance `(B, G, H, W)` → restored `(B, 3, H, W)`, not
     negative.
 

@@ -1,4 +1,4 @@
-"""The proxy network of hyper-guidance: it looks at the spoilt picture and draws the map that steers the restoration.
+"""The proxy network of hyper-guidance: it estimates, from the degraded image, the map that steers the restoration.
 
 Gao et al. 2022, §3.2 and Fig. 1: four 3×3 convolutions, ReLU between them. The width is not printed; 32 is that of the
 noise estimator the paper cites.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 
-def is_drawn(guidance: object) -> TypeIs[Callable[[Tensor, Tensor], Tensor]]:
+def is_function(guidance: object) -> TypeIs[Callable[[Tensor, Tensor], Tensor]]:
     """Whether a guidance is a function `(observed, current) -> map` rather than a map.
 
     `callable` will not do: it is also true of the stand-ins with which torch.fx traces a network.
@@ -38,6 +38,7 @@ class Guide(nn.Module):
 
     halo = 4
     multiple = 1
+    context_features = 0
 
     def __init__(self, kind: GuidanceKind, *, channels: int = 3, width: int = 32, stage: bool = False) -> None:
         super().__init__()
@@ -68,18 +69,21 @@ class UNetGuide(nn.Module):
     """
 
     stage = False
+    context_features: int
 
     def __init__(self, kind: GuidanceKind, body: UNet, *, channels: int = 3) -> None:
         super().__init__()
         self.kind = kind
         self.channels = channels
         self.body = body
-        self.halo = body.halo
+        self.halo: int = body.reach
         self.multiple = body.multiple
+        self.context_features = body.context_features
 
-    @property
-    def context(self) -> nn.Module | None:
-        return self.body.context
+    def context(self, observed: Tensor) -> Tensor:
+        """`(B, K)`; only where `context_features` is not 0."""
+        context: Tensor = self.body.context(observed)
+        return context
 
     def forward(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
         return in_range(self.body(observed, None, context), self.kind)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
+from twofold.nets.network import Network
 from twofold.tiling import padded, tiled
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
@@ -85,7 +86,7 @@ class Divide:
             return (F.relu(u).to(wide) / self.divisor(v.to(wide))).to(u.dtype)
 
 
-def subtract(u: Tensor, v: Tensor) -> Tensor:
+def subtract_branches(u: Tensor, v: Tensor) -> Tensor:
     """ReLU(u) − ReLU(v): the ablation that has both branches but no division."""
     return F.relu(u) - F.relu(v)
 
@@ -94,7 +95,7 @@ COMBINATIONS: dict[str, Combine | None] = {  # their names in recipes and model 
     "divide": Divide(),
     "divide-sigmoid": Divide(sigmoid_divisor),
     "divide-softplus": Divide(softplus_divisor),
-    "subtract": subtract,
+    "subtract": subtract_branches,
     "none": None,
 }
 
@@ -163,7 +164,7 @@ class ResidualBlock(nn.Module):
         return features + inner
 
 
-class HadamardNet(nn.Module):
+class HadamardNet(Network):
     """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
 
     cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half

@@ -135,7 +135,7 @@ def squeezenet() -> FeatureNetwork:
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureWeights:
     """A network and its weights: constructor, the stem of the file's name, and where those who lack it find it."""
 
     build: Callable[[], FeatureNetwork]
@@ -143,13 +143,15 @@ class Source:
     origin: str
 
 
-VGG16 = Source(vgg16, "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth")
-VGG19 = Source(vgg19, "vgg19", "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth")
-ALEXNET = Source(alexnet, "alexnet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
-SQUEEZENET = Source(squeezenet, "squeezenet1_0", "SqueezeNet 1.0 of its authors (Caffe), with torchvision's key names")
+VGG16 = FeatureWeights(vgg16, "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth")
+VGG19 = FeatureWeights(vgg19, "vgg19", "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth")
+ALEXNET = FeatureWeights(alexnet, "alexnet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
+SQUEEZENET = FeatureWeights(
+    squeezenet, "squeezenet1_0", "SqueezeNet 1.0 of its authors (Caffe), with torchvision's key names"
+)
 
 
-def load_features(source: Source, place: Path) -> FeatureNetwork:
+def load_features(source: FeatureWeights, place: Path) -> FeatureNetwork:
     """The network with the weights at `place`: a `.safetensors` or `.pth` file, or a folder that holds one by its name.
 
     In a folder, any file whose name begins with the network's (`vgg16-397923af.pth`) will do; safetensors go first.
@@ -167,7 +169,7 @@ def load_features(source: Source, place: Path) -> FeatureNetwork:
     return network
 
 
-def _find(source: Source, place: Path) -> Path:
+def _find(source: FeatureWeights, place: Path) -> Path:
     if place.is_file():
         return place
     found = [
@@ -256,7 +258,7 @@ class DirectionDistance(nn.Module):
         return torch.stack(terms).sum(dim=0)
 
 
-def lpips(source: Source, *, features: Path, heads: Path) -> DirectionDistance:
+def lpips(source: FeatureWeights, *, features: Path, heads: Path) -> DirectionDistance:
     """LPIPS version 0.1 (Zhang et al. 2018) from the published files; less is nearer. Pictures in [0, 1], as elsewhere.
 
     source: ALEXNET (the one that tables report) or VGG16. features: its weights, see `load_features`. heads: `alex.pth`

@@ -5,19 +5,19 @@ The four gates are one convolution here; the arithmetic and the number of parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.nets.guide import is_drawn
+from twofold.contracts import Guidance
+from twofold.nets.guide import is_function
+from twofold.nets.network import Network
 
-Guidance = Tensor | Callable[[Tensor, Tensor], Tensor]
 
-
-class PReNet(nn.Module):
+class PReNet(Network):
     """observed `(B, C, H, W)` and guidance `(B, G, H, W)` → restored `(B, C, H, W)`, not clamped.
 
     168,963 parameters for RGB, 169,251 with one guidance channel. `recurrences` may be changed after training: fewer
@@ -40,8 +40,12 @@ class PReNet(nn.Module):
         self.tail = nn.Conv2d(width, channels, 3, padding=1)
 
     @property
-    def halo(self) -> int:
+    def halo(self) -> int:  # type: ignore[override]
         return 13 * self.recurrences  # head, gates, ten block convolutions, tail
+
+    @property
+    def stages(self) -> int:  # type: ignore[override]
+        return self.recurrences
 
     def forward(self, observed: Tensor, guidance: Guidance | None = None) -> Tensor:
         blocks: Any = self.blocks
@@ -52,7 +56,7 @@ class PReNet(nn.Module):
             if self.guidance:
                 if guidance is None:
                     raise TypeError("this PReNet was built with guidance: pass a map or a function that draws it")
-                seen.append(guidance(observed, current) if is_drawn(guidance) else guidance)
+                seen.append(guidance(observed, current) if is_function(guidance) else guidance)
             x = F.relu(self.head(torch.cat(seen, 1)))
             if hidden is None or memory is None:
                 hidden = memory = torch.zeros_like(x)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.nets.context import GlobalContext, Modulation, Output
+from twofold.nets.network import Network
 
-Form = Literal["sum", "hadamard", "map"]
+Form = Literal["sum", "hadamard", "exposure", "map"]
 LARGEST_EXPONENT = 4.0
 """Limit on |g| in exp(g): a Hadamard output amplifies at most 55 times."""
 
@@ -37,7 +38,7 @@ class Residual(nn.Module):
         return out
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """observed `(B, C, H, W)`, guidance `(B, G, H, W)` and context `(B, K)` → restored `(B, C, H, W)`.
 
     widths: channels at each scale, every one half the size of the one before. blocks: residual blocks on the way down,
@@ -45,7 +46,9 @@ class UNet(nn.Module):
     has 1/unshuffle of the picture's side, with its pixels as channels: most of the cost of a U-Net lies in its first
     scale. context: length of the context vector, 0 for a network that is local altogether. output: "sum" for observed +
     what the network adds; "hadamard" for observed · exp(g) + o, which solves y = u ∘ x + b for x (Zhu et al. 2022,
-    eq. 1); "map" for one channel that is no picture. Sides must be multiples of `multiple`.
+    eq. 1); "exposure" for observed · 2^guidance · exp(g) + o, where the guidance is in stops and so says most of u, and
+    the network also sees the brightened image; "map" for `outputs` channels that are no image. Sides must be multiples
+    of `multiple`.
     """
 
     def __init__(
@@ -58,8 +61,11 @@ class UNet(nn.Module):
         unshuffle: int = 1,
         context: int = 0,
         output: Form = "sum",
+        outputs: int = 1,
     ) -> None:
         super().__init__()
+        if output == "exposure" and guidance != 1:
+            raise ValueError(f"output: 'exposure' needs one guidance channel, in stops, got {guidance}")
         if len(widths) != len(blocks):
             raise ValueError(f"expected as many widths as blocks, got {len(widths)} and {len(blocks)}")
         self.guidance = guidance
@@ -68,8 +74,11 @@ class UNet(nn.Module):
         self.multiple = unshuffle * 2 ** (len(widths) - 1)
         # a block at scale s reaches 2·2^s pixels, all but the lowest are passed twice; a change of scale costs one cell
         reach = sum((2 if s < len(widths) - 1 else 1) * n * 2 * 2**s for s, n in enumerate(blocks))
-        self.halo = unshuffle * (2 + reach + 2 ** (len(widths) - 1)) + (unshuffle - 1)
-        self.head = nn.Conv2d((channels + guidance) * unshuffle**2, widths[0], 3, padding=1)
+        self.reach = unshuffle * (2 + reach + 2 ** (len(widths) - 1)) + (unshuffle - 1)
+        self.halo = self.reach
+        self.context_features = context
+        inputs = channels + guidance + (channels if output == "exposure" else 0)
+        self.head = nn.Conv2d(inputs * unshuffle**2, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths, blocks, strict=True)
         )
@@ -79,25 +88,28 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(
             nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths[:-1], blocks[:-1], strict=True)
         )
-        outputs = {"sum": channels, "hadamard": 2 * channels, "map": 1}[output]
+        made = {"sum": channels, "hadamard": 2 * channels, "exposure": 2 * channels, "map": outputs}[output]
         local = output == "sum" and not context
-        self.tail = (nn.Conv2d if local else Output)(widths[0], outputs * unshuffle**2, 3, padding=1)
+        self.tail = (nn.Conv2d if local else Output)(widths[0], made * unshuffle**2, 3, padding=1)
         if not local:  # starts as the identity
             nn.init.zeros_(self.tail.weight)
             nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-        self.context = GlobalContext(channels=channels, features=context) if context else None
         if context:
+            self.context = GlobalContext(channels=channels, features=context)
             self.modulate_down = nn.ModuleList(Modulation(context, w) for w in widths)
             self.modulate_up = nn.ModuleList(Modulation(context, w) for w in widths[:-1])
-            self.modulate_output = Modulation(context, outputs)
+            self.modulate_output = Modulation(context, made)
 
     def forward(self, observed: Tensor, guidance: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """context: of the whole picture that `observed` is a tile of; None computes it from `observed`."""
         if (guidance is None) == bool(self.guidance):
             raise TypeError(f"this UNet was built for {self.guidance} guidance channels")
-        if self.context is not None and context is None:
+        if self.context_features and context is None:
             context = self.context(observed)
         x = observed if guidance is None else torch.cat([observed, guidance], 1)
+        if self.output == "exposure" and guidance is not None:
+            observed = observed * guidance.exp2()
+            x = torch.cat([x, observed.clamp(max=2.0)], 1)
         x = self.head(F.pixel_unshuffle(x, self.unshuffle) if self.unshuffle > 1 else x)
         skips: list[Tensor] = []
         for scale, blocks in enumerate(self.down_blocks):
@@ -115,7 +127,7 @@ class UNet(nn.Module):
         return self._picture(observed, x, context)
 
     def _picture(self, observed: Tensor, features: Tensor, context: Tensor | None) -> Tensor:
-        change = self.tail(features)
+        change: Tensor = self.tail(features)
         if self.unshuffle > 1:
             change = F.pixel_shuffle(change, self.unshuffle)
         if context is not None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError
+from twofold.contracts import Guidance, ImageError
 from twofold.nets.denoiser import Denoiser
 from twofold.nets.fourier import Border, BoundaryAdjustment, crop, full_precision, inverse_step, margin, psf2otf
-from twofold.nets.guide import is_drawn
+from twofold.nets.guide import is_function
+from twofold.nets.network import Network
 from twofold.tiling import padded, tiled
 
 # The weight of the prior at its start, in units of the noise variance: the denoised picture deserves more trust each
@@ -51,7 +52,7 @@ class PriorWeight(nn.Module):
         return F.softplus(log + self.out(F.elu(self.hidden(log / 10)))) + RHO_FLOOR
 
 
-class UnfoldedDeconvolution(nn.Module):
+class UnfoldedDeconvolution(Network):
     """observed `(B, C, H, W)`, noise map `(B, 1, H, W)` and kernels `(B, 1, h, w)` (or one for all) → restored `(B,
     C, H, W)`.
 
@@ -65,7 +66,7 @@ class UnfoldedDeconvolution(nn.Module):
     picture. tile: at inference the denoiser runs on tiles of that side, exactly: its memory stays bounded.
     """
 
-    halo = None  # the division sees the whole picture
+    halo: int | None = None  # the division sees the whole picture
     multiple = 1
     takes_kernel = True
 
@@ -95,24 +96,26 @@ class UnfoldedDeconvolution(nn.Module):
     def forward(
         self,
         observed: Tensor,
-        guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
-        known: Tensor | None = None,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
     ) -> Tensor:
-        if known is None:
-            raise ImageError("known: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
+        if kernel is None:
+            raise ImageError(
+                "kernel: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it"
+            )
         if (guidance is None) == self.guided:
             raise ImageError(
                 "guidance: this network needs a noise map (B, 1, H, W), got none"
                 if self.guided
                 else "guidance: this network was built without a noise map (guided=False), got one"
             )
-        observed, known = full_precision(observed), full_precision(known)
-        extended = image = self.border.extend(observed, known)
+        observed, kernel = full_precision(observed), full_precision(kernel)
+        extended = image = self.border.extend(observed, kernel)
         rows, columns = margin(extended, observed)
-        otf = psf2otf(known, (extended.shape[-2], extended.shape[-1]))
+        otf = psf2otf(kernel, (extended.shape[-2], extended.shape[-1]))
         estimate = observed
         for stage in range(self.stages):
-            noise = guidance(observed, estimate) if is_drawn(guidance) else guidance
+            noise = guidance(observed, estimate) if is_function(guidance) else guidance
             with torch.autocast(observed.device.type, enabled=False):
                 rho = self.rho(noise, observed)[:, stage, None, None, None]
                 if stage > 0:

@@ -134,7 +134,7 @@ class KernelSearch:
 
 @dataclass(frozen=True)
 class Blind:
-    """A restorer that needs a kernel, made one that finds it. `report` is the `KernelEstimate`, or None if `known`
+    """A restorer that needs a kernel, made one that finds it. `report` is the `KernelEstimate`, or None if `kernel`
     was given.
 
     Every picture of a batch gets its own kernel; the report is then that of the last one.
@@ -143,12 +143,12 @@ class Blind:
     restorer: Restorer = field(default_factory=HyperLaplacian)
     search: KernelSearch = field(default_factory=KernelSearch)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
-        if known is not None:
-            return self.restorer(observed, guidance=guidance, known=known)
+    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
+        if kernel is not None:
+            return self.restorer(observed, guidance=guidance, kernel=kernel)
         estimates = [self.search(picture[None]) for picture in observed]
         kernels = torch.cat([estimate.kernel for estimate in estimates])
-        return self.restorer(observed, guidance=guidance, known=kernels)._replace(report=estimates[-1])
+        return self.restorer(observed, guidance=guidance, kernel=kernels)._replace(report=estimates[-1])
 
 
 def without_clipped(grey: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,16 @@
 """Restorers without weights: the honest baselines a trained model has to beat, and what to use where none was trained.
 
-Deblurring takes the kernel as `known` and the noise level as `guidance`; a level that is not given is estimated from
-the picture and returned. Everything works on batches, grey or colour, channel by channel unless said otherwise.
+Deblurring takes the blur kernel as `kernel` and the noise level as `guidance`; a level that is not given is estimated
+from the picture and returned. Everything works on batches, grey or colour, channel by channel unless said otherwise.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import kornia
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, Restored, check_images
+from twofold.contracts import DEPTH, NOISE_LEVEL, Guidance, GuidanceKind, ImageError, Restored, check_images
 from twofold.degrade.blur import check_kernel, check_noise_level
 from twofold.nets.fourier import (
     Border,
@@ -30,6 +32,7 @@ from twofold.nets.fourier import (
     margin,
     psf2otf,
 )
+from twofold.nets.mixture import candidates, statistics
 
 # No photograph is free of noise: rounding to 8 bits alone leaves 1 / (255 sqrt(12)).
 LEAST_NOISE = 1 / (255 * math.sqrt(12))
@@ -56,18 +59,66 @@ def estimate_noise_level(observed: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wiener:
+class Classical(ABC):
+    """A restorer without weights, restored whole: what the `Restorer` contract asks, with the usual answers."""
+
+    kind: ClassVar[GuidanceKind | None] = None
+    channels: ClassVar[int] = 3
+    takes_kernel: ClassVar[bool] = False
+    halo: ClassVar[int | None] = None
+    multiple: ClassVar[int] = 1
+
+    def context(self, observed: Tensor) -> Tensor | None:
+        """None: statistics of the whole image are taken at the call."""
+        return None
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None:
+        """None: there is no guidance, or it is estimated at the call."""
+        return None
+
+    @abstractmethod
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored: ...
+
+
+@dataclass(frozen=True)
+class Deblurring(Classical):
+    """Deconvolution with the kernel; guidance is the noise level, estimated from the image where none is given."""
+
+    kind: ClassVar[GuidanceKind | None] = NOISE_LEVEL
+    channels: ClassVar[int] = 1
+    takes_kernel: ClassVar[bool] = True
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        return estimate_noise_level(observed).expand(-1, -1, *observed.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Wiener(Deblurring):
     """The best linear filter for pictures whose power falls as 1 / frequency², which those of the world about do.
 
     The scale of that spectrum is chosen so that the blurred model has the energy of the observed picture minus that
-    of the noise. `observed (B, C, H, W)`, `known` kernels → image; guidance: noise level `(B, 1, H, W)`, of which the
-    mean power counts.
+    of the noise. `observed (B, C, H, W)`, kernel `(B, 1, h, w)` → image; guidance: noise level `(B, 1, H, W)`, of
+    which the mean power counts.
     """
 
     border: Border = field(default_factory=EdgeTaper)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, known)
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
+        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
         extended = self.border.extend(observed, kernel)
         height, width = extended.shape[-2], extended.shape[-1]
         otf = psf2otf(kernel, (height, width))
@@ -84,17 +135,26 @@ class Wiener:
 
 
 @dataclass(frozen=True)
-class RichardsonLucy:
+class RichardsonLucy(Classical):
     """Multiplicative updates for photon noise (Richardson 1972, Lucy 1974), by scikit-image. Stopping early is its only
     regularisation: more steps sharpen and then amplify noise. It takes no noise level into account, so guidance is
     refused."""
 
+    channels: ClassVar[int] = 1
+    takes_kernel: ClassVar[bool] = True
     steps: int = 20
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         if guidance is not None:
             raise ImageError("guidance: Richardson-Lucy has no use for a noise level; choose Wiener or HyperLaplacian")
-        observed, kernel, _, _ = deblurring(observed, None, known)
+        observed, kernel, _, _ = deblurring(observed, None, kernel)
         extended = EdgeTaper().extend(observed, kernel)
         kernels = kernel.expand(len(observed), -1, -1, -1)
 
@@ -116,7 +176,7 @@ class RichardsonLucy:
 
 
 @dataclass(frozen=True)
-class HyperLaplacian:
+class HyperLaplacian(Deblurring):
     """argmin over x of fidelity / 2 ‖k * x − y‖² + Σ |∇x|^exponent (Krishnan and Fergus 2009), by half-quadratic
     splitting.
 
@@ -128,8 +188,15 @@ class HyperLaplacian:
     weight: float = 4.3
     border: Border = field(default_factory=BoundaryAdjustment)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, known)
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
+        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
         extended = image = self.border.extend(observed, kernel)
         otf = psf2otf(kernel, (image.shape[-2], image.shape[-1]))
         fidelity = self.weight / variance ** (2 / 3)
@@ -171,7 +238,7 @@ def shrink(v: Tensor, exponent: float, penalty: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DarkChannel:
+class DarkChannel(Classical):
     """Haze removal by the dark channel prior (He, Sun and Tang 2009) with a guided filter (He, Sun and Tang 2010).
 
     In a clear outdoor view almost every patch has a pixel that is dark in some channel; what it is lighter by is
@@ -183,25 +250,37 @@ class DarkChannel:
     dense haze is not amplified more than 1 / least times. radius, smooth: of the guided filter.
     """
 
+    kind: ClassVar[GuidanceKind | None] = DEPTH
     patch: int = 15
     keep: float = 0.95
     least: float = 0.1
     radius: int = 60
     smooth: float = 1e-3
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
         airlight = self._airlight(observed)
-        if guidance is None:
-            transmission = 1 - self.keep * self._dark(observed / airlight)
-            grey = observed.mean(1, keepdim=True)
-            side = min(2 * self.radius + 1, *(2 * ((n - 1) // 2) + 1 for n in observed.shape[-2:]))
-            # A wide filter at a coarser scale is the same to the eye and does not cost radius² a pixel.
-            coarse = max(1, min(side // 16, 4))
-            transmission = kornia.filters.guided_blur(grey, transmission, side, self.smooth, "replicate", coarse)
-            guidance = -torch.log(transmission.clamp(1e-3, 1.0))
-        image = (observed - airlight) / torch.exp(-guidance).clamp_min(self.least) + airlight
-        return Restored(image, guidance)
+        depth = self.estimate(observed) if guidance is None else as_map(guidance)
+        image = (observed - airlight) / torch.exp(-depth).clamp_min(self.least) + airlight
+        return Restored(image, depth)
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        """Optical depth `(B, 1, H, W)` by the prior, refined by the guided filter."""
+        observed = full_precision(observed)
+        transmission = 1 - self.keep * self._dark(observed / self._airlight(observed))
+        grey = observed.mean(1, keepdim=True)
+        side = min(2 * self.radius + 1, *(2 * ((n - 1) // 2) + 1 for n in observed.shape[-2:]))
+        # A wide filter at a coarser scale looks the same and does not cost radius² operations a pixel.
+        coarse = max(1, min(side // 16, 4))
+        transmission = kornia.filters.guided_blur(grey, transmission, side, self.smooth, "replicate", coarse)
+        return -torch.log(transmission.clamp(1e-3, 1.0))
 
     def _dark(self, images: Tensor) -> Tensor:
         """Least value of all channels within the patch: `(B, 1, H, W)`."""
@@ -217,13 +296,20 @@ class DarkChannel:
 
 
 @dataclass(frozen=True)
-class Gamma:
+class Gamma(Classical):
     """observed ** exponent. exponent: below 1 brightens; None brings the mean of each picture to `target`."""
 
     exponent: float | None = None
     target: float = 0.45
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         if self.exponent is not None:
             return Restored(observed**self.exponent)
@@ -236,7 +322,7 @@ class Gamma:
 
 
 @dataclass(frozen=True)
-class Clahe:
+class Clahe(Classical):
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, by scikit-image.
 
     limit: of the slope, in (0, 1]; larger means more contrast, and more noise.
@@ -244,7 +330,14 @@ class Clahe:
 
     limit: float = 0.01
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
 
         def equalise(array: np.ndarray) -> np.ndarray:
@@ -256,19 +349,50 @@ class Clahe:
 
 
 @dataclass(frozen=True)
-class GreyWorld:
+class GreyWorld(Classical):
     """Scales each channel so that all have the mean of the picture (Buchsbaum 1980): takes a colour cast away, and
     with it the
     colour of a picture that has one."""
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         observed = full_precision(check_images(observed))
         means = observed.mean((2, 3), keepdim=True)
         return Restored(observed * (means.mean(1, keepdim=True) / means.clamp_min(1e-4)))
 
 
 @dataclass(frozen=True)
-class MultiScaleRetinex:
+class UnderwaterStretch(Classical):
+    """The mean of three stretches: of the image's channels, of the channels after red compensation and grey world, and
+    of all its channels together (see `nets.mixture.candidates`)."""
+
+    halo: ClassVar[int | None] = 0
+
+    def context(self, observed: Tensor) -> Tensor:
+        """`(B, 20)`: statistics of the whole image."""
+        return statistics(observed)
+
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
+        observed = full_precision(check_images(observed, channels=3))
+        stats = self.context(observed) if context is None else context
+        return Restored(candidates(observed, stats)[:, 2:].mean(1))
+
+
+@dataclass(frozen=True)
+class MultiScaleRetinex(Classical):
     """Brightness relative to its surroundings at several scales (Jobson, Rahman and Woodell 1997), colours kept.
 
     The brightness is replaced by mean over scales of log(brightness / surroundings), stretched from its 1st to its 99th
@@ -277,7 +401,14 @@ class MultiScaleRetinex:
 
     scales: tuple[float, ...] = (15.0, 80.0, 250.0)
 
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         brightness = observed.mean(1, keepdim=True) + 1 / 255
         relative = sum(torch.log(brightness / wide_blur(brightness, scale)) for scale in self.scales)
@@ -306,18 +437,26 @@ def wide_blur(images: Tensor, deviation: float) -> Tensor:
 
 
 def deblurring(
-    observed: Tensor, guidance: Tensor | None, known: Tensor | None
+    observed: Tensor, guidance: Guidance | None, kernel: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Checked observed and kernel, noise level as a map `(B, 1, H, W)`, its mean power `(B, 1, 1, 1)`."""
     observed = full_precision(check_images(observed))
-    if known is None:
-        raise ImageError("known: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
-    kernel = check_kernel(known, (observed.shape[-2], observed.shape[-1])).to(observed)
+    if kernel is None:
+        raise ImageError("kernel: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
+    kernel = check_kernel(kernel, (observed.shape[-2], observed.shape[-1])).to(observed)
     if guidance is None:
         guidance = estimate_noise_level(observed).expand(-1, -1, *observed.shape[-2:])
+    guidance = as_map(guidance)
     check_noise_level(guidance)
     variance = full_precision(guidance).square().mean((1, 2, 3), keepdim=True).clamp_min(LEAST_NOISE**2)
     return observed, kernel, guidance, variance
+
+
+def as_map(guidance: Guidance) -> Tensor:
+    """Raises: ImageError for a function of stages, which these methods do not have."""
+    if not isinstance(guidance, Tensor):
+        raise ImageError(f"guidance: expected a map (B, 1, H, W), got {type(guidance).__name__}")
+    return guidance
 
 
 def derivatives(images: Tensor) -> tuple[Tensor, Tensor]:

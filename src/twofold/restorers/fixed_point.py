@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, Restored
+from twofold.contracts import Guidance, ImageError, Restored
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
 from twofold.solve.adjoint import Adjoint, Unrolled
@@ -56,19 +56,32 @@ class FixedPointRestorer(nn.Module, ABC):
     adjoint: Adjoint = Unrolled()
 
     @abstractmethod
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         """The operator holds the weights: what it computes can be differentiated in them."""
 
-    def forward(self, observed: Tensor, *, guidance: Tensor | None = None, known: Tensor | None = None) -> Restored:
+    def context(self, observed: Tensor) -> None:
+        """None: the image is restored whole."""
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
+        """None: there is no guide."""
+
+    def forward(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
-        problem = self.problem(observed, known)
+        problem = self.problem(observed, kernel)
         solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint)
         return Restored(problem.image(solution.value), report=solution)
 
 
 class Deconvolution(FixedPointRestorer):
-    """T = denoiser ∘ argmin_x ½‖k ∗ x − observed‖² + ρ/2 ‖x − u‖², each colour by itself. known: `(B or 1, 1, h, w)`.
+    """T = denoiser ∘ argmin_x ½‖k ∗ x − observed‖² + ρ/2 ‖x − u‖², each colour by itself. kernel: `(B or 1, 1, h, w)`.
 
     The data step is a division in the Fourier domain and never expands. denoiser: `(B, 1, H, W)` to the same.
     penalty: ρ at the start, learned. border: what lies beyond the picture.
@@ -87,14 +100,14 @@ class Deconvolution(FixedPointRestorer):
     def penalty(self) -> Tensor:
         return self.log_penalty.exp()
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
-        if known is None:
-            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as known=")
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
+        if kernel is None:
+            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as kernel=")
         batch, colours = observed.shape[:2]
-        extended = self.border.extend(observed, known)
+        extended = self.border.extend(observed, kernel)
         frame = margin(extended, observed)
         grey = extended.flatten(0, 1)[:, None]
-        kernels = known.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
+        kernels = kernel.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
         parts = (DataProx(grey, kernels, self.penalty), DenoiserStep(steady(self.denoiser), weight=1.0))
 
         def image(u: State) -> Tensor:
@@ -120,7 +133,7 @@ class RainLayers(FixedPointRestorer):
     def penalty(self) -> Tensor:
         return self.log_penalty.exp()
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         picture, rain = steady(self.picture), steady(self.rain)
         layers = Blockwise((DenoiserStep(picture, weight=1.0), DenoiserStep(lambda n: F.relu(rain(n)), weight=1.0)))
         parts = (SumProx(observed, self.penalty), layers)

@@ -1,26 +1,37 @@
-"""Reconstruction with hyper-guidance (Gao et al. 2022, eq. 1): a guide draws the map, the network restores by it."""
+"""Reconstruction with hyper-guidance (Gao et al. 2022, eq. 1): a guide estimates a map, the network restores by it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import lcm
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import GuidanceKind, Restored
-from twofold.nets.guide import Guide, UNetGuide, is_drawn
+from twofold.contracts import Guidance, GuidanceKind, Restored
+from twofold.nets.guide import Guide, UNetGuide, is_function
+from twofold.nets.network import Network
+from twofold.tiling import tiled
+
+GUIDE_TILE = 1024
 
 
 class Guided(nn.Module):
-    """guide: observed → map. net: `(observed, guidance)` or `(observed, guidance, known)` → restored.
+    """guide: observed → map. net: `(observed, guidance)` → restored, with the kernel and the context it asks for.
 
     A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the
-    stage kind the network asks for a new map at every stage, and the map returned is the one for the final picture.
+    stage kind the network asks for a new map at every stage, and the map returned is the one for the final image.
+
+    Raises: ValueError for a stage guide with a network that asks for one map only.
     """
 
-    def __init__(self, guide: Guide | UNetGuide, net: nn.Module) -> None:
+    def __init__(self, guide: Guide | UNetGuide, net: Network) -> None:
         super().__init__()
+        if guide.stage and not net.stages:
+            raise ValueError(
+                f"guide.stage: {type(net).__name__} takes one map at the start, so a guide cannot see its stages; "
+                "leave stage out, or take prenet or deconvolution"
+            )
         self.guide = guide
         self.net = net
 
@@ -34,102 +45,110 @@ class Guided(nn.Module):
 
     @property
     def takes_kernel(self) -> bool:
-        return takes_kernel(self.net)
+        return self.net.takes_kernel
 
     @property
     def halo(self) -> int | None:
         if self.net.halo is None:
             return None
         # a guide that sees the current estimate looks further at each stage, and once more for the map returned
-        times = 1 + self.net.recurrences if self.guide.stage else 1  # type: ignore[operator]
-        return self.net.halo + self.guide.halo * times  # type: ignore[operator, return-value]
+        return self.net.halo + self.guide.halo * (1 + self.net.stages if self.guide.stage else 1)
 
     @property
     def multiple(self) -> int:
-        return lcm(self.net.multiple, self.guide.multiple)  # type: ignore[arg-type]
+        return lcm(self.net.multiple, self.guide.multiple)
 
     def context(self, observed: Tensor) -> Tensor | None:
-        """`(B, K)`, the guide's features and then the network's; None where both are local."""
-        return joined_context(observed, self.guide, self.net)
+        """`(B, K)`: the features for the guide, then those for the network; None where both are local."""
+        return joint_context(observed, self.guide, self.net)
 
-    def draw(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
-        """The guide's map `(B, 1, H, W)`; context as `context(observed)` returns it."""
-        own = features_of(self.guide)
-        drawn: Tensor = self.guide(observed) if not own else self.guide(observed, part(context, 0, own))
-        return drawn
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance:
+        """The guide's map `(B, 1, H, W)`; of the stage kind, the guide itself."""
+        if self.guide.stage:
+            return self.guide
+        settings = of_context(self.guide, context, 0)
+        if self.halo is not None or torch.is_grad_enabled():
+            estimated: Tensor = self.guide(observed, **settings)
+            return estimated
+        # An image that is restored whole may be large, and the features of a guide on all of it would exceed memory.
+        return tiled(
+            lambda part: self.guide(part, **settings),
+            observed,
+            halo=self.guide.halo,
+            multiple=self.guide.multiple,
+            tile=GUIDE_TILE,
+        )
 
     def forward(
         self,
         observed: Tensor,
         *,
-        guidance: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
-        known: Tensor | None = None,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Restored:
         if guidance is None:
-            guidance = self.guide if self.guide.stage else self.draw(observed, context)
-        first, own = features_of(self.guide), features_of(self.net)
-        more = [] if known is None else [known]
-        steering = {"context": part(context, first, first + own)} if own else {}
-        image = self.net(observed, guidance, *more, **steering)
-        return Restored(image, guidance(observed, image) if is_drawn(guidance) else guidance)
+            guidance = self.estimate(observed, context)
+        settings = of_context(self.net, context, self.guide.context_features)
+        if kernel is not None:
+            settings["kernel"] = kernel
+        image = self.net(observed, guidance, **settings)
+        return Restored(image, guidance(observed, image) if is_function(guidance) else guidance)
 
 
 class Plain(nn.Module):
-    """A network alone: the baseline every guided model is measured against. net: observed (and known) → restored."""
+    """A network alone: the baseline every guided model is measured against. net: observed (and kernel) → restored."""
 
     kind = None
 
-    def __init__(self, net: nn.Module, *, channels: int = 3) -> None:
+    def __init__(self, net: Network, *, channels: int = 3) -> None:
         super().__init__()
         self.net = net
         self.channels = channels
 
     @property
     def takes_kernel(self) -> bool:
-        return takes_kernel(self.net)
+        return self.net.takes_kernel
 
     @property
     def halo(self) -> int | None:
-        return self.net.halo  # type: ignore[return-value]
+        return self.net.halo
 
     @property
     def multiple(self) -> int:
-        return self.net.multiple  # type: ignore[return-value]
+        return self.net.multiple
 
     def context(self, observed: Tensor) -> Tensor | None:
         """`(B, K)`, or None for a network that is local."""
-        return joined_context(observed, self.net)
+        return joint_context(observed, self.net)
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
+        """None: there is no guide."""
 
     def forward(
         self,
         observed: Tensor,
         *,
-        guidance: Tensor | None = None,
-        known: Tensor | None = None,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Restored:
         if guidance is not None:
             raise TypeError("this model takes no guidance")
-        if known is not None:
-            return Restored(self.net(observed, None, known))
-        return Restored(self.net(observed) if context is None else self.net(observed, context=context))
+        settings = of_context(self.net, context, 0)
+        if kernel is not None:
+            settings["kernel"] = kernel
+        return Restored(self.net(observed, **settings))
 
 
-def features_of(part: nn.Module) -> int:
-    """Length of the context vector that a guide or a network takes; 0 for one that is local."""
-    return 0 if getattr(part, "context", None) is None else int(part.context.features)
-
-
-def joined_context(observed: Tensor, *parts: nn.Module) -> Tensor | None:
-    found = [part.context(observed) for part in parts if features_of(part)]
+def joint_context(observed: Tensor, *parts: Any) -> Tensor | None:
+    """The contexts of those parts that have one, side by side `(B, K)`."""
+    found = [part.context(observed) for part in parts if part.context_features]
     return torch.cat(found, 1) if found else None
 
 
-def part(context: Tensor | None, start: int, stop: int) -> Tensor | None:
-    return None if context is None else context[:, start:stop]
-
-
-def takes_kernel(net: nn.Module) -> bool:
-    """Whether a network is told the blur kernel along with the picture."""
-    return getattr(net, "takes_kernel", False)
+def of_context(part: Network | Guide | UNetGuide, context: Tensor | None, start: int) -> dict[str, Any]:
+    """What a guide or network is called with: its own features of the joined context, if it takes any."""
+    if context is None or not part.context_features:
+        return {}
+    return {"context": context[:, start : start + part.context_features]}

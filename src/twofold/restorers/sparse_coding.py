@@ -26,7 +26,7 @@ from twofold.solve.params import State, axpy, scale
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class SparseModel:
     """dictionary: A `(m, n)`. weights: α ≥ 0, a number or `(n,)`. curvature: ρ > 0, inf for the absolute value.
 
     >>> model = Model(torch.eye(2), weights=0.5, curvature=math.inf)
@@ -72,7 +72,7 @@ class Coder(Protocol):
 class ISTA:
     """Proximal gradient on the code; accelerated (FISTA, Beck and Teboulle 2009) if asked. Needs a finite ρ."""
 
-    model: Model
+    model: SparseModel
     accelerated: bool = False
 
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
@@ -91,7 +91,7 @@ class ISTA:
 class LADMM:
     """Linearised ADMM with a penalty β set by hand."""
 
-    model: Model
+    model: SparseModel
     penalty: float = 1.0
 
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
@@ -107,7 +107,7 @@ class LADMM:
 class LISTA(nn.Module):
     """Gregor and LeCun 2010: Z ← S_θ(W X + S Z) with matrices and thresholds of its own in every layer."""
 
-    def __init__(self, model: Model, *, layers: int = 15) -> None:
+    def __init__(self, model: SparseModel, *, layers: int = 15) -> None:
         super().__init__()
         A = model.dictionary
         step = 0.9 / float(torch.linalg.matrix_norm(A, 2)) ** 2
@@ -131,7 +131,7 @@ class DLADMM(nn.Module):
     Nothing ties the layers to the model's solution, nor says what a layer beyond the last would be.
     """
 
-    def __init__(self, model: Model, *, layers: int = 15) -> None:
+    def __init__(self, model: SparseModel, *, layers: int = 15) -> None:
         super().__init__()
         self.dictionary = model.dictionary
         A, m, n = model.dictionary, *model.dictionary.shape
@@ -174,7 +174,7 @@ class LearnedALM(nn.Module):
     spectrum: Tensor
     rotated: Tensor
 
-    def __init__(self, model: Model, *, whitened: bool = True, tune_weights: bool = False) -> None:
+    def __init__(self, model: SparseModel, *, whitened: bool = True, tune_weights: bool = False) -> None:
         super().__init__()
         A = model.dictionary
         spectrum, U = torch.linalg.eigh(A @ A.mT)
@@ -190,8 +190,8 @@ class LearnedALM(nn.Module):
         self.log_weights = nn.Parameter(start.log(), requires_grad=tune_weights)
 
     @property
-    def model(self) -> Model:
-        return Model(self.dictionary, self.log_weights.exp(), self.curvature)
+    def model(self) -> SparseModel:
+        return SparseModel(self.dictionary, self.log_weights.exp(), self.curvature)
 
     def operator(self, signals: Tensor) -> Operator:
         """T on the states (u, λ), `(B, n + m)` and `(B, m)`."""
@@ -275,7 +275,7 @@ class PatchCoding(FixedPointRestorer):
         self.coder = coder
         self.multiple = self.side = math.isqrt(coder.dictionary.shape[0])
 
-    def problem(self, observed: Tensor, known: Tensor | None = None) -> Problem:
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         grey = observed.flatten(0, 1)[:, None]
         patches = patches_of(grey, self.side)
         middle = patches.median(1, keepdim=True).values

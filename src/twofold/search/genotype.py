@@ -118,7 +118,9 @@ def candidates_of(group: str) -> dict[str, Candidate]:
     return UNIT_CANDIDATES if group.startswith("unit") else CONVERT_CANDIDATES
 
 
-def uniform(in_units: str, elsewhere: str, *, units: int = 7, ops_per_branch: int = 4, branches: int = 2) -> Genotype:
+def uniform_genotype(
+    in_units: str, elsewhere: str, *, units: int = 7, ops_per_branch: int = 4, branches: int = 2
+) -> Genotype:
     """The same operation everywhere: the controls of Table 5."""
     middle = {f"unit{n + 1}": (in_units,) * ops_per_branch * branches for n in range(units)}
     return Genotype({"encoder": (elsewhere,) * 9, **middle, "decoder": (elsewhere,) * 9}, ops_per_branch)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from twofold.contracts import ConfigError
 from twofold.files import write_text
 from twofold.losses import Loss, colour_angle, l1, l2, laplacian, ssim_distance, total_variation
-from twofold.metrics import full_precision
+from twofold.nets.fourier import full_precision
 from twofold.nets.perceptual import DirectionDistance, FeatureNetwork
 
 PLAIN: dict[str, Loss] = {  # the six that need no weights of a feature network
@@ -91,7 +91,7 @@ class PoweredSsim:
         if self.exponents == SSIM_EXPONENTS:
             return ssim_distance(restored, clean)
         with torch.autocast(device_type=restored.device.type, enabled=False):
-            x, y = full_precision(restored, clean)
+            x, y = map(full_precision, (restored, clean))
             mean_x, mean_y, xx, yy, xy = (_blurred(image) for image in (x, y, x * x, y * y, x * y))
             c1, c2 = 0.01**2, 0.03**2
             # The small number keeps the roots' gradients finite on flat pictures.

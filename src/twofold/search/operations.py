@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from twofold.contracts import ConfigError
 
 
-def convolve(features: Tensor, kernel: Tensor, *, dilation: int = 1) -> Tensor:
+def convolve_same(features: Tensor, kernel: Tensor, *, dilation: int = 1) -> Tensor:
     """`features (B, C, H, W)` under an odd `kernel (outputs, C, k, k)`, zeros outside, same height and width."""
     size = kernel.shape[-1]
     if size == 1 and features.is_contiguous(memory_format=torch.channels_last):  # three times as fast as a convolution
@@ -52,7 +52,7 @@ class Convolution(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
 
     def forward(self, features: Tensor) -> Tensor:
-        result = convolve(features, self.weight, dilation=self.dilation)
+        result = convolve_same(features, self.weight, dilation=self.dilation)
         return result + features if self.residual else result
 
 

@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.nets.hadamard import Cell, Place, radius_of
-from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate, Convolution, Dense, Skip, convolve
+from twofold.search.operations import (
+    CONVERT_CANDIDATES,
+    UNIT_CANDIDATES,
+    Candidate,
+    Convolution,
+    Dense,
+    Skip,
+    convolve_same,
+)
 
 
 class Mixture(nn.Module):
@@ -88,9 +96,9 @@ class Mixture(nn.Module):
             if dilation * (size - 1) < extent:
                 merged.append(_spread(kernel, dilation, extent))
             else:
-                terms.append(convolve(features, kernel, dilation=dilation))
+                terms.append(convolve_same(features, kernel, dilation=dilation))
         if merged:
-            terms.append(convolve(features, reduce(add, merged)))
+            terms.append(convolve_same(features, reduce(add, merged)))
         total: Tensor = reduce(add, terms)
         return total
 
@@ -98,7 +106,7 @@ class Mixture(nn.Module):
 def _hidden_sum(features: Tensor, *kernels: Tensor) -> Tensor:
     """Σ outer * ReLU(inner * x) over (inner, outer) kernels in turn."""
     pairs = zip(kernels[::2], kernels[1::2], strict=True)
-    return reduce(add, [convolve(F.relu(convolve(features, inner)), outer) for inner, outer in pairs])
+    return reduce(add, [convolve_same(F.relu(convolve_same(features, inner)), outer) for inner, outer in pairs])
 
 
 def _weighted_sum(members: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -147,7 +155,7 @@ def architecture(net: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.logits": mixture.logits for name, mixture in mixtures_of(net).items()}
 
 
-def weights(net: nn.Module) -> dict[str, nn.Parameter]:
+def network_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     """ω: every parameter that is not architecture."""
     chosen = architecture(net)
     return {name: value for name, value in net.named_parameters() if name not in chosen}

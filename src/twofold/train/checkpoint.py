@@ -48,7 +48,7 @@ def unpack(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack(value, tensors) for key, value in skeleton["dict"]}
 
 
-def write(path: Path, state: Any) -> None:
+def write_state(path: Path, state: Any) -> None:
     """Writes `state` under a temporary name, then renames it: an interruption leaves the former file whole.
 
     Raises: TwofoldError if the folder cannot be written or the disk is full.
@@ -64,8 +64,8 @@ def write(path: Path, state: Any) -> None:
             raise TwofoldError(f"cannot write {path}: {error}") from error
 
 
-def read(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What `write` stored. Raises: WeightsError for a file that is missing, damaged or not a training state."""
+def read_state(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `write_state` stored. Raises: WeightsError for a file that is missing, damaged or not a training state."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}

@@ -21,22 +21,22 @@ LABELS = {
 
 
 def history(log: Path) -> History:
-    """The series of a log.jsonl by name, `turn` among them; of a turn that a resumed run did twice, the later one.
+    """The series of a log.jsonl by name, `step` among them; of a step that a resumed run did twice, the later one.
 
-    Raises: ConfigError where the log holds no turns of a scheme that iterates.
+    Raises: ConfigError where the log holds no steps of a scheme that iterates.
     """
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
-    turns = {int(line["turn"]): line for line in lines if "residual/0" in line}
-    if not turns:
+    steps = {int(line["step"]): line for line in lines if "residual/0" in line}
+    if not steps:
         raise ConfigError(f"{log}: no residuals in it; only schemes that look for a fixed point (kind: meta) log them")
-    ordered = [turns[turn] for turn in sorted(turns)]
+    ordered = [steps[step] for step in sorted(steps)]
     return {name: [float(line[name]) for line in ordered] for name in ordered[0] if all(name in o for o in ordered)}
 
 
 def residuals(series: History) -> list[list[float]]:
-    """One row a turn, the residual at each step k.
+    """One row a step of training, the residual at each iteration k.
 
-    >>> residuals({"turn": [1, 2], "residual/0": [4.0, 3.0], "residual/1": [2.0, 1.0]})
+    >>> residuals({"step": [1, 2], "residual/0": [4.0, 3.0], "residual/1": [2.0, 1.0]})
     [[4.0, 2.0], [3.0, 1.0]]
     """
     count = sum(name.startswith("residual/") for name in series)
@@ -44,7 +44,7 @@ def residuals(series: History) -> list[list[float]]:
 
 
 def draw(series: History, path: Path) -> None:
-    """Writes a PNG: the residual at each step for a few turns, and the other series over the turns."""
+    """Writes a PNG: the residual at each iteration for a few steps of training, and the other series over the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,12 +54,12 @@ def draw(series: History, path: Path) -> None:
     first, *rest = axes.flat
     rows = residuals(series)
     for i in sorted({round(share * (len(rows) - 1)) for share in (0, 0.05, 0.2, 0.5, 1)}):
-        first.semilogy(range(len(rows[i])), rows[i], label=f"turn {int(series['turn'][i])}")
-    first.set(title="residual ‖u − T(u)‖", xlabel="step k")
+        first.semilogy(range(len(rows[i])), rows[i], label=f"step {int(series['step'][i])}")
+    first.set(title="residual ‖u − T(u)‖", xlabel="iteration k")
     first.legend(fontsize="small")
     for axis, (name, title) in zip(rest, LABELS.items(), strict=True):
-        axis.plot(series["turn"], series[name])
-        axis.set(title=title, xlabel="turn", yscale="linear" if name == "contraction" else "log")
+        axis.plot(series["step"], series[name])
+        axis.set(title=title, xlabel="step", yscale="linear" if name == "contraction" else "log")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -80,7 +80,7 @@ class Convergence:
 
     folder: Path
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done == until:
             report(self.folder)
 

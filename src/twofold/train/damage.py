@@ -55,7 +55,7 @@ class Noise(Settings):
         return additive.GaussianNoise(pair(self.level), NOISE_LAYOUTS[self.layout], self.quantise)
 
 
-class SaltAndPepper(Settings):
+class SaltAndPepperSettings(Settings):
     """share: of the values that become 0 or 1."""
 
     kind: Literal["salt_and_pepper"] = "salt_and_pepper"
@@ -66,12 +66,29 @@ class SaltAndPepper(Settings):
 
 
 class Streaks(Settings):
-    """Procedural rain."""
+    """Procedural rain. Ranges as in `additive.RainStreaks`."""
 
     kind: Literal["streaks"] = "streaks"
+    angle: list[float] = [-25.0, 25.0]
+    spread: Amount = 1.5
+    length: Range = [15.0, 45.0]
+    width: Range = [0.9, 2.2]
+    density: Range = [0.05, 0.8]
+    strength: Range = [0.25, 0.7]
+    layers: Annotated[int, Field(ge=1)] = 3
+    mist: Range = [0.0, 0.0]
 
     def build(self, root: Path) -> Degradation:
-        return additive.RainStreaks()
+        return additive.RainStreaks(
+            angle=pair(self.angle),
+            spread=self.spread,
+            length=pair(self.length),
+            width=pair(self.width),
+            density=pair(self.density),
+            strength=pair(self.strength),
+            layers=self.layers,
+            mist=pair(self.mist),
+        )
 
 
 class Shake(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -10,22 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from twofold import evaluate, images, tiling
-from twofold.contracts import ConfigError, DataError, Degradation, Restored, Sample
+from twofold.contracts import ConfigError, DataError, Degradation, Restored, Restorer, Sample
 from twofold.data import pairs as layouts
-from twofold.data.batches import SECOND_STREAM, Batches, Share
+from twofold.data.batches import SECOND_STREAM, Batches, Shard
 from twofold.data.crops import CropCache, as_floats, read_all, read_bytes, read_pairs
 from twofold.data.depth import HazyCrops, made_up_depth, read_depth
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade import additive
 from twofold.degrade.blur import Blur
+from twofold.degrade.hadamard import exposure
 from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
+from twofold.restorers.classical import UnderwaterStretch
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
 from twofold.train.damage import pair
 from twofold.zoo import nearest
+
+PAIR_GUIDANCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rain_region": additive.rain_region,
+    "exposure": exposure,
+}
+"""How the guidance map of a real pair is derived from it."""
 
 
 def files_of(folders: Sequence[recipes.Folder], root: Path) -> list[Path]:
@@ -70,17 +79,30 @@ def _floats(picture: Tensor) -> Tensor:
     return as_floats([picture])
 
 
-def build_source(settings: recipes.Source, data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_source(settings: recipes.SourceSpec, data: recipes.Data, root: Path, *, channels: int) -> Source:
     """channels: 1 takes the luma of every picture."""
     if isinstance(settings, recipes.Synthetic):
-        cache = CropCache.of(files_of(settings.clean, root), turns=settings.turns, channels=channels)
+        cache = CropCache.of(files_of(settings.clean, root), rotate=settings.rotate, channels=channels)
         degradation = build_degradation(settings.degradation, root)
         return SyntheticCrops(cache, degradation, data.crop, _lost(degradation), pair(data.zoom))
     if isinstance(settings, recipes.WithDepth):
         return hazy_crops(settings, data, root)
+    if isinstance(settings, recipes.Taught):
+        pictures = read_all(files_of(settings.observed, root))
+        targets = [taught(picture, TEACHERS[settings.teacher]) for picture in pictures]
+        return PairCrops(CropCache(pictures), CropCache(targets), data.crop, None, pair(data.zoom))
     observed, clean = map(CropCache, read_pairs(pairs_of(settings.pairs, root), channels=channels))
-    guidance = additive.rain_region if settings.guidance == "rain_region" else None
+    guidance = None if settings.guidance is None else PAIR_GUIDANCE[settings.guidance]
     return PairCrops(observed, clean, data.crop, guidance, pair(data.zoom))
+
+
+TEACHERS: dict[str, Restorer] = {"underwater-stretch": UnderwaterStretch()}
+
+
+def taught(picture: Tensor, teacher: Restorer) -> Tensor:
+    """What the teacher makes of an image, both as bytes `(3, H, W)`."""
+    image = teacher(as_floats([picture])).image[0]
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def hazy_crops(settings: recipes.WithDepth, data: recipes.Data, root: Path) -> HazyCrops:
@@ -94,10 +116,20 @@ def photographs_with_depth(settings: recipes.WithDepth, root: Path) -> tuple[lis
     files = files_of([recipes.Folder(path=settings.clean, every=settings.every, keep=settings.keep)], root)
     pictures = read_all(files)
     if settings.depth is None:
-        return pictures, [made_up_depth(picture) for picture in pictures]
+        return pictures, [_made_up(file, picture) for file, picture in zip(files, pictures, strict=True)]
     twins = [_twin(file, root / settings.depth) for file in files]
-    scale = {"disparity": settings.disparity, "unit": settings.unit, "limit": settings.limit}
-    return pictures, [read_depth(twin, **scale) for twin in twins]
+    read = partial(read_depth, disparity=settings.disparity, unit=settings.unit, limit=settings.limit)
+    return pictures, [read(twin) for twin in twins]
+
+
+_MADE_UP: dict[Path, Tensor] = {}
+
+
+def _made_up(file: Path, picture: Tensor) -> Tensor:
+    """`made_up_depth`, once for each file: a second apiece, and training draws from a folder for both levels."""
+    if file not in _MADE_UP:
+        _MADE_UP[file] = made_up_depth(picture)
+    return _MADE_UP[file]
 
 
 def _lost(degradation: Degradation) -> int:
@@ -115,15 +147,15 @@ def _twin(photograph: Path, folder: Path) -> Path:
     return twins[0]
 
 
-def build_mixture(sources: Sequence[recipes.Source], data: recipes.Data, root: Path, *, channels: int) -> Source:
+def build_mixture(sources: Sequence[recipes.SourceSpec], data: recipes.Data, root: Path, *, channels: int) -> Source:
     built = [build_source(source, data, root, channels=channels) for source in sources]
-    return Mixture(built, [source.weight for source in sources])
+    return SourceMixture(built, [source.weight for source in sources])
 
 
 def batches(
-    recipe: recipes.Recipe, root: Path, device: torch.device, share: Share
+    recipe: recipes.Recipe, root: Path, device: torch.device, share: Shard
 ) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a turn as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
+    """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
     own.
     """
     data, scheme = recipe.data, recipe.scheme
@@ -139,10 +171,10 @@ def batches(
         return lambda n: ([only(n)],)
     theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
     if isinstance(scheme, recipes.FrozenSpec):
-        # each half counts its own turns, and so sees what the guided scheme shows it
-        first = scheme.first(recipe.turns)
+        # each half counts its own steps, and so sees what the guided scheme shows it
+        first = scheme.first(recipe.steps)
         return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
-    halves = (theta, scheme.guide_steps), (omega, scheme.steps)
+    halves = (theta, scheme.guide_updates), (omega, scheme.net_updates)
     return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
 
 
@@ -151,12 +183,12 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     if recipe.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol: {nearest(recipe.protocol, list(PROTOCOLS))}")
     sets: dict[str, Sequence[Case]] = {name: pairs_of([g], root) for name, g in recipe.data.validation.items()}
-    sets |= {name: spoilt(settings, recipe, root) for name, settings in recipe.data.spoilt.items()}
+    sets |= {name: degraded_cases(settings, recipe, root) for name, settings in recipe.data.degraded.items()}
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
 
 
-def spoilt(settings: recipes.Synthetic | recipes.WithDepth, recipe: recipes.Recipe, root: Path) -> list[Case]:
-    """Whole photographs, each spoilt once: picture n by what the seed n draws."""
+def degraded_cases(settings: recipes.Synthetic | recipes.WithDepth, recipe: recipes.Recipe, root: Path) -> list[Case]:
+    """Whole photographs, each degraded once: picture n by what the seed n draws."""
     generators = (torch.Generator().manual_seed(number) for number in count())
     if isinstance(settings, recipes.WithDepth):
         haze = settings.haze.build(root)
@@ -179,10 +211,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     device = next(restorer.parameters()).device
     multiple: int = restorer.multiple  # type: ignore[assignment]
 
-    def whole(observed: Tensor, *, known: Tensor | None = None) -> Restored:
+    def whole(observed: Tensor, *, kernel: Tensor | None = None) -> Restored:
         height, width = observed.shape[-2:]
         seen = tiling.padded(observed, multiple).to(device)
-        image = restorer(seen, known=None if known is None else known.to(device)).image
+        image = restorer(seen, kernel=None if kernel is None else kernel.to(device)).image
         return Restored(image[..., :height, :width].float().cpu())
 
     found: dict[str, float] = {}
@@ -193,10 +225,10 @@ def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes
     return found
 
 
-def sheet(path: Path, restorer: nn.Module, sample: Sample) -> None:
+def write_samples(path: Path, restorer: nn.Module, sample: Sample) -> None:
     """Sample pictures: observed, guidance, restored, clean, of the first four of a batch."""
     observed = sample.observed[:4]
-    restored = restorer(observed, known=None if sample.known is None else sample.known[:4])
+    restored = restorer(observed, kernel=None if sample.kernel is None else sample.kernel[:4])
     rows = []
     for i in range(observed.shape[0]):
         row = [observed[i : i + 1], restored.image[i : i + 1], sample.clean[i : i + 1]]

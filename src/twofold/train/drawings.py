@@ -20,7 +20,7 @@ from twofold.sheets import contact_sheet
 Traces = dict[str, list[float | None]]  # series by name; None before it was begun
 
 
-def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
+def draw_weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
     """A heat map: a row for each task or seed, a column for each loss, its weight written in the cell."""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     table = [[row.get(name, 0.0) for name in names] for row in rows.values()]
@@ -38,14 +38,14 @@ def weights(path: Path, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def traces_of(log: Path) -> Traces:
-    """Series by name from the log of a search, "turn" among them."""
+    """Series by name from the log of a search, "step" among them."""
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     names = [name for name in lines[-1] if name != "images_per_second"] if lines else []
     return {name: [line.get(name) for line in lines] for name in names}
 
 
 def traces(path: Path, stages: Mapping[str, Traces]) -> None:
-    """Per stage: both levels' losses, the weights of the losses, entropy and share of skips, over the turns."""
+    """Per stage: both levels' losses, the weights of the losses, entropy and share of skips, over the steps."""
     figure = _figure(13, 3.6 * len(stages))
     axes = figure.subplots(len(stages), 3, squeeze=False)
     for row, (stage, series) in zip(axes, stages.items(), strict=True):
@@ -58,8 +58,8 @@ def traces(path: Path, stages: Mapping[str, Traces]) -> None:
             shown = [name for name in names if name in series]
             for name in shown:
                 values = _smooth(series[name]) if title.endswith("losses") else series[name]
-                axis.plot(series["turn"], _gaps(values), label=name.removeprefix("weight/"))
-            axis.set(title=title, xlabel="turn")
+                axis.plot(series["step"], _gaps(values), label=name.removeprefix("weight/"))
+            axis.set(title=title, xlabel="step")
             if title.endswith("losses"):
                 axis.set_yscale("log")
             if shown:

@@ -27,10 +27,10 @@ from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
 from twofold.nets.perceptual import read_tensors
 from twofold.train import data as material
 from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.recipe import Source
+from twofold.train.recipe import SourceSpec
 from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
 from twofold.train.schemes import Draw, Learner, Machine
-from twofold.train.search import halves
+from twofold.train.search import split_source
 from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, SmallJudge
 from twofold.zoo import Settings
 
@@ -53,7 +53,7 @@ class JudgeFacts(Settings):
     caught: float | None
     held_out: int
     crop: int
-    train: list[Source]
+    train: list[SourceSpec]
     terms: str
 
 
@@ -92,19 +92,19 @@ def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
     A judge that knows clear and degraded pictures alone calls noise and the patterns of an untrained network clear, and
     a search would find the loss that makes them.
     """
-    spoilt = []
+    degraded = []
     for clean, observed in zip(sample.clean[:, None], sample.observed[:, None], strict=True):
         kind, amount = torch.rand(2, generator=generator).tolist()
         if kind < 0.25:
             noise = torch.randn(clean.shape, generator=generator).to(clean)
-            spoilt.append(clean + (0.03 + 0.3 * amount) * noise)
+            degraded.append(clean + (0.03 + 0.3 * amount) * noise)
         elif kind < 0.75:
             small = F.avg_pool2d(clean, 2 if amount < 0.5 else 4)
             mode = "bilinear" if kind < 0.5 else "nearest"
-            spoilt.append(F.interpolate(small, size=clean.shape[2:], mode=mode))
+            degraded.append(F.interpolate(small, size=clean.shape[2:], mode=mode))
         else:
-            spoilt.append(observed + 0.6 * amount * (clean - observed))
-    return torch.cat(spoilt)
+            degraded.append(observed + 0.6 * amount * (clean - observed))
+    return torch.cat(degraded)
 
 
 def verdicts(judge: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def build(spec: JudgeSpec, root: Path = Path()) -> nn.Module:
     return judge
 
 
-def train(
+def train_judge(
     recipe: JudgeRecipe,
     root: Path,
     folder: Path,
@@ -152,19 +152,19 @@ def train(
     torch.manual_seed(recipe.seed)
     judge = build(recipe.judge, root).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = recipe.optimizer
-    schedule = build_schedule(recipe.schedule, recipe.turns)
+    schedule = build_schedule(recipe.schedule, recipe.steps)
     learner = Learner(
         judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
     )
     source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
-    seen, held = halves(source, pictures=recipe.data.pictures)
+    seen, held = split_source(source, pictures=recipe.data.pictures)
     drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
     main = share.rank == 0
     fit(
         JudgeTraining(judge, learner, recipe.counterfeits, recipe.seed, machine),
         lambda n: ([drawn(n)],),
-        until=recipe.turns,
-        run=Run(folder, minutes=minutes, epoch=recipe.turns, main=main),
+        until=recipe.steps,
+        run=Run(folder, minutes=minutes, validate_every=recipe.steps, main=main),
         reports=[*reports, JsonLines(folder / "log.jsonl")] if main else reports,
     )
     batches = Batches(held, recipe.data.batch, seed=recipe.seed + 1, device=place, ahead=False)
@@ -181,7 +181,7 @@ def train(
         terms=recipe.terms,
     )
     if main:
-        digest = save(folder / "judge.safetensors", judge, facts)
+        digest = save_judge(folder / "judge.safetensors", judge, facts)
         write_text(folder / "result.json", json.dumps({**facts.model_dump(), "sha256": digest}, indent=2) + "\n")
     if share.ranks > 1:
         from accelerate import PartialState
@@ -219,7 +219,7 @@ def _mean(
     return sum(found) / len(found)
 
 
-def save(path: Path, judge: nn.Module, facts: JudgeFacts) -> str:
+def save_judge(path: Path, judge: nn.Module, facts: JudgeFacts) -> str:
     """Writes the weights with the facts in the header; returns the SHA-256 of the file."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in judge.state_dict().items()}
     with replacing(path) as temporary:
@@ -227,7 +227,7 @@ def save(path: Path, judge: nn.Module, facts: JudgeFacts) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load(path: Path) -> tuple[nn.Module, JudgeFacts]:
+def load_judge(path: Path) -> tuple[nn.Module, JudgeFacts]:
     """A judge, frozen and in evaluation mode, with what is known of it.
 
     Raises: WeightsError where the file is missing, damaged or holds no judge.
@@ -248,14 +248,14 @@ def load(path: Path) -> tuple[nn.Module, JudgeFacts]:
     return judge.eval().requires_grad_(False), facts
 
 
-def competent(path: Path, *, task: str, train: Sequence[Source]) -> tuple[nn.Module, JudgeFacts]:
+def competent(path: Path, *, task: str, train: Sequence[SourceSpec]) -> tuple[nn.Module, JudgeFacts]:
     """The judge at `path`, if it may judge a search for `task` on the pictures of `train`.
 
     Raises: ConfigError where it was trained for another task or on other pictures; where it calls less than 90 % of
     held-out crops right, or most counterfeits clear: a search would then learn what fools the judge, not what restores
     pictures.
     """
-    judge, facts = load(path)
+    judge, facts = load_judge(path)
     if facts.task != task:
         raise ConfigError(f"{path} judges {facts.task}, and this search is for {task}; train one for it")
     if facts.train != list(train):

@@ -20,13 +20,13 @@ from twofold.files import write_text
 from twofold.train import checkpoint
 from twofold.train.schemes import Scheme, load_state, state_of
 
-Batches = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of turn n, a pure function of n
+DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
 
 
 class Report(Protocol):
     """Who is told what happens: a progress bar, a log file, a board, a test."""
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
     def validated(self, done: int, scores: dict[str, float]) -> None: ...
 
 
@@ -66,13 +66,13 @@ class Average:
 class Run:
     """Where a run lives and how often it is secured.
 
-    folder: gets `state.safetensors`. minutes: between checkpoints. epoch: turns between validations. main: False on
-    all ranks but the first, which write nothing.
+    folder: gets `state.safetensors`. minutes: between checkpoints. validate_every: steps between validations. main:
+    False on all ranks but the first, which write nothing.
     """
 
     folder: Path
     minutes: float = 5.0
-    epoch: int = 1000
+    validate_every: int = 1000
     main: bool = True
 
     @property
@@ -93,7 +93,7 @@ def clocks() -> Spent:
 
 def fit(
     scheme: Scheme,
-    batches: Batches,
+    batches: DrawsOfStep,
     *,
     until: int,
     run: Run,
@@ -101,12 +101,13 @@ def fit(
     average: Average | None = None,
     validate: Callable[[int], dict[str, float]] | None = None,
 ) -> Spent:
-    """Trains until `until` turns are done in all; a run found in its folder is continued as if it had never stopped.
+    """Trains until `until` steps are done in all; a run found in its folder is continued as if it had never stopped.
 
     Returns the time that training and validation took, earlier parts of the run included.
 
-    validate: called with the number of turns done at the end of every epoch, with the averaged parameters in place.
-    Ctrl-C is heard between two turns: the state is secured, then KeyboardInterrupt raised. A second one stops at once.
+    validate: called with the number of steps done, every `run.validate_every` steps and at the end, with the averaged
+    parameters in place. Ctrl-C takes effect between two steps: the state is saved, then KeyboardInterrupt raised. A
+    second one stops at once.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
@@ -124,8 +125,8 @@ def fit(
                 average.follow(scheme.restorer, done)
             images = sum(sample.clean.shape[0] for draw in draws for sample in draw)
             for report in reports:
-                report.turn(done, until, losses, images / (time.perf_counter() - started))
-            if validate is not None and (done % run.epoch == 0 or done == until):
+                report.step(done, until, losses, images / (time.perf_counter() - started))
+            if validate is not None and (done % run.validate_every == 0 or done == until):
                 scores = validated(scheme, average, validate, done)
                 for report in reports:
                     report.validated(done, scores)
@@ -177,11 +178,11 @@ def secure(scheme: Scheme, run: Run, average: Average | None, done: int, spent: 
     if run.main:
         kept = None if average is None else average.parameters
         state = {"done": done, **spent._asdict(), "scheme": state_of(scheme), "average": kept}
-        checkpoint.write(run.state, state)
+        checkpoint.write_state(run.state, state)
 
 
 def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spent]:
-    """The number of turns already done, and the time they took.
+    """The number of steps already done, and the time they took.
 
     Raises: WeightsError for a damaged state, or one of another model, scheme or average.
     """
@@ -190,7 +191,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
             orphan.unlink(missing_ok=True)
     if not run.state.exists():
         return 0, Spent()
-    state: dict[str, Any] = checkpoint.read(run.state)
+    state: dict[str, Any] = checkpoint.read_state(run.state)
     try:
         load_state(scheme, state["scheme"])
         for name, value in (average.parameters if average is not None else {}).items():
@@ -213,9 +214,9 @@ def telling_what_cannot_be_written(path: Path) -> Iterator[None]:
 
 
 class JsonLines:
-    """Appends one JSON line a report to `path`: turn, losses, images/s; and every validation.
+    """Appends one JSON line a report to `path`: step, losses, images/s; and every validation.
 
-    A run that goes on from turn n first drops the lines after n, which an interruption left: every turn stands there
+    A run that goes on from step n first drops the lines after n, which an interruption left: every step stands there
     once.
     """
 
@@ -228,27 +229,27 @@ class JsonLines:
         with telling_what_cannot_be_written(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if not self.begun and self.path.exists():
             write_text(self.path, "".join(lines_before(done, self.path.read_text(encoding="utf-8"))))
         self.begun = True
         if done % self.every == 0 or done == until:
-            self._append(turn=done, images_per_second=round(images_per_second, 2), **losses)
+            self._append(step=done, images_per_second=round(images_per_second, 2), **losses)
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
-        self._append(turn=done, validation=scores)
+        self._append(step=done, validation=scores)
 
 
-def lines_before(turn: int, text: str) -> list[str]:
-    """The whole lines of a log that tell of earlier turns.
+def lines_before(step: int, text: str) -> list[str]:
+    """The whole lines of a log that tell of earlier steps.
 
-    >>> lines_before(20, '{"turn": 10}\\n{"turn": 20}\\n{"tur')
-    ['{"turn": 10}\\n']
+    >>> lines_before(20, '{"step": 10}\\n{"step": 20}\\n{"tur')
+    ['{"step": 10}\\n']
     """
     kept = []
     for line in text.splitlines(keepends=True):
         try:
-            if json.loads(line)["turn"] < turn:
+            if json.loads(line)["step"] < step:
                 kept.append(line)
         except (ValueError, LookupError, TypeError):  # cut off by a kill
             continue
@@ -272,7 +273,7 @@ class Board:
                 self.writer.add_scalar(name, value, done)
             self.writer.flush()  # what waits in its queue dies with the process
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:
             self._show(done, {**losses, "images_per_second": images_per_second})
 

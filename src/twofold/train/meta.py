@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from twofold.contracts import Sample
+from twofold.losses import Loss
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
 from twofold.solve.linear import metric_norm
 from twofold.solve.meta import Harmonic, Schedule, aggregated_step
 from twofold.solve.operators import Operator, metric_of
 from twofold.solve.params import State, subtract
-from twofold.train.schemes import Draw, Learner, Loss, Machine
+from twofold.train.schemes import Draw, Learner, Machine
 
 
 class Watched:
@@ -37,16 +38,16 @@ class Watched:
 
 
 def solve(
-    problem: Problem, leader: Callable[[Tensor], Tensor], *, steps: int, mu: float, schedule: Schedule
+    problem: Problem, leader: Callable[[Tensor], Tensor], *, iterations: int, mu: float, schedule: Schedule
 ) -> tuple[Tensor, list[float]]:
-    """The picture after `steps` aggregated steps, differentiable, and the mean residual at each of them.
+    """The picture after `iterations` aggregated steps, differentiable, and the mean residual at each of them.
 
     leader: picture → scalar, what the leader descends in the state; its gradient 1-Lipschitz. schedule: its step sizes
     s_k, in units of the largest that the metric and the picture's own slope allow.
     """
     operator, u = Watched(problem.operator), problem.start
     largest = float(operator.metric.floor) / problem.slope**2
-    for k in range(steps):
+    for k in range(iterations):
         u = aggregated_step(operator, lambda v: leader(problem.image(v)), u, mu=mu, step=schedule(k) * largest)
     return problem.image(u), [r.item() for r in operator.residuals]
 
@@ -68,8 +69,8 @@ def contraction(residuals: list[float]) -> float:
 class MetaTraining:
     """w ← w − γ ∇φ_K(w), φ_K(w) = loss at the picture u_K(w), differentiated through all K aggregated steps.
 
-    steps: K. mu: the leader's share, 0 for plain unrolling. schedule: s_k, in units of the theory's bound; half the
-    summed squared error leads.
+    iterations: K. mu: the leader's share, 0 for plain unrolling. schedule: s_k, in units of the theory's bound; half
+    the summed squared error leads.
 
     A step returns `restoration` (the upper loss), `lower` (half the mean squared residual of the last step),
     `gradient` (‖∇φ‖), `change` (‖w_{t+1} − w_t‖), `contraction`, and `residual/k` for every k, norms in T's metric.
@@ -79,7 +80,7 @@ class MetaTraining:
     restorer: FixedPointRestorer
     loss: Loss
     learner: Learner
-    steps: int = 10
+    iterations: int = 10
     mu: float = 0.1
     schedule: Schedule = field(default=Harmonic(0.5))
     machine: Machine = field(default_factory=Machine)
@@ -94,8 +95,8 @@ class MetaTraining:
             return 0.5 * (image.float() - sample.clean).square().sum()
 
         with self.machine.autocast():
-            problem = self.restorer.problem(sample.observed, sample.known)
-            restored, residuals = solve(problem, leader, steps=self.steps, mu=self.mu, schedule=self.schedule)
+            problem = self.restorer.problem(sample.observed, sample.kernel)
+            restored, residuals = solve(problem, leader, iterations=self.iterations, mu=self.mu, schedule=self.schedule)
         loss = self.loss(restored.float(), sample.clean)
         before = [p.detach().clone() for p in self.learner.parameters]
         gradient = self._follow(loss)

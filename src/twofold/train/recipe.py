@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from twofold.contracts import ConfigError
-from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepper, Streaks, Water
+from twofold.train.damage import Amount, Blurred, Dark, Hazy, Noise, Range, SaltAndPepperSettings, Streaks, Water
 from twofold.train.found import FoundLoss, embed
 from twofold.zoo import ModelSpec, Settings, nearest
 
@@ -54,19 +54,19 @@ class Harvested(Settings):
 
 
 DegradationSpec = Annotated[
-    Noise | SaltAndPepper | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
+    Noise | SaltAndPepperSettings | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
 ]
 
 
 class Synthetic(Settings):
-    """Clean photographs, spoilt anew at every draw. turns: crops are also turned and mirrored upside down; not for
+    """Clean photographs, degraded anew at every draw. rotate: crops are also rotated by 90° and flipped; not for
     weather. weight: how often this source is drawn, relative to the others.
     """
 
     kind: Literal["synthetic"] = "synthetic"
     clean: Annotated[list[Folder], Field(min_length=1)]
     degradation: DegradationSpec
-    turns: bool = False
+    rotate: bool = False
     weight: Rate = 1.0
 
 
@@ -96,26 +96,35 @@ class Paired(Settings):
 
     kind: Literal["pairs"] = "pairs"
     pairs: Annotated[list[Pairs], Field(min_length=1)]
-    guidance: Literal["rain_region"] | None = None
+    guidance: Literal["rain_region", "exposure"] | None = None
     weight: Rate = 1.0
 
 
-Source = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
+class Taught(Settings):
+    """Real degraded photographs without truth; a classical restorer makes the target of each, on the whole image."""
+
+    kind: Literal["taught"] = "taught"
+    observed: Annotated[list[Folder], Field(min_length=1)]
+    teacher: Literal["underwater-stretch"]
+    weight: Rate = 1.0
+
+
+SourceSpec = Annotated[Taught | Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):
     """crop: side in pixels. zoom: range; the part that is cut out has `zoom` times that side and is reduced to it.
     batch: samples of all ranks together. guidance: D_h where it is not the training data
-    itself. validation: pairs; spoilt: clean photographs that are spoilt once, the same way at every validation.
+    itself. validation: pairs; degraded: clean photographs that are degraded once, the same way at every validation.
     """
 
     crop: Count = 112
     zoom: Range = [1.0, 1.0]
     batch: Count = 8
-    train: Annotated[list[Source], Field(min_length=1)]
-    guidance: Annotated[list[Source], Field(min_length=1)] | None = None
+    train: Annotated[list[SourceSpec], Field(min_length=1)]
+    guidance: Annotated[list[SourceSpec], Field(min_length=1)] | None = None
     validation: dict[str, Pairs] = {}
-    spoilt: dict[str, Source] = {}
+    degraded: dict[str, Annotated[Synthetic | WithDepth, Field(discriminator="kind")]] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
 
 
@@ -131,11 +140,11 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """warmup: turns of linear rise. milestones: shares of the run after which the rate is multiplied by `factor`.
+    """warmup: steps of linear rise. milestones: shares of the run after which the rate is multiplied by `factor`.
     floor: share of the rate that a cosine ends at.
     """
 
-    kind: Literal["constant", "cosine", "steps"] = "cosine"
+    kind: Literal["constant", "cosine", "multistep"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
     milestones: list[Share] = []
     factor: Share = 0.2
@@ -147,11 +156,11 @@ class SupervisedSpec(Settings):
 
 
 class GuidedTrainingSpec(Settings):
-    """guide_steps, steps: of each half in one turn. steering: share of samples that teach what a strength means."""
+    """guide_updates, net_updates: of each half in one step. steering: share of samples with a random strength."""
 
     kind: Literal["guided"] = "guided"
-    guide_steps: Count = 1
-    steps: Count = 1
+    guide_updates: Count = 1
+    net_updates: Count = 1
     steering: Share = 0.0
 
 
@@ -160,23 +169,23 @@ class NaiveSpec(Settings):
 
 
 class FrozenSpec(Settings):
-    """pretraining: share of the turns in which the guide alone is trained."""
+    """pretraining: share of the steps in which the guide alone is trained."""
 
     kind: Literal["frozen"] = "frozen"
     pretraining: Share = 0.5
 
-    def first(self, turns: int) -> int:
-        """How many of the turns train the guide."""
-        return round(self.pretraining * turns)
+    def first(self, steps: int) -> int:
+        """How many of the steps train the guide."""
+        return round(self.pretraining * steps)
 
 
 class MetaSpec(Settings):
-    """Bilevel Meta Optimization of a fixed point. steps: K. mu: the leader's share, 0 to unroll. first: s_k is
+    """Bilevel Meta Optimization of a fixed point. iterations: K. mu: the leader's share, 0 to unroll. first: s_k is
     first / (k + 1), in units of the theory's bound.
     """
 
     kind: Literal["meta"] = "meta"
-    steps: Count = 8
+    iterations: Count = 8
     mu: Annotated[float, Field(ge=0, lt=1)] = 0.1
     first: Amount = 0.5
 
@@ -217,7 +226,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[e
 
 
 class Recipe(Settings):
-    """turns: how often `Scheme.step` is called in all. epoch: turns between validations."""
+    """steps: calls of `Scheme.step` in all. validate_every: steps between validations."""
 
     name: str
     about: str = ""
@@ -231,8 +240,8 @@ class Recipe(Settings):
     optimizer: Optimizer = Optimizer()
     guide_optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    turns: Count
-    epoch: Count = 1000
+    steps: Count
+    validate_every: Count = 1000
     average: float = Field(default=0.999, ge=0, lt=1, description="decay of the moving average; 0 for none")
     precision: Literal["float32", "bf16"] = "bf16"
     protocol: str = "rgb"
@@ -253,7 +262,7 @@ def kind_of(tree: dict[str, Any]) -> str:
     return str(tree.get("kind", "train"))
 
 
-def read(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
+def read_recipe(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
     """A recipe of the package by name, or a YAML file, with changes such as `data.batch=4` applied.
 
     Raises: ConfigError with the dotted path of the first mistake and the nearest known key.

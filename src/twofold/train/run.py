@@ -17,7 +17,7 @@ from torch import nn
 
 from twofold import losses, zoo
 from twofold.contracts import ConfigError
-from twofold.data.batches import Share
+from twofold.data.batches import Shard
 from twofold.files import replacing, write_text
 from twofold.nets.perceptual import (
     ALEXNET,
@@ -43,7 +43,7 @@ from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, vali
 from twofold.train.meta import MetaTraining
 
 
-def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> schemes.Loss:
+def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> losses.Loss:
     """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
     the data root when the loss is first called, and raise WeightsError where it is not there.
 
@@ -53,7 +53,7 @@ def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path =
         file = settings.file()
 
         @cache
-        def found(device: torch.device) -> schemes.Loss:
+        def found(device: torch.device) -> losses.Loss:
             return file.build(feature_networks(file.needs, root, device))
 
         return lambda restored, clean: found(restored.device)(restored, clean)
@@ -82,10 +82,10 @@ def feature_networks(needs: Sequence[str], root: Path, device: torch.device | st
     }
 
 
-def _term(name: recipes.LossName, root: Path) -> schemes.Loss:
+def _term(name: recipes.LossName, root: Path) -> losses.Loss:
     makers = {"perceptual_squeeze": perceptual_squeeze, "perceptual_vgg16": perceptual_vgg16}
     if name not in makers:
-        term: schemes.Loss = getattr(losses, name)
+        term: losses.Loss = getattr(losses, name)
         return term
 
     @cache
@@ -106,8 +106,8 @@ def perceptual_vgg16(features: Path) -> FeatureDistance:
     return FeatureDistance(plain, (3, 8, 15), weights=(1 / 3, 1 / 3, 1 / 3), power=2)
 
 
-def build_schedule(settings: recipes.Schedule, turns: int) -> Callable[[int], float]:
-    """The factor on the learning rate at step n of `turns`.
+def build_schedule(settings: recipes.Schedule, steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at step n of `steps`.
 
     >>> cosine = build_schedule(recipes.Schedule(kind="cosine", warmup=2), 10)
     >>> [round(cosine(n), 2) for n in (0, 1, 2, 6, 10)]
@@ -117,11 +117,11 @@ def build_schedule(settings: recipes.Schedule, turns: int) -> Callable[[int], fl
     def factor(n: int) -> float:
         if n < settings.warmup:
             return (n + 1) / settings.warmup
-        done = (n - settings.warmup) / max(turns - settings.warmup, 1)
+        done = (n - settings.warmup) / max(steps - settings.warmup, 1)
         if settings.kind == "cosine":
             return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        if settings.kind == "steps":
-            return float(settings.factor ** sum(n >= share * turns for share in settings.milestones))
+        if settings.kind == "multistep":
+            return float(settings.factor ** sum(n >= share * steps for share in settings.milestones))
         return 1.0
 
     return factor
@@ -155,28 +155,30 @@ def build_scheme(
         )
 
     if isinstance(spec, recipes.SupervisedSpec):
-        return schemes.Supervised(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
+        return schemes.Supervised(restorer, loss, learner(restorer, recipe.optimizer, recipe.steps), machine)
     if isinstance(spec, recipes.MetaSpec):
         if not isinstance(restorer, FixedPointRestorer):
             raise ConfigError(f"scheme.kind: 'meta' trains a fixed point, but model.kind is {recipe.model.kind!r}")
-        whole = learner(restorer, recipe.optimizer, recipe.turns)
+        whole = learner(restorer, recipe.optimizer, recipe.steps)
         leads = Harmonic(spec.first)
-        return MetaTraining(restorer, loss, whole, steps=spec.steps, mu=spec.mu, schedule=leads, machine=machine)
+        return MetaTraining(
+            restorer, loss, whole, iterations=spec.iterations, mu=spec.mu, schedule=leads, machine=machine
+        )
     if not isinstance(restorer, Guided):
         raise ConfigError(f"scheme.kind: {spec.kind!r} trains a guide, but model.kind is {recipe.model.kind!r}")
     if isinstance(spec, recipes.NaiveSpec):
-        return schemes.Naive(restorer, loss, learner(restorer, recipe.optimizer, recipe.turns), machine)
+        return schemes.Naive(restorer, loss, learner(restorer, recipe.optimizer, recipe.steps), machine)
     if isinstance(spec, recipes.FrozenSpec):
-        first = spec.first(recipe.turns)
+        first = spec.first(recipe.steps)
         theta = learner(restorer.guide, recipe.guide_optimizer, first)
-        omega = learner(restorer.net, recipe.optimizer, recipe.turns - first)
+        omega = learner(restorer.net, recipe.optimizer, recipe.steps - first)
         return schemes.Frozen(restorer, loss, theta, omega, first, machine)
-    theta = learner(restorer.guide, recipe.guide_optimizer, recipe.turns * spec.guide_steps)
-    omega = learner(restorer.net, recipe.optimizer, recipe.turns * spec.steps)
+    theta = learner(restorer.guide, recipe.guide_optimizer, recipe.steps * spec.guide_updates)
+    omega = learner(restorer.net, recipe.optimizer, recipe.steps * spec.net_updates)
     return schemes.GuidedTraining(restorer, loss, theta, omega, machine, spec.steering, recipe.seed)
 
 
-def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.device, Share]:
+def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.device, Shard]:
     """How a step is computed, on which device, and which of the ranks of `accelerate launch` this process is.
 
     Raises: ConfigError where the package accelerate is not installed, or for a device that torch does not know.
@@ -193,7 +195,7 @@ def machine_of(precision: str, device: str) -> tuple[schemes.Machine, torch.devi
         raise ConfigError(f"unknown device {device!r}: auto, cpu, cuda, cuda:1 …") from error
     half = partial(torch.autocast, place.type, torch.bfloat16, enabled=precision == "bf16")
     average = partial(reduce, reduction="mean") if ranks.num_processes > 1 else None
-    return schemes.Machine(half, average), place, Share(ranks.process_index, ranks.num_processes)
+    return schemes.Machine(half, average), place, Shard(ranks.process_index, ranks.num_processes)
 
 
 def train(
@@ -230,19 +232,19 @@ def train(
         nonlocal found
         found = {}
         if main:
-            zoo.save(folder / "model.safetensors", restorer, recipe.model)
-            material.sheet(folder / "samples" / f"{done:07d}.png", restorer, shown)
+            zoo.save_restorer(folder / "model.safetensors", restorer, recipe.model)
+            material.write_samples(folder / "samples" / f"{done:07d}.png", restorer, shown)
             found = material.scores(restorer, pairs, recipe)
             keep_best(folder, done, found)
         return found
 
-    run = Run(folder, minutes=minutes, epoch=recipe.epoch, main=main)
-    spent = fit(scheme, batches, until=recipe.turns, run=run, reports=reports, average=average, validate=validate)
+    run = Run(folder, minutes=minutes, validate_every=recipe.validate_every, main=main)
+    spent = fit(scheme, batches, until=recipe.steps, run=run, reports=reports, average=average, validate=validate)
     if found is None:  # the run was finished before
-        found = validated(scheme, average, validate, recipe.turns)
+        found = validated(scheme, average, validate, recipe.steps)
     facts = {
         "recipe": recipe.name,
-        "turns": recipe.turns,
+        "steps": recipe.steps,
         "seed": recipe.seed,
         "protocol": recipe.protocol,
         "validation": found,
@@ -255,10 +257,10 @@ def train(
     return facts
 
 
-def keep_best(folder: Path, turns: int, scores: dict[str, float]) -> None:
+def keep_best(folder: Path, steps: int, scores: dict[str, float]) -> None:
     """Keeps the model that has the highest PSNR so far, in the mean over the validation sets, as best.safetensors.
 
-    best.json says after how many turns, and its scores: chosen on these pictures, they flatter it a little.
+    best.json says after how many steps, and its scores: chosen on these pictures, they flatter it a little.
     """
     found = [value for name, value in scores.items() if name.endswith("/psnr")]
     if not found:
@@ -268,7 +270,7 @@ def keep_best(folder: Path, turns: int, scores: dict[str, float]) -> None:
         return
     with replacing(folder / "best.safetensors") as temporary:
         shutil.copyfile(folder / "model.safetensors", temporary)
-    write_text(facts, json.dumps({"turns": turns, "psnr": psnr, "validation": scores}, indent=2) + "\n")
+    write_text(facts, json.dumps({"steps": steps, "psnr": psnr, "validation": scores}, indent=2) + "\n")
 
 
 def build_restorer(recipe: recipes.Recipe) -> nn.Module:
@@ -286,7 +288,7 @@ def keep_recipe(recipe: zoo.Settings, folder: Path, *, write: bool = True) -> No
     path = folder / "recipe.yaml"
     if path.exists():
         kept = recipes.parse_as(type(recipe), recipes.tree_of(path), str(path))
-        changed = [key for key, value in kept if key != "turns" and value != getattr(recipe, key)]
+        changed = [key for key, value in kept if key != "steps" and value != getattr(recipe, key)]
         if changed:
             raise ConfigError(
                 f"{folder} holds a run of another recipe ({', '.join(changed)} differ from {path}); "

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import DataError, Sample, TwofoldError
+from twofold.contracts import EXPOSURE, DataError, GuidanceKind, Sample, TwofoldError
+from twofold.losses import Loss
 from twofold.restorers.guided import Guided
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Draw = Sequence[Sample]
 
 
@@ -29,7 +29,7 @@ class Diverged(TwofoldError, FloatingPointError):
 
 
 class Scheme(Protocol):
-    """One way of training: `step` sees the samples of one turn and returns what the log shows."""
+    """One way of training: `step` sees the samples of one step and returns what the log shows."""
 
     @property
     def restorer(self) -> nn.Module: ...
@@ -130,7 +130,7 @@ class Supervised:
         (samples,) = draws
         for sample in samples:
             with self.machine.autocast():
-                restored = self.restorer(sample.observed, known=sample.known).image
+                restored = self.restorer(sample.observed, kernel=sample.kernel).image
             loss = self.loss(restored.float(), sample.clean)
             self.learner.descend(loss)
             total += loss.item() / len(samples)
@@ -147,9 +147,9 @@ def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
                 maps.append(restorer.guide(observed, current))
                 return maps[-1]
 
-            restorer(sample.observed, guidance=draw, known=sample.known)
+            restorer(sample.observed, guidance=draw, kernel=sample.kernel)
         else:
-            maps.append(restorer.draw(sample.observed))
+            maps.append(_estimated(restorer, sample.observed))
     truth = true_guidance(sample)
     return torch.stack([F.mse_loss(m.float(), truth) for m in maps]).mean()
 
@@ -159,18 +159,29 @@ def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Te
     if restorer.guide.stage:
         return lambda observed, current: restorer.guide(observed, current).detach()
     with torch.no_grad():
-        return restorer.draw(sample.observed)
+        return _estimated(restorer, sample.observed)
 
 
-def steered(sample: Sample, guidance: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s in
-    [0, 1].
+def _estimated(restorer: Guided, observed: Tensor) -> Tensor:
+    estimated = restorer.estimate(observed)
+    assert isinstance(estimated, Tensor), "a stage guide is asked by the network"
+    return estimated
 
-    Where the map is scaled by s, the target is `observed + s (clean − observed)`; a third of the steered samples have
-    s = 0.
+
+def steered(
+    sample: Sample, guidance: Tensor, share: float, generator: torch.Generator, kind: GuidanceKind
+) -> tuple[Tensor, Tensor]:
+    """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s.
+
+    Where the map is scaled by s, the target is `observed + s (clean − observed)`, s in [0, 1], and a third of the
+    steered samples have s = 0. An exposure in stops is scaled by s in [0.4, 1.3], and the target is clean · 2^((s − 1)
+    guidance), clipped: the brightness that so many stops give.
     """
     b = sample.clean.shape[0]
     chosen, strength = torch.rand(2, b, generator=generator)
+    if kind is EXPOSURE:
+        s = torch.where(chosen < share, 0.4 + 0.9 * strength, torch.ones(())).to(sample.clean.device).view(b, 1, 1, 1)
+        return guidance * s, (sample.clean * ((s - 1) * guidance.float()).exp2()).clamp(max=1.0)
     s = torch.where(chosen < share, (strength * 1.5 - 0.5).clamp(min=0.0), torch.ones(()))
     s = s.to(sample.clean.device).view(b, 1, 1, 1)
     return guidance * s, sample.observed + s * (sample.clean - sample.observed)
@@ -206,8 +217,8 @@ class GuidedTraining:
                 target = sample.clean
                 if self.steering and isinstance(guidance, Tensor):
                     generator = torch.Generator().manual_seed(self.seed + self.learner.schedule.last_epoch)
-                    guidance, target = steered(sample, guidance, self.steering, generator)
-                restored = self.restorer(sample.observed, guidance=guidance, known=sample.known).image
+                    guidance, target = steered(sample, guidance, self.steering, generator, self.restorer.kind)
+                restored = self.restorer(sample.observed, guidance=guidance, kernel=sample.kernel).image
             loss = self.loss(restored.float(), target)
             self.learner.descend(loss)
             f += loss.item() / len(samples)
@@ -228,7 +239,7 @@ class Naive:
         (samples,) = draws
         for sample in samples:
             with self.machine.autocast():
-                restored = self.restorer(sample.observed, known=sample.known)
+                restored = self.restorer(sample.observed, kernel=sample.kernel)
             restoration = self.loss(restored.image.float(), sample.clean)
             guidance = F.mse_loss(restored.guidance.float(), true_guidance(sample))
             self.learner.descend(restoration + guidance)

@@ -1,7 +1,7 @@
 """Searching a loss, an architecture or both, as a way of training (Zhu et al. 2022, eq. 2 to 4).
 
 Three levels: a judge says which loss weights β are right, the loss says which architecture α is right, and ω are the
-network's weights. A turn sees one batch of each half of the data, split by picture: first what is searched moves by
+network's weights. A step sees one batch of each half of the data, split by picture: first what is searched moves by
 its hypergradient on the validation half, then ω by one step on the training half. So every search is an ordinary run
 of `twofold.train.loop.fit`: logged, resumed, reproducible.
 """
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from twofold.contracts import ConfigError, DataError, Sample, TwofoldError
 from twofold.data.crops import CropCache
 from twofold.data.depth import HazyCrops
-from twofold.data.sources import Mixture, PairCrops, Source, SyntheticCrops
+from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.losses import Loss
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import clear_loss
 from twofold.search.genotype import derive, entropy
 from twofold.search.loss_space import LossSpace
-from twofold.search.supernet import architecture, mixtures_of, weights
+from twofold.search.supernet import architecture, mixtures_of, network_weights
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import Cost, Strategy, hypergradient
 from twofold.train.schemes import Draw, Learner, Machine
@@ -53,7 +53,7 @@ class Search:
     ablation). upper: `judged(judge)` for the loss; None takes the lower loss on the validation half, which is for the
     architecture alone (the loss that is searched must not judge itself: it would shrink to zero). strategy:
     `OneStepUnrolled` wherever β is searched, since its first-order gradient is zero; `FirstOrder` will do for α.
-    warmup: turns in which ω alone moves.
+    warmup: steps in which ω alone moves.
 
     Raises: ConfigError where a loss is searched without an upper one.
     """
@@ -123,7 +123,7 @@ class Search:
 
     def omega(self) -> dict[str, nn.Parameter]:
         """The weights that are trained."""
-        return weights(self.restorer)
+        return network_weights(self.restorer)
 
     def _restored(self, network: Callable[[Tensor], Tensor], sample: Sample) -> Tensor:
         with self.machine.autocast():
@@ -154,15 +154,15 @@ def facts(network: nn.Module, space: LossSpace) -> dict[str, float]:
 
 
 class Collapsed(TwofoldError):
-    """A search is about to choose a network that does next to nothing. turn: when it was stopped."""
+    """A search is about to choose a network that does next to nothing. step: when it was stopped."""
 
-    def __init__(self, turn: int, ratio: float) -> None:
+    def __init__(self, step: int, ratio: float) -> None:
         super().__init__(
-            f"after {turn} turns SC leads at {ratio:.0%} of the places: the search collapses to doing nothing, which "
+            f"after {step} steps SC leads at {ratio:.0%} of the places: the search collapses to doing nothing, which "
             "gradient-based searches are prone to; stop earlier, lower the rate of architecture_optimizer, or take "
             "another seed"
         )
-        self.turn, self.ratio = turn, ratio
+        self.step, self.ratio = step, ratio
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class CollapseGuard:
 
     limit: float
 
-    def turn(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         ratio = losses.get("skip_ratio", 0.0)
         if ratio > self.limit:
             raise Collapsed(done, ratio)
@@ -180,7 +180,7 @@ class CollapseGuard:
         pass
 
 
-def halves(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
+def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
     """(training, validation): the same source on every other clean picture and on the rest, a split by picture.
 
     Pairs whose clean pictures hold the same bytes, such as one scene at several densities of haze, stay together, also
@@ -213,10 +213,10 @@ def _halves(source: Source, pictures: int, sides: dict[bytes, int]) -> tuple[Sou
                 depths = [source.depths[i] for i in chosen]
                 return replace(source, clean=_only(source.clean, chosen), depths=depths)
 
-        case Mixture():
+        case SourceMixture():
             share = -(-pictures // len(source.sources))
             parts = [_halves(inner, share, sides) for inner in source.sources]
-            return tuple(Mixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
+            return tuple(SourceMixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
         case _:
             raise DataError(f"a {type(source).__name__} cannot be split by picture; take pairs or clean pictures")
     return part(first), part(second)

@@ -11,7 +11,7 @@ from twofold.search.loss_space import Clipped, FixedSum, Softplus
 from twofold.train import recipe as recipes
 from twofold.train.damage import Amount
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, Source
+from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
 from twofold.zoo import Combination, PlainSpec, Settings
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
@@ -21,13 +21,13 @@ OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)
 class Material(Settings):
     """Both halves come from `train`: every other clean picture is for training, the rest for validation.
 
-    crop: side in pixels. batch: samples of each half in a turn. pictures: so many clean ones in all; 0 takes all.
+    crop: side in pixels. batch: samples of each half in a step. pictures: so many clean ones in all; 0 takes all.
     """
 
     crop: Count = 64
     batch: Count = 2
     pictures: int = Field(default=0, ge=0)
-    train: Annotated[list[Source], Field(min_length=1)]
+    train: Annotated[list[SourceSpec], Field(min_length=1)]
 
     def drawn(self) -> recipes.Data:
         """The same as the data of a training recipe."""
@@ -54,7 +54,7 @@ JudgeSpec = Annotated[SmallJudge | PaperJudge, Field(discriminator="kind")]
 class JudgeRecipe(Settings):
     """held_out: crops of the validation half, each clean and degraded, that the accuracy is measured on.
 
-    counterfeits: weight of a third kind of picture in the training, clean ones spoilt as a network spoils them. The
+    counterfeits: weight of a third kind of picture in the training, clean ones degraded as a network degrades them. The
     paper has none, and its judge calls noise clear.
     """
 
@@ -68,13 +68,13 @@ class JudgeRecipe(Settings):
     data: Material
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    turns: Count
+    steps: Count
     held_out: Count = 256
     counterfeits: Amount = 0.0
 
 
 class HierarchicalSpec(Settings):
-    """The paper's: first the loss with α at its start, then α with the loss that was found. Turns of each."""
+    """The paper's: first the loss with α at its start, then α with the loss that was found. Steps of each."""
 
     kind: Literal["hierarchical"] = "hierarchical"
     loss: Count
@@ -85,21 +85,21 @@ class SynchronousSpec(Settings):
     """Both at once against the judge, moved by one optimizer, architecture_optimizer: the paper's ablation."""
 
     kind: Literal["synchronous"] = "synchronous"
-    turns: Count
+    steps: Count
 
 
 class LossSpec(Settings):
     """The loss alone, for any network."""
 
     kind: Literal["loss"] = "loss"
-    turns: Count
+    steps: Count
 
 
 class ArchitectureSpec(Settings):
     """The architecture alone, with the loss of a file, or all weights 1."""
 
     kind: Literal["architecture"] = "architecture"
-    turns: Count
+    steps: Count
     loss: FoundLoss | None = None
 
 
@@ -149,7 +149,7 @@ class LossSpaceSpec(Settings):
 class SearchRecipe(Settings):
     """judge: the recipe that trains one where none is given. final: the recipe that trains what was found.
 
-    warmup: turns of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
+    warmup: steps of each stage in which ω alone is trained; the verdict on an untrained network says nothing.
     unrolled_step: learning rate of the step that the loss's weights are seen through. collapse: the share of unit
     places led by SC above which the search ends early. second_order: α's gradient through one step too, four times as
     dear.

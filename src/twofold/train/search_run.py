@@ -32,7 +32,7 @@ from twofold.search.loss_space import (
     near_zero,
     published_terms,
 )
-from twofold.search.supernet import mixtures, weights
+from twofold.search.supernet import mixtures, network_weights
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
 from twofold.train import data as material
 from twofold.train import drawings
@@ -47,9 +47,9 @@ from twofold.train.search import (
     Search,
     What,
     facts,
-    halves,
     judged,
     searched_parameters,
+    split_source,
 )
 from twofold.train.search_recipe import (
     ArchitectureSpec,
@@ -68,7 +68,7 @@ class Stage:
 
     name: str
     what: What
-    turns: int
+    steps: int
     found: LossFile | None = None
 
 
@@ -80,11 +80,11 @@ def stages(recipe: SearchRecipe) -> list[Stage]:
     if isinstance(spec, HierarchicalSpec):
         return [Stage("loss", "loss", spec.loss), Stage("architecture", "architecture", spec.architecture)]
     if isinstance(spec, LossSpec):
-        return [Stage("loss", "loss", spec.turns)]
+        return [Stage("loss", "loss", spec.steps)]
     if isinstance(spec, ArchitectureSpec):
         given = None if spec.loss is None else spec.loss.file()
-        return [Stage("architecture", "architecture", spec.turns, given)]
-    return [Stage("synchronous", "both", spec.turns)]
+        return [Stage("architecture", "architecture", spec.steps, given)]
+    return [Stage("synchronous", "both", spec.steps)]
 
 
 def needs_judge(recipe: SearchRecipe) -> bool:
@@ -101,7 +101,7 @@ def build_net(recipe: SearchRecipe) -> nn.Module:
     return net
 
 
-class Perceptual(NamedTuple):
+class PerceptualTerms(NamedTuple):
     """The two perceptual terms that go with a feature network: names, layers to choose from, scale of the first."""
 
     term: str
@@ -111,8 +111,8 @@ class Perceptual(NamedTuple):
 
 
 PERCEPTUAL = {
-    "squeezenet": Perceptual("features-squeeze", "perceptual-squeeze", SQUEEZENET_GROUPS, SQUEEZENET_SCALE),
-    "vgg19": Perceptual("features-vgg19", "lpips-alexnet", VGG19_GROUPS, 1.0),
+    "squeezenet": PerceptualTerms("features-squeeze", "perceptual-squeeze", SQUEEZENET_GROUPS, SQUEEZENET_SCALE),
+    "vgg19": PerceptualTerms("features-vgg19", "lpips-alexnet", VGG19_GROUPS, 1.0),
 }
 
 
@@ -143,7 +143,7 @@ def build_search(
     """The scheme of one stage."""
     settings = recipe.loss_optimizer if stage.what == "loss" else recipe.architecture_optimizer
     one_step = OneStepUnrolled(recipe.unrolled_step)
-    searched, omega = searched_parameters(stage.what, net, space), weights(net).values()
+    searched, omega = searched_parameters(stage.what, net, space), network_weights(net).values()
     return Search(
         restorer=net,
         space=space,
@@ -185,12 +185,12 @@ def search(
         return finished
     upper, admitted = None, None
     if needs_judge(recipe):
-        path = judge or train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
+        path = judge or train_recipe_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
         module, admitted = judges.competent(path, task=recipe.task, train=recipe.data.train)
         upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
-    seen, held = halves(source, pictures=recipe.data.pictures)
+    seen, held = split_source(source, pictures=recipe.data.pictures)
     size, seed = recipe.data.batch, recipe.seed
     train = Batches(seen, size, seed=seed, share=share, device=place)
     validation = Batches(held, size, seed=seed + SECOND_STREAM, share=share, device=place)
@@ -209,7 +209,7 @@ def search(
         scheme = build_search(recipe, stage, net, space, upper, machine)
         inside = folder / stage.name
         told = [*reports(stage.name), *([JsonLines(inside / "log.jsonl", every=1)] if main else [])]
-        run = Run(inside, minutes=minutes, epoch=stage.turns, main=main)
+        run = Run(inside, minutes=minutes, validate_every=stage.steps, main=main)
         done[stage.name] = carried_out(scheme, stage, batches, run, [*told, CollapseGuard(recipe.collapse)])
         if stage.what != "architecture":
             found = space.derive()
@@ -270,11 +270,11 @@ def carried_out(
     ended: Collapsed | None = None
     spent = None
     try:
-        spent = fit(scheme, batches, until=stage.turns, run=run, reports=reports)
+        spent = fit(scheme, batches, until=stage.steps, run=run, reports=reports)
     except Collapsed as collapsed:
         ended = collapsed
     return {
-        "turns": stage.turns if ended is None else ended.turn,
+        "steps": stage.steps if ended is None else ended.step,
         "seconds": None if spent is None else round(spent.seconds, 1),
         "cpu_seconds": None if spent is None else round(spent.cpu_seconds, 1),
         "ended_early": None if ended is None else str(ended),
@@ -310,7 +310,7 @@ def hand_over(
 ) -> None:
     """Writes what was found and how: loss.yaml, genotype.json, pictures, traces; last search.json, which ends it."""
     loss.write(folder / "loss.yaml")
-    drawings.weights(folder / "weights.png", {recipe.task: loss.weights})
+    drawings.draw_weights(folder / "weights.png", {recipe.task: loss.weights})
     if genotype is not None:
         genotype.write(folder / "genotype.json")
         picture(genotype, folder / "architecture.png")
@@ -320,7 +320,7 @@ def hand_over(
     write_text(folder / "search.json", json.dumps(result, indent=1) + "\n")
 
 
-def train_judge(
+def train_recipe_judge(
     recipe: SearchRecipe, root: Path, folder: Path, *, device: str = "auto", reports: Sequence[Report] = ()
 ) -> Path:
     """The path of the judge that the recipe names, trained in `folder`; what lies there is gone on with.
@@ -328,5 +328,5 @@ def train_judge(
     Raises: ConfigError where another one lies there.
     """
     settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
-    judges.train(settings, root, folder, device=device, reports=reports)
+    judges.train_judge(settings, root, folder, device=device, reports=reports)
     return folder / "judge.safetensors"

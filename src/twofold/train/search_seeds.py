@@ -15,7 +15,7 @@ from twofold.search.genotype import Genotype, agreement
 from twofold.train import drawings
 from twofold.train.loop import Report
 from twofold.train.search_recipe import SearchRecipe
-from twofold.train.search_run import needs_judge, search, total, train_judge
+from twofold.train.search_run import needs_judge, search, total, train_recipe_judge
 
 
 def searches(
@@ -40,7 +40,7 @@ def searches(
     if seeds < 2:
         raise ConfigError(f"seeds: to see what two searches agree on takes at least 2, got {seeds}")
     if judge is None and needs_judge(recipe):
-        judge = train_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
+        judge = train_recipe_judge(recipe, root, folder / "judge", device=device, reports=reports("judge"))
     each: dict[int, dict[str, Any]] = {}
     for seed in range(recipe.seed, recipe.seed + seeds):
 
@@ -65,6 +65,6 @@ def searches(
         genotypes = [Genotype.from_json((folder / f"seed{seed}" / "genotype.json").read_text()) for seed in each]
         result["agreement"], result["chance"] = agreement(genotypes)
         result |= {name: [facts[name] for facts in each.values()] for name in ("parameters", "skip_ratio", "entropy")}
-    drawings.weights(folder / "stability.png", {f"seed {seed}": facts["loss"] for seed, facts in each.items()})
+    drawings.draw_weights(folder / "stability.png", {f"seed {seed}": facts["loss"] for seed, facts in each.items()})
     write_text(folder / "stability.json", json.dumps(result, indent=1) + "\n")
     return result
