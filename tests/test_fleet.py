@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from twofold import api, fleet, images
+from twofold.cli.app import run_command_line
 from twofold.contracts import TwofoldError
 
 Maker = Callable[..., Path]
@@ -102,6 +104,41 @@ def test_a_broken_file_costs_itself(cluster: Any, tmp_path: Path, picture: Maker
     assert "cannot be read" in str(results[2].error)
     assert os.listdir(tmp_path / "out") == ["good.png"]
     assert results[1].facts["width"] == 17
+
+
+@pytest.mark.slow
+def test_the_command_restores_a_folder_and_reports_what_failed(
+    cluster: Any, tmp_path: Path, picture: Maker, guided_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture("in/a.png")
+    picture("in/deep/b.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    arguments = ["restore", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(guided_model)]
+    arguments += ["--engine", "ray", "--workers", "1", "--json"]
+    assert run_command_line(arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(facts["output"]).name for facts in report["done"]] == ["a.png", "b.png"]
+    assert [Path(facts["input"]).name for facts in report["failed"]] == ["broken.png"]
+    assert (tmp_path / "out" / "deep" / "b.png").is_file()
+    assert run_command_line([*arguments, "--skip-existing"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["skipped"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--engine", "ray", "--guidance", "0.5"], "--guidance: not with --engine ray"),
+        (["--engine", "ray", "--kernel", "."], "--kernel FOLDER: not with --engine ray"),
+        (["--engine", "spark"], "--engine is local or ray"),
+        (["--workers", "2"], "--workers and --address are for ray"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    more: list[str], reason: str, tmp_path: Path, picture: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture("a.png")
+    assert run_command_line(["restore", str(source), "-o", str(tmp_path / "b.png"), "-m", "derain", *more]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,10 @@ def asked(server: Server, home: Path, code: str, **more: str) -> subprocess.Comp
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
 
 
-LOAD = "import torch, twofold; print(twofold.load('hf://user/name', precision='exact')(torch.zeros(3, 8, 8)).image.shape)"
+RUN = "from twofold.cli.app import run_command_line as run"
+LOAD = (
+    "import torch, twofold; print(twofold.load('hf://user/name', precision='exact')(torch.zeros(3, 8, 8)).image.shape)"
+)
 
 
 def test_a_model_is_loaded_from_the_hub_and_then_offline_from_the_cache(
@@ -160,7 +163,7 @@ def test_a_model_is_pushed_with_its_card(server: Server, tmp_path: Path, guided_
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(guided_model.read_bytes())
     weights.with_suffix(".json").write_text('{"name": "mine"}')
-    code = f"from twofold.cli.app import run_command_line as run; run(['export', 'hf://user/name', '--model', {str(weights)!r}])"
+    code = f"{RUN}; run(['export', 'hf://user/name', '--model', {str(weights)!r}])"
     done = asked(server, tmp_path / "home", code)
     assert f"/user/name/commit/{COMMIT}" in done.stdout, done.stderr
     assert server.pushed == {
@@ -172,7 +175,7 @@ def test_a_model_is_pushed_with_its_card(server: Server, tmp_path: Path, guided_
 def test_a_model_is_pulled_into_a_file(server: Server, tmp_path: Path, guided_model: Path) -> None:
     server.files["user/name/model.safetensors"] = guided_model.read_bytes()
     out = tmp_path / "mine.safetensors"
-    code = f"from twofold.cli.app import run_command_line as run; run(['import', 'hf://user/name', {str(out)!r}])"
+    code = f"{RUN}; run(['import', 'hf://user/name', {str(out)!r}])"
     done = asked(server, tmp_path / "home", code)
     assert "guided" in done.stdout, done.stderr
     from twofold import zoo

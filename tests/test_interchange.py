@@ -149,13 +149,13 @@ def test_the_official_griddehazenet_is_imported_and_restores_the_same(tmp_path: 
 
 def test_settings_are_read_from_the_shapes() -> None:
     state = published_griddehazenet(width=8, rows=2, columns=4, dense=3, growth=6)
-    spec, _ = interchange.recognised({name.removeprefix("module."): value for name, value in state.items()})
+    spec, _ = interchange.published_network({name.removeprefix("module."): value for name, value in state.items()})
     assert spec.net == zoo.GridDehazeSpec(width=8, rows=2, columns=4, dense=3, growth=6)
 
 
 def test_a_checkpoint_in_a_wrapper_is_found(tmp_path: Path) -> None:
     torch.save({"params": {}, "params_ema": published_prenet(), "iteration": 7}, tmp_path / "wrapped.pth")
-    assert len(interchange.read_state(tmp_path / "wrapped.pth")) == 32
+    assert len(interchange.read_checkpoint(tmp_path / "wrapped.pth")) == 32
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_another_network_is_refused_with_what_was_seen(change: Any, reason: str)
     state = published_prenet()
     change(state)
     with pytest.raises(WeightsError, match=reason):
-        interchange.recognised(state)
+        interchange.published_network(state)
 
 
 class Harmful:
@@ -202,7 +202,7 @@ def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
         ("a", "no file"),
     ):
         with pytest.raises(WeightsError, match=reason):
-            interchange.read_state(tmp_path / name)
+            interchange.read_checkpoint(tmp_path / name)
 
 
 DEBLUR = zoo.GuidedSpec(

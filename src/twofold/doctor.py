@@ -119,7 +119,7 @@ def _processor_flags() -> set[str]:
 
 
 def _memory() -> dict[str, int | None]:
-    """Bytes: in all, free for a new program, and the limit that a container sets; None where the system does not say."""
+    """Bytes: in all, free, and the limit that a container sets; None where the system does not say."""
     facts: dict[str, int | None] = {"total": None, "available": None, "limit": None}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -172,7 +172,9 @@ def _plans() -> dict[str, dict[str, str]]:
         elif card.bf16_difference is None:
             reason = "the card does not say how much bfloat16 changes the picture"
         else:
-            reason = f"bfloat16 would change the picture by {card.bf16_difference:.2f} grey levels, more than half a one"
+            reason = (
+                f"bfloat16 would change the picture by {card.bf16_difference:.2f} grey levels, more than half a one"
+            )
         found[name] = {"plan": _named(plan), "reason": reason}
     return found
 

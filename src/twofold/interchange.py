@@ -36,14 +36,14 @@ def import_weights(source: Path, target: Path) -> zoo.PlainSpec:
 
     Raises: WeightsError for a file of another network, or one that cannot be read.
     """
-    spec, state = recognised(read_state(source), str(source))
+    spec, state = published_network(read_checkpoint(source), str(source))
     restorer = spec.build()
     restorer.load_state_dict(state)
     zoo.save_restorer(target, restorer, spec)
     return spec
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict in a PyTorch or safetensors file, float32, without the names that wrappers put before others.
 
     Raises: WeightsError.
@@ -75,7 +75,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() for name, value in found.items()}
 
 
-def recognised(state: Mapping[str, Tensor], name: str = "the state dict") -> tuple[zoo.PlainSpec, dict[str, Tensor]]:
+def published_network(
+    state: Mapping[str, Tensor], name: str = "the state dict"
+) -> tuple[zoo.PlainSpec, dict[str, Tensor]]:
     """(what the network is, its state under this library's names). Raises: WeightsError saying what was seen."""
     try:
         if "conv0.0.weight" in state:
@@ -215,7 +217,7 @@ def _deepinv_base(name: str) -> type[nn.Module]:
 
 
 class _Adapted(nn.Module):
-    """y `(B, C, H, W)`, kernel or None, noise level or None → restored `(B, C, H, W)`; a grey model takes each colour."""
+    """y `(B, C, H, W)`, kernel or None, noise level or None → restored `(B, C, H, W)`, colour by colour if grey."""
 
     def __init__(self, restorer: nn.Module | str | Path) -> None:
         super().__init__()
@@ -239,7 +241,7 @@ class _Adapted(nn.Module):
 
 
 def spandrel_state(restorer: nn.Module, spec: zoo.AnyModel) -> dict[str, Tensor]:
-    """A state dict that says which model it is: the names begin with "twofold.", and `SPEC_ENTRY` holds the specification."""
+    """A state dict that says which model it is: names begin with "twofold.", `SPEC_ENTRY` holds the specification."""
     text = bytearray(spec.model_dump_json().encode())
     weights = {f"twofold.{name}": value.detach().contiguous() for name, value in restorer.state_dict().items()}
     return {SPEC_ENTRY: torch.frombuffer(text, dtype=torch.uint8).clone(), **weights}

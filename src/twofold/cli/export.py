@@ -83,8 +83,7 @@ def _for_spandrel(out: Path, model: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from twofold.files import replacing
-    from twofold.interchange import specified_restorer
-    from twofold.interchange import spandrel_state
+    from twofold.interchange import spandrel_state, specified_restorer
 
     spec, restorer = specified_restorer(model)
     with replacing(out) as temporary:
@@ -99,4 +98,7 @@ def _pushed(place: str, model: str, *, private: bool) -> dict[str, Any]:
     hub.hub_place(place)  # before anything is loaded
     zoo.load_restorer(model)  # what is no model is not uploaded
     with weights_of(model) as file:
-        return {"model": model, "address": hub.push_weights(file, place, private=private, message=f"Weights of {model}")}
+        return {
+            "model": model,
+            "address": hub.push_weights(file, place, private=private, message=f"Weights of {model}"),
+        }

@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from twofold import images
+from twofold.cli.cluster import check_options, on_cluster
 from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import (
     FORMATS,
@@ -28,6 +29,7 @@ from twofold.cli.pictures import (
     twins,
 )
 from twofold.contracts import TwofoldError
+from twofold.fleet import FleetWork
 from twofold.sheets import contact_sheet, small
 
 
@@ -73,6 +75,15 @@ def command(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")
     ] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: by workers on this machine or on a cluster.")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="For --engine ray: pictures at once. Without it, as many as cores."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="For --engine ray: a running cluster, such as auto. Without it, one here."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> int:
     """Restores photographs. An input is never changed, and an output appears whole or not at all.
@@ -100,6 +111,10 @@ def command(
     A whole folder; after an interruption the same command goes on:
 
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
+
+    By eight workers at once, or on a cluster (docs/many-machines.md):
+
+    twofold restore holiday/ -o dry/ --model derain --engine ray --workers 8
     """
     size = tile_size(tile)
     if noise_level is not None and guidance is not None:
@@ -118,6 +133,14 @@ def command(
     painted = {} if guidance is None or level is not None else twins(work, Path(guidance))
     blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
     check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), Path(model)])
+    if engine == "ray":
+        single = {"--guidance": guidance, "--guidance-out": guidance_out, "--kernel-out": kernel_out, "--sheet": sheet}
+        single |= {"--noise-level": noise_level, "--kernel-size": kernel_size}
+        check_options(single, kernel)
+        plan = FleetWork(model, kernel=kernel, strength=strength, tile=size, gpus=float(device.startswith("cuda")))
+        return on_cluster(work, plan, workers=workers, address=address, skip=skip_existing, as_json=as_json)
+    if engine != "local" or workers is not None or address is not None:
+        raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 

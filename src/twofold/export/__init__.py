@@ -111,7 +111,9 @@ def _onnx_bytes(
 def deviation(run: Any, whole: Whole, *, full: bool) -> float:
     """Largest deviation of what `run` returns from the network, over sizes, maps and strengths other than those traced.
 
-    run: named tensors → outputs. full: whether it needs every input. Raises: TwofoldError if it is over `LARGEST_DEVIATION`.
+    run: named tensors → outputs. full: whether it needs every input.
+
+    Raises: TwofoldError if it is over `LARGEST_DEVIATION`.
     """
     worst = 0.0
     for number, size in enumerate(_SIZES):

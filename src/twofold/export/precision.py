@@ -29,7 +29,7 @@ _SIDE = 192
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-class Pair(NamedTuple):
+class DegradedPhotograph(NamedTuple):
     """Inputs of the network by name, and the clean picture `(N, C, H, W)`."""
 
     inputs: dict[str, Tensor]
@@ -49,7 +49,7 @@ def degradation_of(task: str, kind: GuidanceKind | None) -> Degradation | None:
     return by_task.get(task or ("" if kind is None else by_kind[kind]))
 
 
-def pairs(whole: Whole, task: str, *, seed: int = 0) -> list[Pair]:
+def pairs(whole: Whole, task: str, *, seed: int = 0) -> list[DegradedPhotograph]:
     """Four bundled photographs of 192 × 192 pixels, degraded as the model expects; at random where it does not say."""
     generator = torch.Generator().manual_seed(seed)
     degradation = degradation_of(task, whole.kind) or GaussianNoise((0.02, 0.02))
@@ -64,11 +64,11 @@ def pairs(whole: Whole, task: str, *, seed: int = 0) -> list[Pair]:
         if whole.takes_kernel:
             kernel = sample.kernel
             inputs["kernel"] = torch.ones(1, 1, 1, 1) if kernel is None else kernel[:1, :1].contiguous()
-        found.append(Pair(inputs, sample.clean.reshape(shape)))
+        found.append(DegradedPhotograph(inputs, sample.clean.reshape(shape)))
     return found
 
 
-def cost(full: Session, fewer: Session, found: Sequence[Pair], *, known: bool) -> float:
+def cost(full: Session, fewer: Session, found: Sequence[DegradedPhotograph], *, known: bool) -> float:
     """Decibels of PSNR that the second model loses against the first, the most over the pictures.
 
     known: whether the pictures are degraded as the model expects, so that `clean` is what it should return. Where they
