@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +22,62 @@ from twofold.contracts import TwofoldError
 Maker = Callable[..., Path]
 
 
+PATIENCE = {
+    "RAY_worker_register_timeout_seconds": "900",
+    "RAY_agent_register_timeout_ms": "900000",
+    "RAY_health_check_failure_threshold": "100",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""On a machine that is busy with other work the processes of a cluster need minutes to start, not seconds."""
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """`ask`, asked again for ten minutes while it says that nobody has answered yet."""
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        end = time.monotonic() + 600
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1)
+
+    return asked
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Ray on this machine, with room for two workers."""
     pytest.importorskip("ray.data", reason="the extra [ray] is not installed")
-    import warnings
-
     import ray
+    from ray._private import services
+    from ray.cluster_utils import Cluster
 
-    with warnings.catch_warnings():
+    # With ports that are given, no process waits seconds for the file in which another one says its own.
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        for name, value in PATIENCE.items():
+            patch.setenv(name, value)
+        patch.setattr(services, "get_node", patient(services.get_node))
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False, **ports})
+        ray.init(address=nodes.address, log_to_driver=False, configure_logging=False)
         yield ray
         ray.shutdown()
+        nodes.shutdown()
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray itself

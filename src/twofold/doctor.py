@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import twofold
 from twofold import runtime, tiling, zoo
-from twofold.contracts import TwofoldError
+from twofold.contracts import Restorer, TwofoldError
 from twofold.degrade.additive import RainStreaks
 from twofold.metrics import psnr
 
@@ -216,9 +216,9 @@ def self_test() -> dict[str, Any]:
 
 
 class _Picture(nn.Module):
-    def __init__(self, restorer: nn.Module) -> None:
+    def __init__(self, restorer: Restorer) -> None:
         super().__init__()
-        self.restorer: Any = restorer
+        self.restorer = restorer
 
     def forward(self, observed: Tensor) -> Tensor:
         image: Tensor = self.restorer(observed).image

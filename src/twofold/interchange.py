@@ -107,8 +107,9 @@ def _published_entries(net: Any) -> int:
     """How many tensors the authors' program saves."""
     if isinstance(net, zoo.PReNetSpec):
         return 32
-    middle, blocks = net.columns // 2, net.rows * (net.columns - 1) + 2
-    return 4 + 1 + blocks * 2 * (net.dense + 1) + 8 * (net.rows - 1) * middle
+    rows, columns, dense = int(net.rows), int(net.columns), int(net.dense)
+    blocks = rows * (columns - 1) + 2
+    return 4 + 1 + blocks * 2 * (dense + 1) + 8 * (rows - 1) * (columns // 2)
 
 
 def _check_prenet(state: Mapping[str, Tensor], name: str) -> None:
@@ -276,7 +277,7 @@ def weights_of(name_or_path: str | Path) -> Iterator[Path]:
         yield hub.fetch_weights(name) if hub.is_hub_place(name) else Path(name_or_path)
 
 
-def specified_restorer(name_or_path: str | Path) -> tuple[zoo.AnyModel, nn.Module]:
+def specified_restorer(name_or_path: str | Path) -> tuple[zoo.AnyModel, Any]:
     """(specification, restorer) by name, path or hf://user/name. Raises: WeightsError."""
     restorer = zoo.load_restorer(name_or_path)
     with weights_of(name_or_path) as file:

@@ -134,8 +134,8 @@ def command(
     blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
     check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), Path(model)])
     if engine == "ray":
-        single = {"--guidance": guidance, "--guidance-out": guidance_out, "--kernel-out": kernel_out, "--sheet": sheet}
-        single |= {"--noise-level": noise_level, "--kernel-size": kernel_size}
+        single: dict[str, Any] = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
+        single |= {"--kernel-out": kernel_out, "--kernel-size": kernel_size, "--sheet": sheet}
         check_options(single, kernel)
         plan = FleetWork(model, kernel=kernel, strength=strength, tile=size, gpus=float(device.startswith("cuda")))
         return on_cluster(work, plan, workers=workers, address=address, skip=skip_existing, as_json=as_json)

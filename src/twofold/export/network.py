@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from twofold.contracts import Guidance, GuidanceKind, TwofoldError
+from twofold.contracts import Guidance, GuidanceKind, Restorer, TwofoldError
 from twofold.nets.guide import is_function
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.tile import FULL_STRENGTH, blended, scaled
@@ -35,7 +35,7 @@ class Whole(nn.Module):
     stands for the context of `observed` itself.
     """
 
-    def __init__(self, restorer: nn.Module) -> None:
+    def __init__(self, restorer: Restorer | nn.Module) -> None:
         super().__init__()
         if not isinstance(restorer, Guided | Plain):
             raise TwofoldError(
