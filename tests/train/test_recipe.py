@@ -60,7 +60,7 @@ def test_the_papers_recipes_train_the_published_network_with_its_schedule(name: 
         (PAIRS % "wieght: 2", "unknown key data.train.0.wieght; did you mean 'weight'"),
         (NOISE % "levl: [0, 1]", "unknown key data.train.0.degradation.levl; did you mean 'level'"),
         ("scheme.kind=gided", "scheme.kind: unknown 'gided'; did you mean 'guided'"),
-        ("model.net={widths: [8]}", "model.net.kind is missing; known: mixture, unet, prenet"),
+        ("model.net={widths: [8]}", "model.net.kind is missing; known: unet, prenet"),
         ("loss={l3: 1}", "loss.l3: unknown 'l3'; did you mean 'l2'"),
         ("precision=bf61", "precision: unknown 'bf61'; did you mean 'bf16'"),
         ("steps=many", "steps: input should be a valid integer, got 'many'"),

@@ -181,7 +181,7 @@ _MADE_UP: dict[Path, Tensor] = {}
 
 
 def _made_up(file: Path, picture: Tensor) -> Tensor:
-    """`made_up_depth`, once for each file: it takes a second, and training draws from a folder for both levels."""
+    """`made_up_depth`, once for each file: it takes a second, and both levels of a training read the same folder."""
     if file not in _MADE_UP:
         _MADE_UP[file] = made_up_depth(picture)
     return _MADE_UP[file]

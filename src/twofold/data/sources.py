@@ -26,10 +26,7 @@ from twofold.settings import ByName, Rate
 
 Source = Callable[[torch.Generator], Sample]
 Zoom = tuple[float, float]  # range of how much larger than the crop the part is that is cut out and reduced to it
-GUIDANCE_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "rain_region": rain_region,
-    "exposure": exposure,
-}
+GUIDANCE_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"rain_region": rain_region, "exposure": exposure}
 """How a map follows from a pair (observed, clean), by the names that recipes use."""
 
 

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from twofold.data.depth import WithDepth
 from twofold.data.sources import Crops, Paired, Source, SourceMixture, Synthetic
-from twofold.data.taught import Taught
 
-SourceSpec = Annotated[Synthetic | Paired | WithDepth | Taught, Field(discriminator="kind")]
+SourceSpec = Annotated[Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 CaseSpec = Annotated[Synthetic | WithDepth, Field(discriminator="kind")]  # those that give whole pictures too
 
 
