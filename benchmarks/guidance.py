@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from twofold import images
 from twofold.contracts import Sample
+from twofold.data.pairs import Pair
 from twofold.degrade.additive import rain_region
 from twofold.evaluate import interval
 from twofold.files import write_text
@@ -149,7 +150,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def scores(restorer: nn.Module, pairs: list[material.Pair], way: str) -> dict[str, float]:
+def scores(restorer: nn.Module, pairs: list[Pair], way: str) -> dict[str, float]:
     """Means over the pictures; g, and g of the best constant map, which is the variance of the true one."""
     rows = []
     for pair in pairs:

@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.batches import SECOND_STREAM, Batches
-from twofold.data.sources import Source
+from twofold.data.sources import Crops, Source
+from twofold.data.specs import build_mixture
 from twofold.evaluate import interval
 from twofold.files import write_text
 from twofold.losses import Loss
@@ -42,7 +43,6 @@ from twofold.nets.unet import UNet
 from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform_genotype
 from twofold.search.loss_space import LossFile
 from twofold.settings import checked
-from twofold.train import data as material
 from twofold.train import judge as judges
 from twofold.train import reading
 from twofold.train import recipe as recipes
@@ -374,11 +374,11 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
         judges.train_judge(checked(JudgeRecipe, reading.tree_of(recipe.judge)), asked.data, folder, device=asked.device)
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
-    whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
+    whole = build_mixture(recipe.data.train, asked.data, Crops(recipe.data.crop))
     seen, held = split_source(whole, pictures=recipe.data.pictures)
     group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
-    for pair in material.pairs_of([group], asked.data):
+    for pair in group.pairs(asked.data):
         observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
         test.append(Sample(clean, observed))
     device = torch.device(asked.device)

@@ -23,35 +23,14 @@ from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.damage import Blurred, KernelFiles
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
-ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 
-def sources(recipe: recipes.Recipe) -> list[str]:
+def origins(recipe: recipes.Recipe) -> list[str]:
     """Every folder that training saw, and which part of it."""
-
-    def part(every: int, keep: str) -> str:
-        if not every:
-            return ""
-        scene = f"every {ORDINALS.get(every, f'{every}-th')} scene"
-        return f" ({scene} alone)" if keep == "picked" else f" (without {scene})"
-
-    found: list[str] = []
-    for source in [*recipe.data.train, *(recipe.data.guidance or [])]:
-        pairs: list[recipes.Pairs] = []
-        if isinstance(source, recipes.Synthetic):
-            found += [f"{folder.path}{part(folder.every, folder.keep)}" for folder in source.clean]
-            pairs = getattr(source.degradation, "pairs", [])
-            if isinstance(source.degradation, Blurred) and isinstance(source.degradation.kernels, KernelFiles):
-                found.append(source.degradation.kernels.path)
-        elif isinstance(source, recipes.Paired):
-            pairs = source.pairs
-        else:
-            found.append(f"{source.clean} with {source.depth or 'made-up depth'}")
-        found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
-    return list(dict.fromkeys(found))
+    sources = [*recipe.data.train, *(recipe.data.guidance or [])]
+    return list(dict.fromkeys(origin for source in sources for origin in source.origins()))
 
 
 def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
@@ -105,7 +84,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in restorer.parameters()),
         bytes=weights.stat().st_size,
         sha256=digest,
-        data=sources(recipe),
+        data=origins(recipe),
         terms=recipe.terms,
         command=f"twofold train {recipe.name} --data DATA",
         seed=recipe.seed,

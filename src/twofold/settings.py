@@ -10,12 +10,13 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
 
 from twofold.contracts import ConfigError
 
@@ -34,6 +35,7 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.manual_seed takes
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,6 +43,38 @@ Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]  # low and h
 Range = Annotated[tuple[Amount, Amount], AfterValidator(_ordered)]  # the same from 0 on
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
+Named = TypeVar("Named")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chosen:
+    """Annotates a field that takes any object of a protocol in Python, and one of the types `of` in a file."""
+
+    of: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return handler(self.of)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ByName(Generic[Named]):
+    """Annotates a field that takes any object in Python, and the name of one of `table` in a file."""
+
+    table: Mapping[str, Named]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        names = core_schema.plain_serializer_function_ser_schema(self._name)
+        return core_schema.no_info_plain_validator_function(self._object, serialization=names)
+
+    def _object(self, value: Any) -> Any:
+        if isinstance(value, str) and value in self.table:
+            return self.table[value]
+        if value in self.table.values():
+            return value
+        raise ValueError(f"unknown {value!r}; {nearest(str(value), self.table)}")
+
+    def _name(self, value: Any) -> str:
+        return next(name for name, known in self.table.items() if known is value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -68,11 +102,11 @@ def from_yaml(text: str) -> Any:
 
 
 def to_yaml(settings: Settings) -> str:
-    """All settings as YAML, defaults included: `checked(type(s), from_yaml(to_yaml(s)), "")` equals s."""
+    """All settings as YAML, defaults included: `checked(type(s), from_yaml(to_yaml(s)))` equals s."""
     return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, width=120))
 
 
-def checked(of: type[AnySettings], tree: Any, origin: str) -> AnySettings:
+def checked(of: type[AnySettings], tree: Any, origin: str = "recipe") -> AnySettings:
     """The settings `of` that `tree`, read from the file `origin`, describes.
 
     Raises: ConfigError with the dotted path of the first mistake and the nearest known key.
@@ -99,8 +133,8 @@ def change(tree: dict[str, Any], text: str) -> None:
     *parents, last = key.split(".")
     try:
         given = from_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {value!r} is not YAML; quote it for the shell and for YAML") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date or number beyond any
+        raise ConfigError(f"{key}: {value[:80]!r} is not YAML; quote it for the shell and for YAML") from error
     node: Any = tree
     for name in parents:
         node = node.setdefault(name, {}) if isinstance(node, dict) else node[_item(node, name, key)]
@@ -171,7 +205,7 @@ def _place(loc: tuple[int | str, ...], tree: Any, of: type[Any]) -> tuple[str, l
 def _fields(group: type[Any]) -> dict[Any, Any]:
     """The types of a group's fields by name."""
     if issubclass(group, BaseModel):
-        return {name: field.annotation for name, field in group.model_fields.items()}
+        return {name: Annotated[field.annotation, *field.metadata, None] for name, field in group.model_fields.items()}
     hints = get_type_hints(group, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(group)}
 
@@ -180,6 +214,8 @@ def _groups(annotation: Any) -> list[type[Any]]:
     """The groups of settings inside a field's type."""
     if isinstance(annotation, FieldInfo):
         annotation = annotation.annotation
+    if isinstance(annotation, Chosen):
+        return _groups(annotation.of)
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return [annotation]
     return [group for part in get_args(annotation) for group in _groups(part)]
@@ -187,4 +223,11 @@ def _groups(annotation: Any) -> list[type[Any]]:
 
 def _tags(groups: list[type[Any]]) -> list[str]:
     """What stands under `kind` to choose each group."""
-    return [str(get_args(_fields(group)["kind"])[0]) for group in groups if "kind" in _fields(group)]
+    return [str(_default(group)) for group in groups if "kind" in _fields(group)]
+
+
+def _default(group: type[Any]) -> Any:
+    if issubclass(group, BaseModel):
+        field = group.model_fields["kind"]
+        return get_args(field.annotation)[0]
+    return next(field.default for field in dataclasses.fields(group) if field.name == "kind")

@@ -16,7 +16,6 @@ from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
-from twofold.nets.mixture import CandidateMixture
 from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
@@ -131,23 +130,8 @@ class HadamardSpec(Settings):
         return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
 
 
-class MixtureSpec(Settings):
-    """Classical underwater corrections, mixed by a small U-Net with global context."""
-
-    kind: Literal["mixture"] = "mixture"
-    features: int = 32
-    widths: list[int] = [32, 64, 96]
-    blocks: list[int] = [1, 1, 2]
-    unshuffle: int = 4
-
-    def build(self, channels: int, guidance: int) -> Network:
-        return CandidateMixture(
-            features=self.features, widths=tuple(self.widths), blocks=tuple(self.blocks), unshuffle=self.unshuffle
-        )
-
-
 NetSpec = Annotated[
-    MixtureSpec | UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
+    UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
 ]
 
 

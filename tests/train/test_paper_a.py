@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from twofold.contracts import WeightsError
+from twofold.data.sources import Synthetic
 from twofold.nets.perceptual import vgg16
 from twofold.restorers.guided import Guided
 from twofold.settings import to_yaml
 from twofold.train import data as material
 from twofold.train import reading
-from twofold.train import recipe as recipes
 from twofold.train.run import build_loss, build_restorer, build_schedule, machine_of
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_a.py"
@@ -41,8 +41,8 @@ def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
     assert sum(p.numel() for p in restorer.net.denoisers.parameters()) == 260_289  # type: ignore[union-attr]
     assert sum(p.numel() for p in restorer.guide.parameters()) == 19_105
     (source,) = recipe.data.train
-    assert isinstance(source, recipes.Synthetic)
-    assert source.degradation.noise.level == [0.01, 0.05]  # type: ignore[union-attr]
+    assert isinstance(source, Synthetic)
+    assert source.degradation.noise.level == (0.01, 0.05)  # type: ignore[union-attr]
     assert (recipe.data.crop, recipe.data.batch, recipe.steps) == (160, 5, 200_000)
     assert recipe.optimizer.learning_rate == 1e-4
     factor = build_schedule(recipe.schedule, recipe.steps)

@@ -6,102 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from twofold.settings import Amount, Count, Every, Range, Rate, Settings, Share
+from twofold.data.folders import PairFolder
+from twofold.data.sources import Crops
+from twofold.data.specs import CaseSpec, SourceSpec
+from twofold.settings import Amount, Count, Range, Rate, Seed, Settings, Share
 from twofold.specs import ModelSpec
-from twofold.train.damage import Blurred, Dark, Hazy, Noise, SaltAndPepperSettings, Streaks, Water
 from twofold.train.found import FoundLoss
-
-
-class Folder(Settings):
-    """Pictures below the data root. `every: 5, keep: rest` leaves out each fifth file by name; `keep: picked` takes
-    only those.
-    """
-
-    path: str
-    every: Every = 0
-    keep: Literal["rest", "picked"] = "rest"
-
-
-class Pairs(Settings):
-    """Pairs below the data root; None lets the layout be recognised."""
-
-    root: str = "."
-    observed: str | None = None
-    clean: str | None = None
-    every: Every = 0
-    keep: Literal["rest", "picked"] = "rest"
-
-
-class Harvested(Settings):
-    """Real streak layers, `observed − clean` of pairs, laid on other photographs."""
-
-    kind: Literal["harvested"] = "harvested"
-    pairs: Annotated[list[Pairs], Field(min_length=1)]
-
-
-DegradationSpec = Annotated[
-    Noise | SaltAndPepperSettings | Streaks | Harvested | Blurred | Hazy | Dark | Water, Field(discriminator="kind")
-]
-
-
-class Synthetic(Settings):
-    """Clean photographs, degraded anew at every draw. rotate: crops are also rotated by 90° and flipped; not for
-    weather. weight: how often this source is drawn, relative to the others.
-    """
-
-    kind: Literal["synthetic"] = "synthetic"
-    clean: Annotated[list[Folder], Field(min_length=1)]
-    degradation: DegradationSpec
-    rotate: bool = False
-    weight: Rate = 1.0
-
-
-class WithDepth(Settings):
-    """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
-
-    depth: None makes one up that keeps to the picture's outlines. disparity: the depth folder holds shifts between two
-    cameras instead. bend: range of an exponent on the depth. veil: range of the depth of the nearest things.
-    """
-
-    kind: Literal["depth"] = "depth"
-    clean: str
-    depth: str | None = None
-    disparity: bool = False
-    unit: Literal["percentile", "maximum"] = "percentile"
-    limit: Share = 1.0
-    every: Every = 0
-    keep: Literal["rest", "picked"] = "rest"
-    bend: Range = (1.0, 1.0)
-    veil: Range = (0.0, 0.0)
-    haze: Hazy = Hazy()
-    weight: Rate = 1.0
-
-
-class Paired(Settings):
-    """Real pairs. guidance: how the map is derived from a pair; none for D_tr of a guided run is fine."""
-
-    kind: Literal["pairs"] = "pairs"
-    pairs: Annotated[list[Pairs], Field(min_length=1)]
-    guidance: Literal["rain_region", "exposure"] | None = None
-    weight: Rate = 1.0
-
-
-class Taught(Settings):
-    """Real degraded photographs without truth; a classical restorer makes the target of each, on the whole image."""
-
-    kind: Literal["taught"] = "taught"
-    observed: Annotated[list[Folder], Field(min_length=1)]
-    teacher: Literal["underwater-stretch"]
-    weight: Rate = 1.0
-
-
-SourceSpec = Annotated[Taught | Synthetic | Paired | WithDepth, Field(discriminator="kind")]
 
 
 class Data(Settings):
     """crop: side in pixels. zoom: range; the part that is cut out has `zoom` times that side and is reduced to it.
-    batch: samples of all ranks together. guidance: D_h where it is not the training data
-    itself. validation: pairs; degraded: clean photographs that are degraded once, the same way at every validation.
+    batch: samples of all ranks together. guidance: D_h where it is not the training data itself. validation: pairs;
+    degraded: clean photographs that are degraded once, the same way at every validation.
     """
 
     crop: Count = 112
@@ -109,9 +25,13 @@ class Data(Settings):
     batch: Count = 8
     train: Annotated[list[SourceSpec], Field(min_length=1)]
     guidance: Annotated[list[SourceSpec], Field(min_length=1)] | None = None
-    validation: dict[str, Pairs] = {}
-    degraded: dict[str, Annotated[Synthetic | WithDepth, Field(discriminator="kind")]] = {}
+    validation: dict[str, PairFolder] = {}
+    degraded: dict[str, CaseSpec] = {}
     limit: int = Field(default=0, ge=0, description="validate on at most so many pictures a set; 0 takes all")
+
+    def crops(self, channels: int) -> Crops:
+        """What the sources shall give. channels: 3, or 1 for the luma of every picture."""
+        return Crops(self.crop, self.zoom, channels)
 
 
 class Optimizer(Settings):
@@ -211,7 +131,7 @@ class Recipe(Settings):
     about: str = ""
     task: str
     terms: str = ""
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSpec
     scheme: SchemeSpec
     loss: LossSettings = {"l1": 1.0}

@@ -16,6 +16,8 @@ from torch import nn
 
 from twofold.contracts import ConfigError, Sample
 from twofold.data.batches import SECOND_STREAM, Batches
+from twofold.data.sources import Crops
+from twofold.data.specs import build_mixture
 from twofold.files import write_text
 from twofold.losses import Loss
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
@@ -36,7 +38,6 @@ from twofold.search.supernet import mixtures, network_weights
 from twofold.settings import checked
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
 from twofold.specs import PlainSpec
-from twofold.train import data as material
 from twofold.train import drawings, reading
 from twofold.train import judge as judges
 from twofold.train.loop import JsonLines, Report, Run, fit
@@ -189,7 +190,7 @@ def search(
         module, admitted = judges.competent(path, task=recipe.task, train=recipe.data.train)
         upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
-    source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
+    source = build_mixture(recipe.data.train, root, Crops(recipe.data.crop))
     seen, held = split_source(source, pictures=recipe.data.pictures)
     size, seed = recipe.data.batch, recipe.seed
     train = Batches(seen, size, seed=seed, share=share, device=place)
