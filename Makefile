@@ -52,8 +52,10 @@ searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/res
 	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10
 	cp runs/search-128/search.json benchmarks/results/search-128.json
 
-docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
+docs: $(STAMP)   ## the tables of README and docs from committed results, and the site in build/site
 	$(BIN)/python docs/tables.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
 
 clean:           ## everything that was made
 	rm -rf $(VENV) demo runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,14 +26,16 @@ from twofold.files import WHAT_TO_DO, replacing
 from twofold.runtime import flush_denormals_
 from twofold.settings import nearest
 from twofold.sizes import check_size
-from twofold.specs import AnyModel, ModelSpec
+from twofold.specs import AnyModel, ClassicalSpec, ModelSpec
 
 _MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
 
 
 class Card(BaseModel):
-    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a
-    run. bf16_difference: largest root mean square difference from float32, in grey levels, over degraded photographs.
+    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a run.
+
+    A classical model has no weights: its parameters, bytes and hours are 0. bf16_difference: largest root mean square
+    difference from float32, in grey levels, over degraded photographs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +43,7 @@ class Card(BaseModel):
     name: str
     task: str
     about: str
-    model: ModelSpec
+    model: Annotated[AnyModel | ClassicalSpec, Field(discriminator="kind")]
     parameters: int
     bytes: int
     sha256: str
@@ -133,6 +135,8 @@ def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None
     if not str(name_or_path).strip():
         raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")
     card = shipped.get(str(name_or_path))
+    if card is not None and isinstance(card.model, ClassicalSpec):
+        return card.model.build()
     if card is not None:
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from twofold.cli.app import run_command_line
-from twofold.train.schemes import Diverged
+from twofold.train.learner import Diverged
 
 Maker = Callable[..., Path]
 
@@ -71,7 +71,8 @@ def test_training_without_its_data_says_where_it_looked(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("verb", "recipe", "runner"), [("train", "derain", "run.train"), ("search", "search-lowlight", "search_run.search")]
+    ("verb", "recipe", "runner"),
+    [("train", "derain", "train.run.train"), ("search", "search-lowlight", "search.run.search")],
 )
 def test_a_loss_that_is_no_number_any_more_is_one_line(
     verb: str,
@@ -84,7 +85,7 @@ def test_a_loss_that_is_no_number_any_more_is_one_line(
     def diverging(*_: object, **__: object) -> None:
         raise Diverged("the training loss became nan; train anew with a lower learning_rate")
 
-    monkeypatch.setattr(f"twofold.train.{runner}", diverging)
+    monkeypatch.setattr(f"twofold.{runner}", diverging)
     assert run_command_line([verb, recipe, "--output", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert error == "twofold: the training loss became nan; train anew with a lower learning_rate\n"

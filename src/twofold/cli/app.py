@@ -25,6 +25,7 @@ VERBS = {
     "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
     "audit": "find bad pairs, and scenes that training and test data share",
+    "ui": "a web page to restore photographs with",
     "demo": "degrade and restore bundled photographs, and train on them",
     "completion": "print a script that completes verbs and options in your shell",
 }

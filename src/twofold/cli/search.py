@@ -75,14 +75,15 @@ def command(
         raise Misuse(
             f"{recipe} is not a search; run it with `twofold train {recipe}`; `twofold search list` names those"
         )
-    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
+    from twofold.search.recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
     chosen = checked(SearchRecipe, tree, recipe)
     if show:
         print(to_yaml(chosen), end="")
         return
-    from twofold.train.search_run import search
-    from twofold.train.search_seeds import searches
+    from twofold.search.judge import train_judge_of
+    from twofold.search.run import search
+    from twofold.search.seeds import searches
 
     reading.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     check_device(device)
@@ -96,6 +97,8 @@ def command(
 
     with for_one_process(folder):
         try:
+            if judge is None and chosen.needs_judge and not finished:
+                judge = train_judge_of(chosen, data, folder / "judge", device=device, reports=live("judge"))
             if seeds > 1:
                 result = searches(
                     chosen, data, folder, seeds=seeds, judge=judge, device=device, minutes=minutes, reports=live

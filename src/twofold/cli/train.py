@@ -185,8 +185,8 @@ def _train_judge(
     show: bool,
     as_json: bool,
 ) -> None:
-    from twofold.train import judge
-    from twofold.train.search_recipe import JudgeRecipe
+    from twofold.search import judge
+    from twofold.search.recipe import JudgeRecipe
 
     chosen = checked(JudgeRecipe, tree, origin)
     if show:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,16 +18,9 @@ from torch import nn
 from twofold.contracts import Sample, TwofoldError, WeightsError
 from twofold.files import remove_orphans, write_text
 from twofold.train import checkpoint
-from twofold.train.schemes import Scheme, load_state, state_of
+from twofold.train.schemes import Report, Scheme, load_state, state_of
 
 DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
-
-
-class Report(Protocol):
-    """Who is told what happens: a progress bar, a log file, a board, a test."""
-
-    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
-    def validated(self, done: int, scores: dict[str, float]) -> None: ...
 
 
 @dataclass
