@@ -51,8 +51,11 @@ def receive(visit: Visit, source: Path, name: str, limits: Limits) -> Photo:
     upload = folder / f"upload{suffix_of(name)}"
     try:
         shutil.copyfile(source, upload)
-        picture = images.read(upload, largest=int(limits.megapixels * 1e6))
+        picture = images.read(upload, largest=int(limits.megapixels * 1e6) * 16)  # bytes, of four channels
         height, width = picture.pixels.shape[-2:]
+        if height * width > limits.megapixels * 1e6:
+            size_now = f"{width} x {height} is {height * width / 1e6:.1f} megapixels"
+            raise TwofoldError(f"{name}: {size_now}, the limit is {limits.megapixels}; make it smaller")
         photo = Photo(number, name, upload, width, height, guess(picture.pixels))
         _write(folder / "before.jpg", picture, PREVIEW)
         _write(folder / "thumb.jpg", picture, THUMBNAIL)
