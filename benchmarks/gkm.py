@@ -19,7 +19,7 @@ import torch
 
 from twofold import zoo
 from twofold.files import write_text
-from twofold.train import recipe as recipes
+from twofold.train import reading
 from twofold.train.convergence import residuals
 from twofold.train.run import train
 
@@ -28,7 +28,7 @@ NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-rain")
 
 def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]:
     began = time.process_time()
-    result = train(recipes.read_recipe(name), data, folder, device="cpu")
+    result = train(reading.read_recipe(name), data, folder, device="cpu")
     seconds = time.process_time() - began
     series = json.loads((folder / "convergence.json").read_text())
     shutil.copy(folder / "convergence.png", plots / f"{name}.png")

@@ -48,8 +48,9 @@ from twofold.search.halves import split_source
 from twofold.search.judge import judged
 from twofold.search.recipe import HierarchicalSpec, JudgeRecipe, SearchRecipe, Stage, SupernetSpec
 from twofold.search.scheme import Found, Search
+from twofold.settings import checked
 from twofold.space.genotype import Genotype, agreement, derive, entropy, uniform_genotype
-from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_optimizer, build_schedule
 from twofold.train.schemes import Learner, Machine
@@ -386,25 +387,23 @@ def middle(picture: Tensor, side: int) -> Tensor:
 
 
 def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
-    tree = recipes.tree_of(f"search-{asked.task}")
+    tree = reading.tree_of(f"search-{asked.task}")
     tree["net"] = {"kind": "supernet", "width": asked.width, "units": asked.units, "ops_per_branch": asked.ops}
     tree["data"] |= {"crop": asked.crop, "batch": asked.batch, "pictures": asked.pictures}
     tree["warmup"] = asked.search_steps // 3
     tree["loss_optimizer"]["learning_rate"] = tree["architecture_optimizer"]["learning_rate"] = asked.rate
-    recipe = recipes.parse_as(SearchRecipe, tree)
+    recipe = checked(SearchRecipe, tree)
     assert isinstance(recipe.net, SupernetSpec)
     path = asked.judge
     if path is None:
-        judges.train_judge(
-            recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
-        )
+        judges.train_judge(checked(JudgeRecipe, reading.tree_of(recipe.judge)), asked.data, folder, device=asked.device)
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
     whole = recipe.data.source(asked.data)
     seen, held = split_source(whole, pictures=recipe.data.pictures)
-    group = recipes.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
+    group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
-    for pair in material.pairs_of([group], asked.data):
+    for pair in group.pairs(asked.data):
         observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
         test.append(Sample(clean, observed))
     device = torch.device(asked.device)

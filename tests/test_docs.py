@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from twofold.settings import checked
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -39,12 +41,11 @@ def test_every_recipe_that_a_page_shows_is_valid() -> None:
     import yaml
 
     from twofold.search.recipe import JudgeRecipe, SearchRecipe
-    from twofold.train import recipe as recipes
 
     schemas = {"judge": JudgeRecipe, "search": SearchRecipe}
     text = "\n".join(page.read_text() for page in PAGES)
     trees = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     shown = [tree for tree in trees if tree.get("kind") in schemas]
     assert {tree["kind"] for tree in shown} == set(schemas)
-    settings = [recipes.parse_as(schemas[tree["kind"]], tree, tree["name"]) for tree in shown]
+    settings = [checked(schemas[tree["kind"]], tree, tree["name"]) for tree in shown]
     assert len({str(found.data.train) for found in settings}) == 1, "a judge is refused on other pictures"

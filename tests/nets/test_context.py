@@ -10,15 +10,13 @@ import torch
 
 import twofold
 from tiny_models import untrained
-from twofold import zoo
+from twofold import specs
 from twofold.contracts import DEPTH, EXPOSURE, RAIN_REGION
 from twofold.fusion import fused
 from twofold.nets.context import GlobalContext, Modulation
 from twofold.nets.guide import Guide, UNetGuide
-from twofold.nets.mixture import CANDIDATES, STATISTICS, CandidateMixture, candidates, statistics
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
-from twofold.restorers.classical import UnderwaterStretch
 from twofold.restorers.guided import Guided, Plain
 from twofold.runtime import ExecutionPlan, runner
 
@@ -83,18 +81,17 @@ def test_no_pixel_looks_further_than_the_halo(unshuffle: int) -> None:
 
 
 SPECS = {
-    "hadamard": zoo.GuidedSpec(
+    "hadamard": specs.GuidedSpec(
         guidance="depth",
-        guide=zoo.GuideSpec(unet=zoo.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
-        net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], unshuffle=2, context=5, output="hadamard"),
+        guide=specs.GuideSpec(unet=specs.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
+        net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], unshuffle=2, context=5, output="hadamard"),
     ),
-    "exposure": zoo.GuidedSpec(
+    "exposure": specs.GuidedSpec(
         guidance="exposure",
-        guide=zoo.GuideSpec(unet=zoo.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
-        net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5, output="exposure"),
+        guide=specs.GuideSpec(unet=specs.UNetSpec(widths=[4, 4], blocks=[1, 1], unshuffle=2, context=3, output="map")),
+        net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5, output="exposure"),
     ),
-    "plain": zoo.PlainSpec(net=zoo.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5)),
-    "mixture": zoo.PlainSpec(net=zoo.MixtureSpec(features=4, widths=[4, 4], blocks=[1, 1], unshuffle=2)),
+    "plain": specs.PlainSpec(net=specs.UNetSpec(widths=[6, 6], blocks=[1, 1], context=5)),
 }
 
 
@@ -102,7 +99,7 @@ SPECS = {
 @pytest.mark.parametrize("given", [False, True])
 def test_tiles_of_a_network_with_context_equal_the_whole(name: str, given: bool, tmp_path: Path) -> None:
     spec = SPECS[name]
-    if given and isinstance(spec, zoo.PlainSpec):
+    if given and isinstance(spec, specs.PlainSpec):
         pytest.skip("takes no guidance")
     model = twofold.load(untrained(spec, tmp_path / "model.safetensors"), precision="exact")
     observed = image(70, 93)
@@ -162,41 +159,3 @@ def test_the_guide_with_a_receptive_field_stays_inside_the_range_of_its_kind() -
         assert drawn.shape == (1, 1, 40, 56)
         assert drawn.min() >= kind.low
         assert kind.high is None or drawn.max() <= kind.high
-
-
-def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_channels() -> None:
-    water = image(64, 64) * torch.tensor([0.1, 0.6, 0.7])[:, None, None] + 0.1
-    stats = statistics(water)
-    assert stats.shape == (1, STATISTICS)
-    made = candidates(water, stats)
-    assert made.shape == (1, CANDIDATES, 3, 64, 64)
-    assert torch.equal(made[:, 0], water)
-    means = made[0, 1].mean((1, 2))
-    assert means.max() - means.min() < 0.02
-    for each in made[0, 2:4]:
-        assert each.amin((1, 2)).max() == 0
-        assert each.amax((1, 2)).min() == 1
-
-
-def test_candidates_of_a_tile_are_those_of_the_whole() -> None:
-    water = 0.5 * image(50, 60)
-    stats = statistics(water)
-    assert torch.equal(candidates(water[..., 10:30, 5:25], stats), candidates(water, stats)[..., 10:30, 5:25])
-
-
-@pytest.mark.parametrize("constant", [0.0, 0.3, 1.0])
-def test_images_of_one_colour_are_corrected_to_finite_ones(constant: float) -> None:
-    flat = torch.full((1, 3, 5, 4), constant)
-    assert torch.isfinite(UnderwaterStretch()(flat).image).all()
-    assert torch.isfinite(
-        CandidateMixture(features=4, widths=(4, 4), blocks=(1, 1), unshuffle=1)(flat[..., :4, :])
-    ).all()
-
-
-def test_a_mixture_starts_near_the_mean_of_the_stretches_and_stays_between_its_candidates() -> None:
-    water = 0.6 * image(32, 32)
-    net = CandidateMixture(features=4, widths=(4, 4), blocks=(1, 1), unshuffle=2)
-    mixed, made = net(water), candidates(water, statistics(water))
-    assert (mixed - UnderwaterStretch()(water).image).abs().max() < 0.25
-    assert (mixed <= made.amax(1) + 1e-6).all()
-    assert (mixed >= made.amin(1) - 1e-6).all()

@@ -11,12 +11,13 @@ from twofold.contracts import ConfigError, WeightsError
 from twofold.losses import LOSSES, PLAIN, DistanceLoss, LayerLoss, LossSpec, l1, l2, ssim
 from twofold.nets.perceptual import DirectionDistance, FeatureNetwork, FeatureWeights
 from twofold.search.recipe import SearchRecipe
+from twofold.settings import checked
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, hypergradient
 from twofold.solve.params import SolveError
 from twofold.solve.second_order import CentralDifference
 from twofold.space.loss_space import Clipped, FeatureChoice, FixedSum, LossSpace, Softplus, searchable
-from twofold.train.recipe import parse_as, read_recipe, tree_of
+from twofold.train.reading import read_recipe, tree_of
 
 GROUPS = ((0, 1), (2, 3))
 
@@ -111,7 +112,7 @@ def test_a_plain_loss_is_trainable_and_searchable_by_one_line_in_the_table(pair,
     monkeypatch.setitem(LOSSES, "darkness", darkness)
     recipe = read_recipe("derain", ["loss={l1: 1.0, darkness: 0.5}"])
     torch.testing.assert_close(recipe.loss.build(Path())(*pair), l1(*pair) + 0.5 * darkness(*pair))
-    asked = parse_as(SearchRecipe, tree_of("search-haze", ["loss.terms=[l1, darkness]"]))
+    asked = checked(SearchRecipe, tree_of("search-haze", ["loss.terms=[l1, darkness]"]))
     space = asked.loss.build(Path())
     torch.testing.assert_close(space(*pair), l1(*pair) + darkness(*pair))
     assert LossSpec.from_yaml(space.derive().to_yaml()) == LossSpec({"l1": 1.0, "darkness": 1.0})

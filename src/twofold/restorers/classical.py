@@ -32,7 +32,7 @@ from twofold.nets.fourier import (
     margin,
     psf2otf,
 )
-from twofold.nets.mixture import candidates, statistics
+from twofold.restorers.underwater import candidates, statistics
 
 # No photograph is free of noise: rounding to 8 bits alone leaves 1 / (255 sqrt(12)).
 LEAST_NOISE = 1 / (255 * math.sqrt(12))

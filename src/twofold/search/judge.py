@@ -22,16 +22,16 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError, Sample, WeightsError
 from twofold.data.batches import Batches
+from twofold.data.specs import SourceSpec
 from twofold.files import replacing, write_text
 from twofold.losses import Loss
 from twofold.nets.judge import clear_loss, verdict_loss
 from twofold.nets.perceptual import read_tensors
 from twofold.search.recipe import JudgeRecipe, JudgeSpec, SearchRecipe
+from twofold.settings import Settings
 from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.recipe import SourceSpec
 from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
 from twofold.train.schemes import Draw, Learner, Machine
-from twofold.zoo import Settings
 
 MIN_ACCURACY = 0.9  # on held-out crops
 MIN_NEGATIVE_ACCURACY = 0.5  # share of counterfeits that it must not call clear, if it was shown any

@@ -14,20 +14,20 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from torch import nn
 
 from twofold.contracts import ConfigError, WeightsError
-from twofold.data.sources import Source
+from twofold.data.sources import Crops, Source
+from twofold.data.specs import SourceSpec, build_mixture
 from twofold.losses import LossSpec, loss_of
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.nets.judge import Judge, ResNetJudge
 from twofold.nets.perceptual import read_tensors
 from twofold.search.halves import split_source
+from twofold.settings import Amount, Count, Rate, Settings, Share, checked
 from twofold.space.genotype import Genotype
 from twofold.space.loss_space import Clipped, FixedSum, LossSpace, Softplus, searchable
 from twofold.space.supernet import mixtures
-from twofold.train import recipe as recipes
-from twofold.train.damage import Amount
-from twofold.train.data import build_mixture
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
-from twofold.zoo import Combination, PlainSpec, Settings
+from twofold.specs import Combination, PlainSpec
+from twofold.train.reading import tree_of
+from twofold.train.recipe import LossSettings, Optimizer, Schedule
 
 CONSTRAINTS: dict[str, Clipped | Softplus | FixedSum] = {
     "clipped": Clipped(),
@@ -53,8 +53,7 @@ class Material(Settings):
 
     def source(self, root: Path) -> Source:
         """All of it, below the data root. Raises: DataError where it cannot be used."""
-        drawn = recipes.Data(crop=self.crop, batch=self.batch, train=self.train)
-        return build_mixture(self.train, drawn, root, channels=3)
+        return build_mixture(self.train, root, Crops(self.crop))
 
     def halves(self, root: Path) -> tuple[Source, Source]:
         """(training, validation). Raises: DataError where the data cannot be used, or not be split."""
@@ -181,7 +180,7 @@ class ArchitectureSpec(Settings):
 
     kind: Literal["architecture"] = "architecture"
     steps: Count
-    loss: recipes.LossSettings | None = None
+    loss: LossSettings | None = None
 
     def stages(self) -> list[Stage]:
         return [Stage("architecture", "architecture", self.steps, self.loss)]
@@ -306,4 +305,4 @@ class SearchRecipe(Settings):
 
     def judge_recipe(self) -> JudgeRecipe:
         """Raises: ConfigError where there is none of that name."""
-        return recipes.parse_as(JudgeRecipe, recipes.tree_of(self.judge), self.judge)
+        return checked(JudgeRecipe, tree_of(self.judge), self.judge)

@@ -1,4 +1,4 @@
-"""Classical corrections of underwater images, and a network that mixes them (Li et al. 2019, WaterNet, had the idea).
+"""Classical corrections of underwater images.
 
 Each correction is a function of a pixel and of statistics of the whole image. The statistics are the context of the
 `Restorer` contract: computed once, so that tiles equal the whole exactly.
@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-from twofold.nets.network import Network
-from twofold.nets.unet import UNet
 
 STATISTICS = 20
 """Numbers that `statistics` returns for each image."""
@@ -78,50 +74,3 @@ def _limits(values: Tensor, outside: float) -> tuple[Tensor, Tensor]:
 def _stretched(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     low, high = low[:, :, None, None], high[:, :, None, None]
     return ((x - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
-
-
-class CandidateMixture(Network):
-    """observed `(B, 3, H, W)` → restored: a convex mixture of `candidates`, with weights for every pixel.
-
-    The weights are softmax(what the global context says + what a small U-Net says of the neighbourhood). At the start
-    all the stretched candidates have the same weight and the others a third of it. features: of the learned context.
-    widths, blocks, unshuffle: of the U-Net.
-    """
-
-    def __init__(
-        self,
-        *,
-        features: int = 32,
-        widths: tuple[int, ...] = (32, 64, 96),
-        blocks: tuple[int, ...] = (1, 1, 2),
-        unshuffle: int = 4,
-    ) -> None:
-        super().__init__()
-        self.body = UNet(
-            channels=3,
-            output="map",
-            outputs=CANDIDATES,
-            widths=widths,
-            blocks=blocks,
-            unshuffle=unshuffle,
-            context=features,
-        )
-        self.features = features
-        self.context_features = STATISTICS + features
-        self.halo, self.multiple = self.body.halo, self.body.multiple
-        self.register_buffer("start", torch.tensor([1 / 3, 1 / 3, 1.0, 1.0, 1.0]).log())
-
-    start: Tensor
-
-    def context(self, observed: Tensor) -> Tensor:
-        """`(B, 20 + features)`."""
-        return torch.cat([statistics(observed), self.body.context(observed)], 1)
-
-    def forward(self, observed: Tensor, guidance: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        if guidance is not None:
-            raise TypeError("this network takes no guidance")
-        if context is None:
-            context = self.context(observed)
-        logits = self.body(observed, None, context[:, STATISTICS:]).float() + self.start[:, None, None]
-        mixed = candidates(observed, context[:, :STATISTICS]) * F.softmax(logits, 1)[:, :, None]
-        return mixed.sum(1)
