@@ -19,7 +19,7 @@ from twofold.losses import PLAIN, LossSpec
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
 from twofold.search import judge as judges
-from twofold.search.recipe import JudgeRecipe, SearchRecipe, SmallJudge, Stage
+from twofold.search.recipe import JudgeRecipe, SearchRecipe, Stage
 from twofold.search.run import search
 from twofold.search.scheme import Collapsed
 from twofold.search.seeds import searches
@@ -77,9 +77,10 @@ def root(picture: Callable[..., Path], tmp_path: Path) -> Path:
 
 def a_judge(path: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
-    facts = {"judge": SmallJudge(width=4), "task": "dark", "recipe": "x", "seed": 0, "accuracy": 0.95, "caught": 0.8}
+    small = {"kind": "small", "width": 4}
+    facts = {"judge": small, "task": "dark", "recipe": "x", "seed": 0, "accuracy": 0.95, "caught": 0.8}
     facts |= {"held_out": 8, "crop": 8, "train": TREE["data"]["train"], "terms": "", **changes}
-    judges.save_judge(path, Judge(width=4), judges.JudgeFacts(**facts))
+    judges.save_judge(path, Judge(width=4), checked(judges.JudgeFacts, facts))
     return path
 
 
