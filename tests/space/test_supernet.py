@@ -205,7 +205,7 @@ def test_a_genotype_survives_json_and_the_file_is_readable(tmp_path):
         ("nothing", "not a genotype"),
         ('{"groups": {}, "ops_per_branch": "four"}', "not a genotype"),
         (uniform_genotype("3-C", "3-C", units=1).to_json().replace('"unit1"', '"unit7"'), "has the groups"),
-        (uniform_genotype("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "nearest is '3-C'"),
+        (uniform_genotype("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "did you mean '3-C'"),
         (json.dumps({"groups": {"encoder": ["3-C"] * 8, "decoder": ["3-C"] * 9}}), "encoder has 8"),
     ],
 )

@@ -109,7 +109,7 @@ def _kept(pictures: Iterable[Tensor], room: int) -> list[Tensor]:
 
 def free_memory() -> int:
     """Bytes that the system has left for this process, and that a container or a batch system allows it."""
-    room = [psutil.virtual_memory().available]
+    room = [int(psutil.virtual_memory().available)]
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # no such limit, or the word "max"
         room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
