@@ -29,8 +29,9 @@ from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
 from twofold.files import write_text
 from twofold.sheets import contact_sheet
-from twofold.train.loop import Report, Run, fit
-from twofold.train.schemes import GuidedTraining, Learner
+from twofold.train.learner import Learner
+from twofold.train.loop import Run, fit
+from twofold.train.schemes import GuidedTraining, Report
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from twofold import evaluate, images, tiling
 from twofold.contracts import ConfigError, Restored, Sample
-from twofold.data.batches import SECOND_STREAM, Batches, Shard
+from twofold.data.batches import SECOND_STREAM, Batches
 from twofold.data.sources import Source
 from twofold.data.specs import build_mixture
 from twofold.evaluate import Case
@@ -18,32 +17,21 @@ from twofold.metrics import PROTOCOLS
 from twofold.settings import nearest
 from twofold.sheets import contact_sheet
 from twofold.train import recipe as recipes
+from twofold.train.learner import Machine
+from twofold.train.schemes import Streams
 
 
-def batches(
-    recipe: recipes.Recipe, root: Path, device: torch.device, share: Shard
-) -> Callable[[int], tuple[Sequence[Sample], ...]]:
-    """The draws of a step as the recipe's scheme takes them: (D_tr), (D_h), or (D_h, D_tr). D_h has a seed of its
-    own.
-    """
-    data, scheme = recipe.data, recipe.scheme
-    crops = data.crops(recipe.model.channels)
+def batches(recipe: recipes.Recipe, root: Path, machine: Machine) -> Callable[[int], tuple[Sequence[Sample], ...]]:
+    """The draws of step n as the recipe's scheme takes them. D_h has a seed of its own."""
+    data, crops = recipe.data, recipe.data.crops(recipe.model.channels)
     train = build_mixture(data.train, root, crops)
     causes = train if data.guidance is None else build_mixture(data.guidance, root, crops)
 
-    def stream(source: Source, seed: int) -> Batches:
-        return Batches(source, data.batch, seed=seed, share=share, device=device)
+    def stream(source: Source, seed: int) -> Callable[[], Batches]:
+        return lambda: Batches(source, data.batch, seed=seed, share=machine.shard, device=machine.device)
 
-    if isinstance(scheme, recipes.SupervisedSpec | recipes.NaiveSpec | recipes.MetaSpec):
-        only = stream(causes if isinstance(scheme, recipes.NaiveSpec) else train, recipe.seed)
-        return lambda n: ([only(n)],)
-    theta, omega = stream(causes, recipe.seed + SECOND_STREAM), stream(train, recipe.seed)
-    if isinstance(scheme, recipes.FrozenSpec):
-        # each half counts its own steps, and so sees what the guided scheme shows it
-        first = scheme.first(recipe.steps)
-        return lambda n: ([theta(n)], []) if n < first else ([], [omega(n - first)])
-    halves = (theta, scheme.guide_updates), (omega, scheme.net_updates)
-    return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
+    pairs, second = stream(train, recipe.seed), stream(causes, recipe.seed + SECOND_STREAM)
+    return recipe.scheme.draws(Streams(pairs, second, stream(causes, recipe.seed)), recipe.steps)
 
 
 def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
