@@ -138,7 +138,7 @@ def restore_all(
                 fn_constructor_args=(work,),
                 batch_size=1,
                 compute=data.ActorPoolStrategy(min_size=1, max_size=wanted, initial_size=wanted),
-                num_cpus=work.cores,
+                num_cpus=None if work.gpus else work.cores,
                 num_gpus=work.gpus or None,
             )
             .map(_write, num_cpus=0, concurrency=_READERS)
