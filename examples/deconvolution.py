@@ -21,8 +21,8 @@ from twofold.degrade.blur import Blur, CameraShake
 from twofold.restorers.fixed_point import Deconvolution, RidgeDenoiser
 from twofold.sheets import contact_sheet
 from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining
-from twofold.train.schemes import Learner
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, help="a folder of photographs to train on")

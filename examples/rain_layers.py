@@ -19,8 +19,8 @@ from twofold.degrade.additive import RainStreaks
 from twofold.restorers.fixed_point import RainLayers, RidgeDenoiser
 from twofold.sheets import contact_sheet
 from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining
-from twofold.train.schemes import Learner
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, help="a folder of photographs to train on")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import untrained
-from twofold import api, images, zoo
+from twofold import api, images, specs, zoo
 from twofold.cli.app import run_command_line
 from twofold.cli.pictures import twin_of
 from twofold.contracts import ImageError, TwofoldError
@@ -27,8 +27,8 @@ Maker = Callable[..., Path]
 @pytest.fixture(scope="module")
 def deblurring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never trained: a fresh denoiser is the identity, so its linear steps restore by themselves."""
-    net = zoo.DeconvolutionSpec(stages=2, layers=3, width=4)
-    spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
+    net = specs.DeconvolutionSpec(stages=2, layers=3, width=4)
+    spec = specs.GuidedSpec(guidance="noise_level", channels=1, guide=specs.GuideSpec(width=4), net=net)
     path = tmp_path_factory.mktemp("models") / "deblurring.safetensors"
     torch.manual_seed(0)
     zoo.save_restorer(path, spec.build(), spec)
@@ -196,25 +196,25 @@ def test_a_kernel_that_is_given_is_not_replaced(
                 run_command_line(
                     ["restore", str(photo), "-m", str(deblurring), "--kernel", str(given), output, str(kernel)]
                 )
-                == 1
+                == 2
             )
             assert f"{kernel} would replace an input" in capsys.readouterr().err
     assert kernel.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "message", "code"),
     [
-        ([], "needs --kernel FILE, or --kernel estimate"),
-        (["--kernel", "nowhere.png"], "nowhere.png"),
-        (["--kernel", "estimate", "--kernel-size", "30"], "odd"),
-        (["--kernel", "estimate", "--noise-level", "7"], "looks like grey levels"),
+        ([], "needs --kernel FILE, or --kernel estimate", 2),
+        (["--kernel", "nowhere.png"], "nowhere.png", 1),
+        (["--kernel", "estimate", "--kernel-size", "30"], "odd", 2),
+        (["--kernel", "estimate", "--noise-level", "7"], "looks like grey levels", 1),
     ],
 )
 def test_a_mistake_is_one_line(
-    deblurring: Path, picture: Maker, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    deblurring: Path, picture: Maker, more: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command_line(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == 1
+    assert run_command_line(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == code
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -222,8 +222,8 @@ def test_other_models_take_no_kernel_and_no_noise_level(
     guided_model: Path, picture: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["restore", str(picture("a.png")), "-m", str(guided_model)]
-    assert run_command_line([*arguments, "--kernel", "estimate"]) == 1
-    assert run_command_line([*arguments, "--noise-level", "0.02"]) == 1
+    assert run_command_line([*arguments, "--kernel", "estimate"]) == 2
+    assert run_command_line([*arguments, "--noise-level", "0.02"]) == 2
     error = capsys.readouterr().err
     assert "removes no blur" in error
     assert "steered by it" in error
@@ -238,17 +238,17 @@ def test_blurred_pairs_are_measured_with_their_kernels(
         images.write(tmp_path / side / "a.png", images.Picture(pixels))
     np.save(tmp_path / "k.npy", line()[0, 0].numpy())
     sides = ["--observed", "blurred", "--clean", "sharp", "--protocol", "grey", "--data", str(tmp_path)]
-    table = ["--json", str(tmp_path / "result.json")]
+    table = ["-o", str(tmp_path / "result.json")]
     assert (
         run_command_line(["evaluate", "-m", str(deblurring), *sides, "--kernels", str(tmp_path / "k.npy"), *table]) == 0
     )
     summary = json.loads((tmp_path / "result.json").read_text())["summary"]
     assert summary["psnr"] > summary["input_psnr"]
-    assert run_command_line(["evaluate", "-m", str(deblurring), *sides]) == 1
+    assert run_command_line(["evaluate", "-m", str(deblurring), *sides]) == 2
     assert "needs --kernels" in capsys.readouterr().err
 
 
 def test_an_untrained_network_of_random_weights_is_finite(tmp_path: Path) -> None:
-    spec = zoo.PlainSpec(channels=1, net=zoo.DeconvolutionSpec(stages=1, layers=2, width=2))
+    spec = specs.PlainSpec(channels=1, net=specs.DeconvolutionSpec(stages=1, layers=2, width=2))
     path = untrained(spec, tmp_path / "plain.safetensors")
     assert torch.isfinite(twofold.restore(shaken()[0], path, kernel=line()).image).all()

@@ -17,8 +17,9 @@ from twofold.nets.guide import Guide
 from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
 from twofold.train import checkpoint
+from twofold.train.learner import Learner
 from twofold.train.loop import Average, JsonLines, Run, fit, validated
-from twofold.train.schemes import Frozen, GuidedTraining, Learner, Naive, Scheme, Supervised
+from twofold.train.schemes import Frozen, GuidedTraining, Naive, Scheme, Supervised
 
 
 def sample(seed: int) -> Sample:

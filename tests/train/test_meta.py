@@ -16,9 +16,10 @@ from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, Pro
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel
 from twofold.solve.meta import Harmonic
 from twofold.train.convergence import Convergence, history, residuals
+from twofold.train.learner import Learner
 from twofold.train.loop import JsonLines, Run, fit
 from twofold.train.meta import MetaTraining, contraction, solve
-from twofold.train.schemes import Learner, load_state, state_of
+from twofold.train.schemes import load_state, state_of
 
 KERNEL = torch.full((1, 1, 3, 3), 1 / 9)
 

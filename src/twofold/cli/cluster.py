@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import Job, Outcome, bar
+from twofold.cli.pictures import Job
+from twofold.cli.pipeline import Outcome, bar
 from twofold.contracts import TwofoldError
 from twofold.fleet import FleetWork, ray_module, restore_all
 
@@ -36,7 +37,7 @@ def on_cluster(
             if model.takes_kernel
             else f"{plan.model} removes no blur; leave --kernel out"
         )
-    outcome = Outcome()
+    outcome = Outcome(total=len(work))
     left = [job for job in work if not (skip and job.target.exists())]
     outcome.skipped = [str(job.source) for job in work if job not in set(left)]
     with bar(len(left), "restoring") as show:

@@ -32,7 +32,7 @@ from twofold.nets.fourier import (
     margin,
     psf2otf,
 )
-from twofold.nets.mixture import candidates, statistics
+from twofold.restorers.underwater import candidates, statistics
 
 # No photograph is free of noise: rounding to 8 bits alone leaves 1 / (255 sqrt(12)).
 LEAST_NOISE = 1 / (255 * math.sqrt(12))
@@ -418,6 +418,20 @@ class MultiScaleRetinex(Classical):
         gain = ((relative - low) / (high - low).clamp_min(1e-6)).clamp(0, 1) / brightness
         # no channel beyond white: the colour stays, the pixel is less bright
         return Restored(observed * torch.minimum(gain, 1 / observed.amax(1, keepdim=True).clamp_min(1e-3)))
+
+
+CLASSICAL: dict[str, Classical] = {
+    "wiener": Wiener(),
+    "richardson-lucy": RichardsonLucy(),
+    "hyper-laplacian": HyperLaplacian(),
+    "dark-channel": DarkChannel(),
+    "gamma": Gamma(),
+    "clahe": Clahe(),
+    "grey-world": GreyWorld(),
+    "retinex": MultiScaleRetinex(),
+    "underwater-stretch": UnderwaterStretch(),
+}
+"""By the names that cards and the command line use."""
 
 
 def percentile(values: Tensor, part: float) -> Tensor:

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from twofold.contracts import Sample
+from twofold.contracts import ConfigError, Sample
 from twofold.losses import Loss
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
+from twofold.settings import Amount, Count
 from twofold.solve.linear import metric_norm
 from twofold.solve.meta import Harmonic, Schedule, aggregated_step
 from twofold.solve.operators import Operator, metric_of
 from twofold.solve.params import State, subtract
-from twofold.train.schemes import Draw, Learner, Machine
+from twofold.train.convergence import Convergence
+from twofold.train.learner import Learner, Machine, check_finite
+from twofold.train.schemes import Draw, Parts, Report, SchemeSettings
 
 
 class Watched:
@@ -99,25 +105,45 @@ class MetaTraining:
             restored, residuals = solve(problem, leader, iterations=self.iterations, mu=self.mu, schedule=self.schedule)
         loss = self.loss(restored.float(), sample.clean)
         before = [p.detach().clone() for p in self.learner.parameters]
-        gradient = self._follow(loss)
+        check_finite("loss", loss)
+        gradients = torch.autograd.grad(loss, self.learner.parameters, allow_unused=True)
+        self.learner.step(gradients)
         moved = sum(
             float((p.detach() - b).square().sum()) for p, b in zip(self.learner.parameters, before, strict=True)
         )
         return {
             "restoration": loss.item(),
             "lower": residuals[-1] ** 2 / 2,
-            "gradient": gradient,
+            "gradient": float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()),
             "change": moved**0.5,
             "contraction": contraction(residuals),
             **{f"residual/{k}": residual for k, residual in enumerate(residuals)},
         }
 
-    def _follow(self, loss: Tensor) -> float:
-        """One step of the learner; ‖∇φ‖, before ranks are averaged."""
-        parameters = [p for p in self.learner.parameters if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-        # A line with this gradient and the value of the loss, so that the learner need not go through the graph again.
-        line = torch.stack([(p * g).sum() for p, g in used]).sum()
-        self.learner.descend(line + (loss - line).detach())
-        return float(torch.stack([g.square().sum() for _, g in used]).sum().sqrt())
+
+class MetaSpec(SchemeSettings):
+    """Bilevel Meta Optimization of a fixed point. iterations: K. mu: the leader's share, 0 to unroll. first: s_k is
+    first / (k + 1), in units of the theory's bound.
+    """
+
+    kind: Literal["meta"] = "meta"
+    iterations: Count = 8
+    mu: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    first: Amount = 0.5
+
+    def build(self, parts: Parts) -> MetaTraining:
+        if not isinstance(parts.restorer, FixedPointRestorer):
+            raise ConfigError(f"scheme.kind: 'meta' trains a fixed point, but model.kind is {parts.model!r}")
+        return MetaTraining(
+            parts.restorer,
+            parts.loss,
+            parts.learner(parts.restorer, parts.steps),
+            iterations=self.iterations,
+            mu=self.mu,
+            schedule=Harmonic(self.first),
+            machine=parts.machine,
+        )
+
+    def reports(self, folder: Path) -> list[Report]:
+        """How the fixed point settled."""
+        return [Convergence(folder)]

@@ -8,24 +8,29 @@ trains θ exactly as if alone: the control that shows it is `Frozen`, and docs/g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import EXPOSURE, DataError, GuidanceKind, Sample, TwofoldError
+from twofold.contracts import EXPOSURE, ConfigError, DataError, GuidanceKind, Sample
 from twofold.losses import Loss
 from twofold.restorers.guided import Guided
+from twofold.settings import Count, Settings, Share
+from twofold.train.learner import Learner, Machine, Optimizer, Schedule, learner_of
 
 Draw = Sequence[Sample]
 
 
-class Diverged(TwofoldError, FloatingPointError):
-    """The loss or its gradient is no longer a number."""
+class Report(Protocol):
+    """What is called while a run goes on: a progress bar, a log file, a board, a test."""
+
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
+    def validated(self, done: int, scores: dict[str, float]) -> None: ...
 
 
 class Scheme(Protocol):
@@ -38,65 +43,59 @@ class Scheme(Protocol):
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where a step is computed: the precision, and how gradients of several ranks become one."""
+class Parts:
+    """What a scheme is built from. model: the kind of the restorer's specification, for messages."""
 
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    average: Callable[[Tensor], Tensor] | None = None  # mean over ranks; None on a single one
+    restorer: nn.Module
+    loss: Loss
+    steps: int
+    model: str = ""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    guide_optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    machine: Machine = field(default_factory=Machine)
+    seed: int = 0
+
+    def learner(self, module: nn.Module, steps: float, optimizer: Optimizer | None = None) -> Learner:
+        """Of all parameters of `module`, for so many steps."""
+        whole = max(round(steps), 1)
+        return learner_of(module.parameters(), optimizer or self.optimizer, self.schedule, whole, self.machine)
+
+    def guided(self, kind: str) -> Guided:
+        """The restorer, if it has a guide. Raises: ConfigError where it has none."""
+        if not isinstance(self.restorer, Guided):
+            raise ConfigError(f"scheme.kind: {kind!r} trains a guide, but model.kind is {self.model!r}")
+        return self.restorer
 
 
-class Learner:
-    """An optimizer with its schedule over some parameters: `descend(loss)` is one step.
+@dataclass(frozen=True)
+class Streams:
+    """Opens streams of batches, each a function of the number of the batch.
 
-    schedule: the factor on the learning rate at step n, counted from 0. clip: largest norm of the gradient, 0 for none.
+    pairs: D_tr. causes: D_h, drawn with a seed of its own. causes_alone: D_h with the seed of D_tr, for a scheme that
+    draws from nothing else.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        *,
-        schedule: Callable[[int], float] = lambda n: 1.0,
-        clip: float = 0.0,
-        machine: Machine | None = None,
-    ) -> None:
-        self.parameters = list(parameters)
-        self.optimizer = optimizer(self.parameters)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
-        self.clip = clip
-        self.machine = machine or Machine()
-
-    def descend(self, loss: Tensor) -> None:
-        """Raises: Diverged where loss or gradient is not finite; the parameters are then left as they were."""
-        _check_finite("loss", loss)
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
-        if self.machine.average is not None:  # one message for all: small networks pay per message
-            flat = self.machine.average(torch.cat([g.flatten() for _, g in used]))
-            parts = torch.split(flat, [g.numel() for _, g in used])
-            used = [(p, part.view_as(p)) for (p, _), part in zip(used, parts, strict=True)]
-        for p, g in used:
-            p.grad = g
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or torch.inf)
-        _check_finite("gradient", norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "schedule": {"last_epoch": self.schedule.last_epoch}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+    pairs: Callable[[], Callable[[int], Sample]]
+    causes: Callable[[], Callable[[int], Sample]]
+    causes_alone: Callable[[], Callable[[int], Sample]]
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    if not torch.isfinite(value):
-        raise Diverged(
-            f"the training {name} became {value.item()}; train anew with a lower learning_rate or with a clip, "
-            "both under optimizer and guide_optimizer"
-        )
+class SchemeSettings(Settings):
+    """The settings of a scheme build it, and say what each of its steps draws."""
+
+    def build(self, parts: Parts) -> Scheme:
+        """Raises: ConfigError where the model does not fit the scheme."""
+        raise NotImplementedError
+
+    def draws(self, streams: Streams, steps: int) -> Callable[[int], tuple[Draw, ...]]:
+        """What step n of `steps` draws: by default one batch of D_tr."""
+        pairs = streams.pairs()
+        return lambda n: ([pairs(n)],)
+
+    def reports(self, folder: Path) -> list[Report]:
+        """Reports of its own, beside the usual ones."""
+        return []
 
 
 def state_of(scheme: Scheme) -> dict[str, Any]:
@@ -135,6 +134,15 @@ class Supervised:
             self.learner.descend(loss)
             total += loss.item() / len(samples)
         return {"restoration": total}
+
+
+class SupervisedSpec(SchemeSettings):
+    """See `Supervised`."""
+
+    kind: Literal["supervised"] = "supervised"
+
+    def build(self, parts: Parts) -> Supervised:
+        return Supervised(parts.restorer, parts.loss, parts.learner(parts.restorer, parts.steps), parts.machine)
 
 
 def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
@@ -225,6 +233,26 @@ class GuidedTraining:
         return {"restoration": f, "guidance": g}
 
 
+class GuidedTrainingSpec(SchemeSettings):
+    """guide_updates, net_updates: of each half in one step. steering: share of samples with a random strength."""
+
+    kind: Literal["guided"] = "guided"
+    guide_updates: Count = 1
+    net_updates: Count = 1
+    steering: Share = 0.0
+
+    def build(self, parts: Parts) -> GuidedTraining:
+        restorer = parts.guided(self.kind)
+        theta = parts.learner(restorer.guide, parts.steps * self.guide_updates, parts.guide_optimizer)
+        omega = parts.learner(restorer.net, parts.steps * self.net_updates)
+        return GuidedTraining(restorer, parts.loss, theta, omega, parts.machine, self.steering, parts.seed)
+
+    def draws(self, streams: Streams, steps: int) -> Callable[[int], tuple[Draw, ...]]:
+        """(D_h, D_tr)."""
+        halves = (streams.causes(), self.guide_updates), (streams.pairs(), self.net_updates)
+        return lambda n: tuple([half(n * k + i) for i in range(k)] for half, k in halves)
+
+
 @dataclass
 class Naive:
     """f + g descended jointly over D_h, nothing detached: the paper's comparison."""
@@ -248,6 +276,21 @@ class Naive:
         return {"restoration": f, "guidance": g}
 
 
+class NaiveSpec(SchemeSettings):
+    """See `Naive`."""
+
+    kind: Literal["naive"] = "naive"
+
+    def build(self, parts: Parts) -> Naive:
+        restorer = parts.guided(self.kind)
+        return Naive(restorer, parts.loss, parts.learner(restorer, parts.steps), parts.machine)
+
+    def draws(self, streams: Streams, steps: int) -> Callable[[int], tuple[Draw, ...]]:
+        """(D_h)."""
+        causes = streams.causes_alone()
+        return lambda n: ([causes(n)],)
+
+
 @dataclass
 class Frozen:
     """θ first, for `pretraining` steps, then ω with θ frozen: the control for Algorithm 1."""
@@ -265,3 +308,26 @@ class Frozen:
         if self.guide_learner.schedule.last_epoch < self.pretraining:
             return {"guidance": both.step(known_causes, ())["guidance"]}
         return {"restoration": both.step((), samples)["restoration"]}
+
+
+class FrozenSpec(SchemeSettings):
+    """pretraining: share of the steps in which the guide alone is trained."""
+
+    kind: Literal["frozen"] = "frozen"
+    pretraining: Share = 0.5
+
+    def build(self, parts: Parts) -> Frozen:
+        restorer, first = parts.guided(self.kind), self._first(parts.steps)
+        theta = parts.learner(restorer.guide, first, parts.guide_optimizer)
+        omega = parts.learner(restorer.net, parts.steps - first)
+        return Frozen(restorer, parts.loss, theta, omega, first, parts.machine)
+
+    def draws(self, streams: Streams, steps: int) -> Callable[[int], tuple[Draw, ...]]:
+        """(D_h, nothing), then (nothing, D_tr); each half counts its own steps, and so sees what `GuidedTraining`
+        shows it.
+        """
+        first, causes, pairs = self._first(steps), streams.causes(), streams.pairs()
+        return lambda n: ([causes(n)], []) if n < first else ([], [pairs(n - first)])
+
+    def _first(self, steps: int) -> int:
+        return round(self.pretraining * steps)
