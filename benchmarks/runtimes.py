@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from twofold import api, images, runtime, zoo
+from twofold import api, images, runtime, specs, zoo
 from twofold.contracts import TwofoldError
 from twofold.export import network, onnx_graph, precision
 from twofold.files import write_text
@@ -161,7 +161,7 @@ def prenet(folder: Path, weights: Path | None) -> Path:
     if weights is not None:
         return weights
     torch.manual_seed(0)
-    spec = zoo.PlainSpec(net=zoo.PReNetSpec())
+    spec = specs.PlainSpec(net=specs.PReNetSpec())
     restorer = spec.build()
     zoo.save_restorer(folder / "prenet.safetensors", restorer, spec)
     return folder / "prenet.safetensors"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiny_models import TINY, untrained
-from twofold import interchange, zoo
+from twofold import interchange, specs, zoo
 from twofold.cli.app import run_command_line
 from twofold.contracts import TwofoldError, WeightsError
 from twofold.nets.fourier import convolve, psf2otf
@@ -139,7 +139,7 @@ def test_the_official_griddehazenet_is_imported_and_restores_the_same(tmp_path: 
     assert sum(value.numel() for value in state.values()) == 958_051
     torch.save(state, tmp_path / "indoor_haze_best_3_6")
     spec = interchange.import_weights(tmp_path / "indoor_haze_best_3_6", tmp_path / "mine.safetensors")
-    assert spec.net == zoo.GridDehazeSpec()
+    assert spec.net == specs.GridDehazeSpec()
     observed = torch.rand(1, 3, 21, 34)
     with torch.no_grad():
         restored = zoo.load_restorer(tmp_path / "mine.safetensors")(observed).image
@@ -150,7 +150,7 @@ def test_the_official_griddehazenet_is_imported_and_restores_the_same(tmp_path: 
 def test_settings_are_read_from_the_shapes() -> None:
     state = published_griddehazenet(width=8, rows=2, columns=4, dense=3, growth=6)
     spec, _ = interchange.published_network({name.removeprefix("module."): value for name, value in state.items()})
-    assert spec.net == zoo.GridDehazeSpec(width=8, rows=2, columns=4, dense=3, growth=6)
+    assert spec.net == specs.GridDehazeSpec(width=8, rows=2, columns=4, dense=3, growth=6)
 
 
 def test_a_checkpoint_in_a_wrapper_is_found(tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
             interchange.read_checkpoint(tmp_path / name)
 
 
-DEBLUR = zoo.GuidedSpec(
+DEBLUR = specs.GuidedSpec(
     guidance="noise_level",
     channels=1,
-    guide=zoo.GuideSpec(width=8),
-    net=zoo.DeconvolutionSpec(stages=2, unet=zoo.UNetSpec(widths=[4, 8], blocks=[1, 1])),
+    guide=specs.GuideSpec(width=8),
+    net=specs.DeconvolutionSpec(stages=2, unet=specs.UNetSpec(widths=[4, 8], blocks=[1, 1])),
 )
 
 

@@ -149,7 +149,7 @@ def _weights() -> dict[str, dict[str, Any]]:
     """Of every card: whether its weights are there, and whether they are those of the card."""
     folder = resources.files("twofold") / "weights"
     found: dict[str, dict[str, Any]] = {}
-    for name, card in zoo.cards().items():
+    for name, card in _with_weights().items():
         try:
             data = (folder / f"{name}.safetensors").read_bytes()
             found[name] = {"found": True, "right": hashlib.sha256(data).hexdigest() == card.sha256, "bytes": len(data)}
@@ -158,12 +158,17 @@ def _weights() -> dict[str, dict[str, Any]]:
     return found
 
 
+def _with_weights() -> dict[str, zoo.Card]:
+    """The cards of all models but the classical ones, which have no weights."""
+    return {name: card for name, card in zoo.cards().items() if card.parameters}
+
+
 def _plans() -> dict[str, dict[str, str]]:
     """How each model is run here by default, and why."""
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hardware = runtime.has_bf16(place)
     found = {}
-    for name, card in zoo.cards().items():
+    for name, card in _with_weights().items():
         plan = runtime.plan_for(place, bfloat16=hardware and card.allows_bf16)
         if not hardware:
             reason = f"the {place.type} does not compute in bfloat16"

@@ -24,6 +24,9 @@ _Row = dict[str, Any]
 _BLOCKS = 2000
 """Ray keeps a record of every block of pictures: no more than that, so one picture each up to 2000."""
 
+_READERS = 4
+"""Files read, and written, at once. They take no core, or workers that take all of them would wait for ever."""
+
 
 @dataclass(frozen=True)
 class FleetWork:
@@ -129,16 +132,16 @@ def restore_all(
         items = [{"source": os.path.abspath(source), "target": os.path.abspath(target)} for source, target in pairs]
         rows = (
             data.from_items(items, override_num_blocks=min(len(items), _BLOCKS))
-            .map(_read)
+            .map(_read, num_cpus=0, concurrency=_READERS)
             .map_batches(
                 worker,
                 fn_constructor_args=(work,),
                 batch_size=1,
                 compute=data.ActorPoolStrategy(min_size=1, max_size=wanted, initial_size=wanted),
-                num_cpus=work.cores,
+                num_cpus=None if work.gpus else work.cores,
                 num_gpus=work.gpus or None,
             )
-            .map(_write)
+            .map(_write, num_cpus=0, concurrency=_READERS)
         )
         found: dict[tuple[str, str], FleetResult] = {}
         for row in rows.iter_rows():
@@ -181,11 +184,11 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _room(ray: Any, work: FleetWork) -> int:
-    """Workers that the cluster has room for, one core left for reading and writing where there are more."""
+    """Workers that the cluster has room for."""
     resources = ray.cluster_resources()
     if work.gpus:
         return max(int(resources.get("GPU", 0) / work.gpus), 1)
-    return max((int(resources.get("CPU", 1)) - 1) // max(work.cores, 1), 1)
+    return max(int(resources.get("CPU", 1)) // max(work.cores, 1), 1)
 
 
 def _read(row: _Row) -> _Row:

@@ -17,11 +17,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from twofold import hub, zoo
+from twofold import hub, specs, zoo
 from twofold.contracts import NOISE_LEVEL, TwofoldError, WeightsError
 from twofold.export.network import ESTIMATE, Whole
 from twofold.nets import prenet
-from twofold.specs import AnyModel, GridDehazeSpec, ModelSpec, PlainSpec, PReNetSpec
 
 SPEC_ENTRY = "twofold_model"
 """Entry of a state dict for spandrel that holds the model's specification: JSON as bytes, uint8 `(n,)`."""
@@ -29,7 +28,7 @@ _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 """Where training programs put the state dict inside a checkpoint; the first that is there is taken."""
 
 
-def import_weights(source: Path, target: Path) -> PlainSpec:
+def import_weights(source: Path, target: Path) -> specs.PlainSpec:
     """Writes a published checkpoint as a weights file that `twofold.load` takes; returns what it was recognised as.
 
     source: a PyTorch file or safetensors, of PReNet (Ren et al. 2019) or GridDehazeNet (Liu et al. 2019) in the layout
@@ -76,12 +75,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.float() for name, value in found.items()}
 
 
-def published_network(state: Mapping[str, Tensor], name: str = "the state dict") -> tuple[PlainSpec, dict[str, Tensor]]:
+def published_network(
+    state: Mapping[str, Tensor], name: str = "the state dict"
+) -> tuple[specs.PlainSpec, dict[str, Tensor]]:
     """(what the network is, its state under this library's names). Raises: WeightsError saying what was seen."""
     try:
         if "conv0.0.weight" in state:
             _check_prenet(state, name)
-            net: Any = PReNetSpec(width=state["conv0.0.weight"].shape[0])
+            net: Any = specs.PReNetSpec(width=state["conv0.0.weight"].shape[0])
             ours = prenet.from_published(state)
         elif "coefficient" in state and "conv_in.weight" in state:
             net, ours = _griddehaze(state)
@@ -90,7 +91,7 @@ def published_network(state: Mapping[str, Tensor], name: str = "the state dict")
             raise WeightsError(f"{name} is of an unknown network (it begins with {seen}); known: PReNet, GridDehazeNet")
     except KeyError as error:
         raise WeightsError(f"{name} lacks {error.args[0]}; it is not whole, or a variant that is not known") from error
-    spec = PlainSpec(net=net)
+    spec = specs.PlainSpec(net=net)
     ours = {f"net.{key}": value for key, value in ours.items()}
     wanted = {key: tuple(value.shape) for key, value in spec.build().state_dict().items()}
     for key, shape in wanted.items():
@@ -104,7 +105,7 @@ def published_network(state: Mapping[str, Tensor], name: str = "the state dict")
 
 def _published_entries(net: Any) -> int:
     """How many tensors the authors' program saves."""
-    if isinstance(net, PReNetSpec):
+    if isinstance(net, specs.PReNetSpec):
         return 32
     rows, columns, dense = int(net.rows), int(net.columns), int(net.dense)
     blocks = rows * (columns - 1) + 2
@@ -123,12 +124,12 @@ def _check_prenet(state: Mapping[str, Tensor], name: str) -> None:
         raise WeightsError(f"{name} is a PReNet_r, whose five blocks are one; take PReNet itself")
 
 
-def _griddehaze(state: Mapping[str, Tensor]) -> tuple[GridDehazeSpec, dict[str, Tensor]]:
+def _griddehaze(state: Mapping[str, Tensor]) -> tuple[specs.GridDehazeSpec, dict[str, Tensor]]:
     """GridDehazeNet's published layout: `rdb_module.ROW_COLUMN`, `downsample_module`, `upsample_module`."""
     rows, columns = state["coefficient"].shape[:2]
     growth = state["rdb_in.residual_dense_layers.0.conv.weight"].shape[0]
     dense = sum(bool(re.fullmatch(r"rdb_in\.residual_dense_layers\.\d+\.conv\.weight", key)) for key in state)
-    spec = GridDehazeSpec(
+    spec = specs.GridDehazeSpec(
         width=state["conv_in.weight"].shape[0], rows=rows, columns=columns, growth=growth, dense=dense
     )
     places = {"head": "conv_in", "tail": "conv_out"}
@@ -240,7 +241,7 @@ class _Adapted(nn.Module):
         return restored.reshape(y.shape)
 
 
-def spandrel_state(restorer: nn.Module, spec: AnyModel) -> dict[str, Tensor]:
+def spandrel_state(restorer: nn.Module, spec: specs.AnyModel) -> dict[str, Tensor]:
     """A state dict that says which model it is: names begin with "twofold.", `SPEC_ENTRY` holds the specification."""
     text = bytearray(spec.model_dump_json().encode())
     weights = {f"twofold.{name}": value.detach().contiguous() for name, value in restorer.state_dict().items()}
@@ -252,7 +253,7 @@ def from_spandrel_state(state: Mapping[str, Tensor]) -> nn.Module:
     if SPEC_ENTRY not in state:
         raise WeightsError(f"the state dict has no entry {SPEC_ENTRY!r}, so it does not say which model it is")
     try:
-        spec: AnyModel = TypeAdapter(ModelSpec).validate_json(bytes(state[SPEC_ENTRY].tolist()))
+        spec: specs.AnyModel = TypeAdapter(specs.ModelSpec).validate_json(bytes(state[SPEC_ENTRY].tolist()))
     except ValidationError as error:
         raise WeightsError(f"a model that this version does not know: {error.errors()[0]['msg']}") from error
     restorer = spec.build()
@@ -276,7 +277,7 @@ def weights_of(name_or_path: str | Path) -> Iterator[Path]:
         yield hub.fetch_weights(name) if hub.is_hub_place(name) else Path(name_or_path)
 
 
-def specified_restorer(name_or_path: str | Path) -> tuple[AnyModel, Any]:
+def specified_restorer(name_or_path: str | Path) -> tuple[specs.AnyModel, Any]:
     """(specification, restorer) by name, path or hf://user/name. Raises: WeightsError."""
     restorer = zoo.load_restorer(name_or_path)
     with weights_of(name_or_path) as file:

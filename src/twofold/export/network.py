@@ -39,8 +39,8 @@ class Whole(nn.Module):
         super().__init__()
         if not isinstance(restorer, Guided | Plain):
             raise TwofoldError(
-                f"{type(restorer).__name__} iterates until it has converged, so it has no graph of a fixed length; "
-                "export a network that is guided or plain"
+                f"{type(restorer).__name__} has no network of a fixed length (it may iterate until it has converged); "
+                "export a model that is guided or plain"
             )
         self.restorer = restorer
 
