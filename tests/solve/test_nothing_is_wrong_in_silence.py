@@ -360,7 +360,7 @@ def test_integer_and_complex_tensors_are_refused_by_name():
             lambda: Unrolled(GradientDescent(0.4), 20),
             r"write Unrolled\(20, GradientDescent\(step_size=0\.4\), \.\.\.\)",
         ),
-        (lambda: Truncated(GradientDescent(0.4), 20, 3), "Truncated expects a number of lower steps"),
+        (lambda: Truncated(GradientDescent(0.4), 20, 3), r"write Truncated\(3, GradientDescent"),
         (lambda: ConjugateGradient(GradientDescent(0.4), 20), r"write ConjugateGradient\(20, "),
         (lambda: Neumann(GradientDescent(0.4), 20, 0.1), r"write Neumann\(20, "),
         (lambda: FirstOrder(GradientDescent(0.4), 20), r"write FirstOrder\(20, "),
