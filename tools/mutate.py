@@ -5,7 +5,7 @@
 
 A fault is one changed comparison, sign, arithmetic operator, number, `and`/`or`, `any`/`all`, `min`/`max`, or one
 refusal taken out. Numbers that are defaults, type annotations and texts are left alone. First the tests are run once
-to see which of them pass through which line; then each fault meets the tests of its line, the quickest first. Nothing
+to see which of them call which function; then each fault meets the tests of its function, the quickest first. Nothing
 is written outside a temporary folder, so several runs may go on side by side.
 """
 
@@ -58,10 +58,12 @@ NAMES = {"any": "all", "all": "any", "min": "max", "max": "min"}
 
 
 class Fault(NamedTuple):
-    """One planted fault. line: in the original. source: the whole module with the fault."""
+    """One planted fault. line: of it, function: of the first line of the function around it, in the original. source:
+    the whole module with the fault."""
 
     module: str
     line: int
+    function: int
     what: str
     source: str
 
@@ -69,14 +71,23 @@ class Fault(NamedTuple):
 def faults(path: Path) -> Iterator[Fault]:
     """Every fault of one module, in the order of its lines."""
     tree = ast.parse(path.read_text())
+    spans = [(f.lineno, f.end_lineno, f) for f in functions(tree)]
     for place in list(places(tree)):
         for change, undo in changes(place):
             before = ast.unparse(place) if not isinstance(place, ast.If) else f"if {ast.unparse(place.test)}: raise"
             redo = change()
             after = ast.unparse(place) if not isinstance(place, ast.If) else "pass"
             line = place.lineno  # type: ignore[attr-defined]
-            yield Fault(path.stem, line, f"{before}  →  {after}"[:160], ast.unparse(tree))
+            around = next((f for first, last, f in spans if first <= line <= (last or first)), None)
+            first = 0 if around is None else min([around.lineno, *(d.lineno for d in around.decorator_list)])
+            yield Fault(path.stem, line, first, f"{before}  →  {after}"[:160], ast.unparse(tree))
             undo(redo)
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """The functions of a module and the methods of its classes; what is nested in them counts as theirs."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [f for body in (tree.body, *(c.body for c in classes)) for f in body if isinstance(f, ast.FunctionDef)]
 
 
 def places(tree: ast.AST) -> Iterator[ast.AST]:
@@ -125,34 +136,26 @@ def changes(node: ast.AST) -> Iterator[tuple[Any, Any]]:
 
 
 class Recorder:
-    """A pytest plugin: which lines of the package each test passes through, and how long it takes."""
+    """A pytest plugin: which functions of the package each test calls, and how long it takes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
-        self.seen: dict[str, dict[str, list[int]]] = {}
+        self.seen: dict[str, list[tuple[str, int]]] = {}
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_protocol(self, item: Any) -> None:
-        self.lines: dict[str, set[int]] = {}
+        self.codes: set[Any] = set()
         self.began = time.perf_counter()
         sys.settrace(self._call)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         sys.settrace(None)
         self.seconds[nodeid] = time.perf_counter() - self.began
-        self.seen[nodeid] = {name: sorted(lines) for name, lines in self.lines.items()}
+        own = [c for c in self.codes if c.co_filename.startswith(self.folder)]
+        self.seen[nodeid] = [(Path(c.co_filename).stem, c.co_firstlineno) for c in own]
 
-    def _call(self, frame: Any, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(self.folder):
-            return None
-        lines = self.lines.setdefault(Path(frame.f_code.co_filename).stem, set())
-        lines.add(frame.f_lineno)
-
-        def local(frame: Any, event: str, argument: Any) -> Any:
-            lines.add(frame.f_lineno)
-            return local
-
-        return local
+    def _call(self, frame: Any, event: str, argument: Any) -> None:
+        self.codes.add(frame.f_code)
 
 
 def run_tests(source: Path, tests: list[str], recorder: Recorder | None, into: Path | None) -> int:
@@ -199,7 +202,7 @@ def in_child(
 
 
 def record(source: Path, folder: Path) -> tuple[dict[tuple[str, int], list[str]], dict[str, float]]:
-    """(module, line) → the tests that pass through it, the quickest first; and how long each takes."""
+    """(module, first line of a function) → the tests that call it, the quickest first; and how long each takes."""
     tests = [str(p) for p in sorted((ROOT / "tests/solve").glob("test_*.py")) if p.name not in LEFT_OUT]
     into = folder / "lines.json"
     if in_child(source, tests, 3600, Recorder(source / "twofold/solve"), into) != 0:
@@ -208,9 +211,8 @@ def record(source: Path, folder: Path) -> tuple[dict[tuple[str, int], list[str]]
     seen, seconds = json.loads(into.read_text())
     through: dict[tuple[str, int], list[str]] = {}
     for test in sorted(seconds, key=seconds.__getitem__):
-        for module, lines in seen.get(test, {}).items():
-            for line in lines:
-                through.setdefault((module, line), []).append(test)
+        for module, line in seen.get(test, []):
+            through.setdefault((module, line), []).append(test)
     return through, seconds
 
 
@@ -240,7 +242,7 @@ def main() -> None:
         for fault in planted:
             if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
                 break
-            tests = through.get((fault.module, fault.line), [])
+            tests = through.get((fault.module, fault.function), [])
             place = source / "twofold/solve" / f"{fault.module}.py"
             whole = place.read_text()
             place.write_text(fault.source)
@@ -255,9 +257,8 @@ def main() -> None:
             else:
                 killed += 1
     total = killed + len(survivors)
-    print(
-        f"killed {killed} of {total} faults: {100 * killed / max(total, 1):.1f} %  ({unseen} in lines without a test)"
-    )
+    score = 100 * killed / max(total, 1)
+    print(f"killed {killed} of {total} faults: {score:.1f} %  ({unseen} survivors in functions without a test)")
 
 
 if __name__ == "__main__":
