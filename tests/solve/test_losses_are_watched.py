@@ -117,15 +117,21 @@ def test_a_replay_compares_what_a_step_changed_and_not_where_it_ended(rate):
         hypergradient(problem, w, u, strategy=Unrolled(3, GradientDescent(rate)))
 
 
-def test_a_step_that_repeats_itself_to_the_last_digits_but_a_few_is_accepted():
-    wobble = iter([0.0] * 4 + [1e-9] * 4)
+@pytest.mark.parametrize(("share", "accepted"), [(1e-9, True), (1e-7, False)])
+def test_a_replayed_step_may_differ_by_the_root_of_the_precision_and_no_more(share, accepted):
+    """1.5e-8 of what the step changes, in float64: kernels with and without a graph may round differently."""
+    wobble = iter([0.0] * 4 + [share] * 4)
 
     def step(k, w, u):
         return u - 1e-2 * w * (u + next(wobble))
 
     w = torch.ones((), dtype=torch.float64, requires_grad=True)
-    u = replayed(step, w, torch.ones((), dtype=torch.float64), steps=2)
-    assert torch.autograd.grad(u, w)[0].isfinite()
+    u = replayed(step, w, torch.ones((), dtype=torch.float64), steps=4)
+    if accepted:
+        assert torch.autograd.grad(u, w)[0].isfinite()
+    else:
+        with pytest.raises(SolveError, match="another result when it was replayed"):
+            torch.autograd.grad(u, w)
 
 
 def test_a_data_loader_under_central_differences_is_noticed():
