@@ -6,7 +6,17 @@ The modules hold more, for those who write a solver, a strategy or an operator o
 
 from twofold.solve.adjoint import Adjoint, Implicit, OneStep, TruncatedAdjoint, UnrolledAdjoint
 from twofold.solve.adjoint_equation import AdjointError, Iterated, NeumannSeries, NormalEquations
-from twofold.solve.dynamics import Adam, Bilevel, Dynamics, FixedPointSteps, GradientDescent, Momentum, lower_solution
+from twofold.solve.dynamics import (
+    Adam,
+    AdamW,
+    Bilevel,
+    Dynamics,
+    FixedPointSteps,
+    GradientDescent,
+    Momentum,
+    RMSprop,
+    lower_solution,
+)
 from twofold.solve.fixed_points import fixed_point
 from twofold.solve.hypergradients import Cost, Hypergradient, Strategy, hypergradient
 from twofold.solve.implicit import ConjugateGradient, Neumann, Settled
@@ -46,11 +56,12 @@ from twofold.solve.operators import (
 from twofold.solve.params import SolveError, State
 from twofold.solve.second_order import CentralDifference, Cross, Exact
 from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
-from twofold.solve.strategies import FirstOrder, OneStepUnrolled, Truncated, Unrolled
+from twofold.solve.strategies import FirstOrder, OneStepUnrolled, ThroughFixedPoint, Truncated, Unrolled
 
 __all__ = [
     "PDHG",
     "Adam",
+    "AdamW",
     "Adjoint",
     "AdjointError",
     "Aggregated",
@@ -94,6 +105,7 @@ __all__ = [
     "PrimalDual",
     "ProximalALM",
     "ProximalGradient",
+    "RMSprop",
     "Relax",
     "Round",
     "Scaled",
@@ -105,6 +117,7 @@ __all__ = [
     "StepSchedule",
     "Strategy",
     "SumProx",
+    "ThroughFixedPoint",
     "Truncated",
     "TruncatedAdjoint",
     "Unrolled",

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Dynamics, require_dynamics, require_step_size
+from twofold.solve.adjoint import Adjoint, Implicit
+from twofold.solve.dynamics import Dynamics, FixedPointSteps, require_dynamics, require_step_size
 from twofold.solve.evaluator import KINK, Evaluator
+from twofold.solve.fixed_points import fixed_point
 from twofold.solve.params import (
     SolveError,
     State,
@@ -25,7 +27,10 @@ from twofold.solve.params import (
     tensors,
 )
 from twofold.solve.second_order import EXACT, Cross
+from twofold.solve.solvers import KrasnoselskiiMann, Solver
 from twofold.solve.unroll import replayed
+
+SOLVER, IMPLICIT = KrasnoselskiiMann(), Implicit()
 
 
 @dataclass(frozen=True)
@@ -183,3 +188,46 @@ class Truncated:
         run.products += self.last
         pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
         return value, rebuild(upper, [d + t for d, t in pairs]), reached
+
+
+@dataclass(frozen=True)
+class ThroughFixedPoint:
+    """The gradient at the fixed point of a lower operator, by the adjoint of `fixed_point`: the memory of one step.
+
+    dynamics: the operator, as u ← T(u; w). solver: how the fixed point is found. adjoint: how it is differentiated;
+    `Implicit` exactly, `TruncatedAdjoint(n)` as a phantom gradient. per_sample: whether the first dimension of the
+    lower parameters counts samples.
+
+    Raises: NotConverged where the solver's tolerance is missed, AdjointError where the adjoint's is.
+
+    >>> from twofold.solve import Bilevel, FixedPointSteps, KrasnoselskiiMann, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: (u**2).sum(), lower=None)
+    >>> steps = FixedPointSteps(lambda w: lambda u: u / 2 + w)
+    >>> way = ThroughFixedPoint(steps, KrasnoselskiiMann(1.0, tolerance=1e-7), per_sample=False)     # u = 2 w, so 8 w
+    >>> round(hypergradient(problem, torch.tensor(3.0), torch.tensor(0.0), strategy=way).gradient.item(), 3)
+    24.0
+    """
+
+    dynamics: FixedPointSteps
+    solver: Solver = SOLVER
+    adjoint: Adjoint = IMPLICIT
+    per_sample: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, FixedPointSteps):
+            raise SolveError(f"expected FixedPointSteps(operator of w), got a {type(self.dynamics).__name__}")
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        w = leaves(upper)
+        solution = fixed_point(
+            self.dynamics.operator(w), lower, solver=self.solver, adjoint=self.adjoint, per_sample=self.per_sample
+        )
+        value, direct, g = run.upper_gradients(upper, detach(solution.value))
+        through = slopes(tensors(solution.value), tensors(w), g)
+        if all(slope is None for slope in through):
+            raise SolveError(
+                "the operator does not depend on the upper parameters, so nothing flows through the lower level; where "
+                "that is meant, take FirstOrder"
+            )
+        pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
+        return value, rebuild(upper, [d + t for d, t in pairs]), solution.value
