@@ -28,7 +28,7 @@ from twofold.solve.params import (
 )
 from twofold.solve.second_order import EXACT, Cross
 from twofold.solve.solvers import KrasnoselskiiMann, Solver
-from twofold.solve.unroll import replayed
+from twofold.solve.unroll import NO_FLOW, graphs_within, replayed
 
 SOLVER, IMPLICIT = KrasnoselskiiMann(), Implicit()
 
@@ -107,8 +107,9 @@ class Unrolled:
 
     keep_every: store every n-th state only; near √steps for the least memory, for one more evaluation of each
     step. together: steps that are replayed with one graph; more is faster where steps are tiny, and holds more.
-    The start counts as constant. Prefer implicit strategies where the lower level is solved to rest and has
-    one minimum.
+    graph_bytes: memory that may be spent to save time: as many of the last steps as fit into it keep their graph and
+    are not replayed; infinity is ordinary unrolling, the fastest. The start counts as constant. Prefer implicit
+    strategies where the lower level is solved to rest and has one minimum.
 
     >>> from twofold.solve import Bilevel, GradientDescent, hypergradient
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
@@ -121,12 +122,13 @@ class Unrolled:
     dynamics: Dynamics
     keep_every: int = 1
     together: int = 1
+    graph_bytes: float = 0
 
     def __post_init__(self) -> None:
         require_dynamics("Unrolled", self.steps, self.dynamics)
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together)
+        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together, self.graph_bytes)
         return whole.differentiate(run, upper, lower)
 
 
@@ -148,6 +150,7 @@ class Truncated:
     dynamics: Dynamics
     keep_every: int = 1
     together: int = 1
+    graph_bytes: float = 0
 
     def __post_init__(self) -> None:
         require_dynamics("Truncated", self.steps, self.dynamics)
@@ -165,15 +168,18 @@ class Truncated:
         def step(k: int, w: State, state: State) -> State:
             return dynamics.step(run.problem, k, w, state)
 
+        graphs = graphs_within(self.graph_bytes, step, upper, state, steps=self.last, first=early)
         state = replayed(
             step,
             w,
             detach(state),
-            steps=self.last,
+            steps=self.last - graphs,
             first=early,
             keep_every=self.keep_every,
             together=self.together,
         )
+        for k in range(self.steps - graphs, self.steps):
+            state = step(k, w, state)
         reached = dynamics.params(state)
         run.require_settling(dynamics, upper, lower, self.steps, detach(state))
         value, direct, g = run.upper_gradients(upper, detach(reached))
@@ -185,6 +191,8 @@ class Truncated:
                 )
             return value, rebuild(upper, filled(direct, tensors(w))), reached
         through = slopes(tensors(reached), tensors(w), g)
+        if all(slope is None for slope in through):
+            raise SolveError(NO_FLOW)
         run.products += self.last
         pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
         return value, rebuild(upper, [d + t for d, t in pairs]), reached
@@ -225,9 +233,6 @@ class ThroughFixedPoint:
         value, direct, g = run.upper_gradients(upper, detach(solution.value))
         through = slopes(tensors(solution.value), tensors(w), g)
         if all(slope is None for slope in through):
-            raise SolveError(
-                "the operator does not depend on the upper parameters, so nothing flows through the lower level; where "
-                "that is meant, take FirstOrder"
-            )
+            raise SolveError(NO_FLOW)
         pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
         return value, rebuild(upper, [d + t for d, t in pairs]), solution.value
