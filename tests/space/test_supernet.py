@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
-from twofold.solve.second_order import CentralDifference, Exact
+from twofold.solve import Bilevel, CentralDifference, Exact, OneStepUnrolled, hypergradient
 from twofold.space.genotype import Genotype, copy_weights, derive, entropy, shares, uniform_genotype
 from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 from twofold.space.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
