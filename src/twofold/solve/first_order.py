@@ -173,7 +173,7 @@ class BOME:
     the smallest weight for which q falls along the step at a rate of control · ‖∇q‖². The penalty needs no choosing.
 
     step_size: s_k, for both levels. inner_step, inner: of the lower solve, whose truncation biases the result
-    by what `inner` steps leave of a distance; a constant step_size biases it in proportion. control: in (0, 1), their η.
+    by what `inner` steps leave of a distance; a constant step_size does so in proportion. control: in (0, 1), their η.
     `inner` + 2 gradients an iteration, all at one draw; made for little noise.
 
     >>> from itertools import islice
