@@ -36,19 +36,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from twofold.solve.dynamics import Bilevel, GradientDescent, lower_gradient
-from twofold.solve.hypergradient import (
+from twofold.solve import (
+    Aggregated,
+    Bilevel,
+    CentralDifference,
     ConjugateGradient,
+    Exact,
+    GradientDescent,
     Neumann,
     OneStepUnrolled,
+    SolveError,
     Strategy,
     Truncated,
     Unrolled,
+    as_function,
     hypergradient,
 )
-from twofold.solve.meta import Aggregated
-from twofold.solve.params import SolveError, as_function, norm
-from twofold.solve.second_order import CentralDifference, Exact
+from twofold.solve.dynamics import lower_gradient
+from twofold.solve.params import norm
 
 HORIZON = 64
 LONG = 1000

@@ -50,9 +50,8 @@ from twofold.restorers.sparse_coding import (
     learn_dictionary,
     patches_of,
 )
-from twofold.solve.meta import Harmonic, aggregated_step
-from twofold.solve.operators import Relax, contraction_factor, metric_of
-from twofold.solve.params import norm, subtract
+from twofold.solve import Harmonic, Relax, aggregated_step, contraction_factor, metric_of
+from twofold.solve.params import minus, norm
 from twofold.train.meta import MetaTraining, Watched
 from twofold.train.schemes import Learner
 
@@ -386,7 +385,7 @@ def run_long(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> d
             T, u = Watched(problem.operator), problem.start
             for k in range(steps):
                 fresh = T(u)
-                change[k] += float(norm(subtract(fresh, u)) / norm(u))
+                change[k] += float(norm(minus(fresh, u)) / norm(u))
                 u = fresh
                 quality[k] += float(psnr(problem.image(u), sample.clean).mean())
             residual += torch.stack(T.residuals).double()

@@ -31,9 +31,7 @@ from twofold.nets.judge import Judge, clear_loss
 from twofold.search.difference import ForwardDifference
 from twofold.search.loss_space import PLAIN, LossSpace
 from twofold.search.supernet import Mixture, architecture, mixtures, weights
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
-from twofold.solve.second_order import CentralDifference, Cross
+from twofold.solve import Bilevel, CentralDifference, Cross, FirstOrder, OneStepUnrolled, Strategy, hypergradient
 
 STEP = 5e-4  # ξ, the learning rate of the published search
 RADIUS = 0.01  # of the central difference, as published

@@ -20,7 +20,7 @@ from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
 from twofold.nets.unet import UNet
 from twofold.search.loss_space import PLAIN, LossSpace
-from twofold.solve.hypergradient import OneStepUnrolled
+from twofold.solve import OneStepUnrolled
 from twofold.train.schemes import Learner
 from twofold.train.search import Search
 

@@ -36,7 +36,7 @@ from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, Model, PatchCoding, cosines
 from twofold.runtime import flush_denormals_
 from twofold.search.genotype import Genotype
-from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.solve import KrasnoselskiiMann
 
 KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH)}
 

@@ -22,9 +22,7 @@ from twofold.restorers.sparse_coding import (
     learn_dictionary,
     patches_of,
 )
-from twofold.solve.linear import Euclidean
-from twofold.solve.operators import stretch
-from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.solve import Euclidean, KrasnoselskiiMann, stretch
 
 
 def dictionary(m: int = 12, n: int = 24) -> Tensor:

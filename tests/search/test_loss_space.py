@@ -19,10 +19,7 @@ from twofold.search.loss_space import (
     near_zero,
     published_terms,
 )
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, hypergradient
-from twofold.solve.params import SolveError
-from twofold.solve.second_order import CentralDifference
+from twofold.solve import Bilevel, CentralDifference, FirstOrder, OneStepUnrolled, SolveError, hypergradient
 
 GROUPS = ((0, 1), (2, 3))
 

@@ -12,9 +12,7 @@ from twofold.nets.hadamard import HadamardNet, Place
 from twofold.search.genotype import Genotype, copy_weights, derive, entropy, picture, shares, uniform
 from twofold.search.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 from twofold.search.supernet import Mixture, architecture, mixtures, mixtures_of, weights
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
-from twofold.solve.second_order import CentralDifference, Exact
+from twofold.solve import Bilevel, CentralDifference, Exact, OneStepUnrolled, hypergradient
 
 
 def plain_sum(mixture: Mixture, x):

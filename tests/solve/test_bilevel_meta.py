@@ -6,12 +6,28 @@ from itertools import islice
 import pytest
 import torch
 
-from twofold.solve.dynamics import Adam, Bilevel, FixedPointSteps, GradientDescent, Momentum
-from twofold.solve.hypergradient import ConjugateGradient, OneStepUnrolled, Truncated, Unrolled, hypergradient
-from twofold.solve.linear import matrix_map
-from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, aggregated_step, rounds
-from twofold.solve.multipliers import LinearisedALM
-from twofold.solve.params import SolveError, tensors
+from twofold.solve import (
+    Adam,
+    Aggregated,
+    Bilevel,
+    ConjugateGradient,
+    Constant,
+    FixedPointSteps,
+    Geometric,
+    GradientDescent,
+    Harmonic,
+    LinearisedALM,
+    Momentum,
+    OneStepUnrolled,
+    SolveError,
+    Truncated,
+    Unrolled,
+    aggregated_step,
+    hypergradient,
+    matrix_map,
+    rounds,
+)
+from twofold.solve.params import tensors
 
 
 def random(*shape, seed=0):

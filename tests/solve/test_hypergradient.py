@@ -7,19 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from twofold.solve.dynamics import Adam, Bilevel, FixedPointSteps, GradientDescent, Momentum
-from twofold.solve.hypergradient import (
+from twofold.solve import (
+    Adam,
+    Bilevel,
+    CentralDifference,
     ConjugateGradient,
+    Exact,
     FirstOrder,
+    FixedPointSteps,
+    GradientDescent,
+    Momentum,
     Neumann,
     OneStepUnrolled,
+    ProximalGradient,
+    SolveError,
     Truncated,
     Unrolled,
+    as_function,
     hypergradient,
 )
-from twofold.solve.operators import ProximalGradient
-from twofold.solve.params import SolveError, as_function, norm, subtract, tensors
-from twofold.solve.second_order import CentralDifference, Exact
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.params import minus, norm, tensors
 from twofold.solve.unroll import replayed
 
 
@@ -216,7 +224,7 @@ def test_one_unrolled_step_exactly_equals_its_central_difference_within_a_thousa
         other = hypergradient(
             searched, convert(w), convert(parameters), strategy=OneStepUnrolled(0.1, CentralDifference())
         )
-        assert norm(subtract(one.gradient, other.gradient)) <= 1e-3 * norm(one.gradient)
+        assert norm(minus(one.gradient, other.gradient)) <= 1e-3 * norm(one.gradient)
         assert other.cost.lower_evaluations == 3  # the step, and two gradients in w
         assert (one.cost.lower_evaluations, one.cost.products) == (1, 1)
 
@@ -441,7 +449,6 @@ def test_adam_unrolls_through_gradients_that_are_exactly_zero():
 
 
 def test_exact_products_are_the_hessian_and_the_mixed_derivative():
-    from twofold.solve.second_order import Run
 
     problem, w, solution, _, _ = ridge()
     v = random(6, seed=9)
@@ -453,6 +460,6 @@ def test_exact_products_are_the_hessian_and_the_mixed_derivative():
         w,
     )
     for cross, tolerance in ((Exact(), 1e-10), (CentralDifference(), 1e-6)):
-        products = cross.at(Run(problem), w, solution)
+        products = cross.at(Evaluator(problem), w, solution)
         torch.testing.assert_close(products.hessian(v), hessian @ v, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(products.mixed(v)[0], jacobian.T @ v, rtol=tolerance, atol=tolerance)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import Unrolled, hypergradient
-from twofold.solve.params import as_function, tensors
+from twofold.solve import Bilevel, GradientDescent, Unrolled, as_function, hypergradient
+from twofold.solve.params import tensors
 
 torch.manual_seed(0)
 X = torch.randn(8, 2, 16, 16)

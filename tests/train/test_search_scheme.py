@@ -19,8 +19,7 @@ from twofold.nets.judge import Judge
 from twofold.search.genotype import derive
 from twofold.search.loss_space import PLAIN, LossSpace
 from twofold.search.supernet import architecture, mixtures
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
-from twofold.solve.params import SolveError
+from twofold.solve import FirstOrder, OneStepUnrolled, SolveError, Strategy, hypergradient
 from twofold.train.loop import Run, fit
 from twofold.train.schemes import Learner
 from twofold.train.search import Collapsed, CollapseGuard, Search, What, halves, judged, searched_parameters

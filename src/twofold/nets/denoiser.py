@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.nets.fourier import full_precision
-from twofold.solve.lipschitz import conv_norm_every_size
+from twofold.solve import conv_norm_every_size
 
 
 class Denoiser(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 from twofold.solve.operators import Operator
 from twofold.solve.params import SolveError, State, gradient, over, zeros_like
 
-Loss = Callable[[State, State], Tensor]
+BilevelLoss = Callable[[State, State], Tensor]
 """(upper parameters, lower parameters) → scalar."""
 
 
@@ -33,8 +33,8 @@ class Bilevel(NamedTuple):
     4.0
     """
 
-    upper: Loss
-    lower: Loss | None
+    upper: BilevelLoss
+    lower: BilevelLoss | None
 
 
 class Dynamics(Protocol):

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from twofold.solve.dynamics import Bilevel, Dynamics
-from twofold.solve.hypergradient import Cost, Strategy, hypergradient
+from twofold.solve.hypergradients import Cost, Strategy, hypergradient
 from twofold.solve.linear import Euclidean, Metric, precondition
 from twofold.solve.operators import Operator, metric_of
-from twofold.solve.params import SolveError, State, axpy, detach, gradient, norm, rebuild, scale, subtract, tensors
+from twofold.solve.params import SolveError, State, axpy, detach, gradient, minus, norm, rebuild, scale, tensors
 
-Schedule = Callable[[int], float]
+StepSchedule = Callable[[int], float]
 """k = 0, 1, ... → the leader's step size s_k."""
 EUCLIDEAN = Euclidean()
 
@@ -115,7 +115,7 @@ class Aggregated:
 
     followers: Dynamics
     mu: float = 0.5
-    schedule: Schedule = Harmonic(0.5)
+    schedule: StepSchedule = Harmonic(0.5)
     metric: Callable[[State], Metric] | None = None
     project: Callable[[State], State] | None = None
 
@@ -154,7 +154,7 @@ class Round(NamedTuple):
     number: from 0. upper_loss; lower_loss, None where the lower level is an operator. gradient_norm: ‖dF/dw‖.
     change: ‖w_{t+1} − w_t‖. lower_change: ‖u_K(w_t) − start‖. upper_params: after the step. lower_params: u_K(w_t).
 
-    >>> from twofold.solve.hypergradient import OneStepUnrolled
+    >>> from twofold.solve.strategies import OneStepUnrolled
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
     >>> sgd, way = lambda params: torch.optim.SGD(params, 0.1), OneStepUnrolled(0.5)      # u = ½ w
     >>> first = next(rounds(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way, optimizer=sgd))
@@ -191,7 +191,7 @@ def rounds(
 
     >>> from itertools import islice
     >>> from twofold.solve.dynamics import GradientDescent
-    >>> from twofold.solve.hypergradient import Unrolled
+    >>> from twofold.solve.strategies import Unrolled
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - 2 * w) ** 2 / 2)      # u(w) = 2 w
     >>> sgd = lambda params: torch.optim.SGD(params, 0.1)
     >>> way = Unrolled(30, GradientDescent(0.5))
@@ -221,8 +221,8 @@ def rounds(
             upper_loss=found.value.item(),
             lower_loss=lower_loss,
             gradient_norm=norm(found.gradient).item(),
-            change=norm(subtract(after, before)).item(),
-            lower_change=norm(subtract(found.lower_params, start)).item(),
+            change=norm(minus(after, before)).item(),
+            lower_change=norm(minus(found.lower_params, start)).item(),
             upper_params=after,
             lower_params=found.lower_params,
             cost=found.cost,

@@ -83,10 +83,10 @@ def scale(a: float | Tensor, x: State) -> State:
     return over(lambda x_: _spread(a, x_) * x_, x)
 
 
-def subtract(x: State, y: State) -> State:
+def minus(x: State, y: State) -> State:
     """x − y.
 
-    >>> subtract({"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)})
+    >>> minus({"w": torch.tensor(3.0)}, {"w": torch.tensor(1.0)})
     {'w': tensor(2.)}
     """
     return over(torch.sub, x, y)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twofold.solve.linear import metric_norm
 from twofold.solve.operators import Operator, metric_of
-from twofold.solve.params import SolveError, State, axpy, detach, rebuild, subtract, tensors
+from twofold.solve.params import SolveError, State, axpy, detach, minus, rebuild, tensors
 
 
 class Solution(NamedTuple):
@@ -69,7 +69,7 @@ def iterate(operator: Operator, start: State, *, solver: Solver, per_sample: boo
     for _ in range(solver.steps):
         image = operator(u)
         with torch.no_grad():
-            residual = metric_norm(metric, subtract(detach(image), detach(u)), per_sample=per_sample)
+            residual = metric_norm(metric, minus(detach(image), detach(u)), per_sample=per_sample)
             size = metric_norm(metric, detach(u), per_sample=per_sample) if solver.tolerance > 0 else residual
             small = residual <= solver.tolerance * size.clamp_min(1)
         history.append(residual if active is None else torch.where(active, residual, history[-1]))
@@ -108,7 +108,7 @@ class KrasnoselskiiMann:
             raise SolveError(f"relaxation must lie in (0, 1], got {self.relaxation}")
 
     def advance(self, u: State, image: State, residual: Tensor, memory: None) -> tuple[State, None]:
-        return image if self.relaxation == 1 else axpy(self.relaxation, subtract(image, u), u), None
+        return image if self.relaxation == 1 else axpy(self.relaxation, minus(image, u), u), None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Anderson:
     ) -> tuple[State, list[tuple[Tensor, Tensor, Tensor]]]:
         rows = 1 if residual.ndim == 0 else len(residual)
         point = torch.cat([t.reshape(rows, -1) for t in tensors(u)], dim=1)
-        gap = torch.cat([t.reshape(rows, -1) for t in tensors(subtract(image, u))], dim=1)
+        gap = torch.cat([t.reshape(rows, -1) for t in tensors(minus(image, u))], dim=1)
         past = [*(memory or []), (point, gap, residual.reshape(rows, 1))][-self.memory - 1 :]
         plain = point + self.relaxation * gap
         if len(past) > 1:

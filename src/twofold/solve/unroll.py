@@ -10,12 +10,12 @@ from torch import Tensor
 
 from twofold.solve.params import SolveError, State, detach, pull, rebuild, tensors
 
-Step = Callable[[int, State, State], State]
+LowerStep = Callable[[int, State, State], State]
 """(k, upper parameters, state) → state: pure, and differentiable in both trees."""
 
 
 def replayed(
-    step: Step, upper: State, start: State, *, steps: int, first: int = 0, keep_every: int = 1, together: int = 1
+    step: LowerStep, upper: State, start: State, *, steps: int, first: int = 0, keep_every: int = 1, together: int = 1
 ) -> State:
     """The state after `steps` steps from `start`, the first of them numbered `first`; exactly differentiable, once.
 
@@ -51,7 +51,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, step: Step, start: State, upper: State, groups: list[list[int]], keep: int, *_: Tensor
+        ctx: Any, step: LowerStep, start: State, upper: State, groups: list[list[int]], keep: int, *_: Tensor
     ) -> tuple[Tensor, ...]:
         # One block for all states: kept one by one, small states would lie between the holes that large activations
         # leave, no hole would fit the next step's, and the process would grow to several times what it holds.
@@ -103,7 +103,7 @@ class _Replay(torch.autograd.Function):
         return None, None, None, None, None, *cotangent, *totals
 
 
-def _advance(step: Step, group: list[int], upper: State, state: State) -> State:
+def _advance(step: LowerStep, group: list[int], upper: State, state: State) -> State:
     for k in group:
         state = step(k, upper, state)
     return state

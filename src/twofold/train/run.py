@@ -33,7 +33,7 @@ from twofold.nets.perceptual import (
 from twofold.restorers.fixed_point import FixedPointRestorer
 from twofold.restorers.guided import Guided
 from twofold.search.loss_space import Feature
-from twofold.solve.meta import Harmonic
+from twofold.solve import Harmonic
 from twofold.train import data as material
 from twofold.train import recipe as recipes
 from twofold.train import schemes

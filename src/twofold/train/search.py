@@ -27,8 +27,7 @@ from twofold.nets.judge import clear_loss
 from twofold.search.genotype import derive, entropy
 from twofold.search.loss_space import LossSpace
 from twofold.search.supernet import architecture, mixtures_of, weights
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import Cost, Strategy, hypergradient
+from twofold.solve import Bilevel, Cost, Strategy, hypergradient
 from twofold.train.schemes import Draw, Learner, Machine
 
 What = Literal["loss", "architecture", "both"]

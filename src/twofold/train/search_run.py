@@ -33,7 +33,7 @@ from twofold.search.loss_space import (
     published_terms,
 )
 from twofold.search.supernet import mixtures, weights
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
+from twofold.solve import FirstOrder, OneStepUnrolled
 from twofold.train import data as material
 from twofold.train import drawings
 from twofold.train import judge as judges

@@ -1,0 +1,152 @@
+"""Strategies that differentiate the steps of the lower level: none of them, one, the last ones, or all.
+
+Those that differentiate its minimum instead are in `implicit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twofold.solve.dynamics import Dynamics
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.params import SolveError, State, axpy, detach, leaves, pull, rebuild, tensors
+from twofold.solve.second_order import EXACT, Cross
+from twofold.solve.unroll import replayed
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Drops how the lower parameters depend on w: right where the upper loss sees w itself and the lower level
+    is slow.
+
+    Refused where the upper loss does not see w, as in a search for loss weights: the gradient would be zero, always.
+
+    >>> from twofold.solve import Bilevel, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: w**2 * u, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> hypergradient(problem, torch.tensor(3.0), torch.tensor(2.0), strategy=FirstOrder()).gradient.item()   # 2 w u
+    12.0
+    """
+
+    steps: int = 0
+    dynamics: Dynamics | None = None
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        if self.dynamics is not None:
+            lower = run.advance(self.dynamics, upper, lower, self.steps)
+        elif self.steps > 0:
+            raise SolveError(f"FirstOrder was asked for {self.steps} lower steps and given no dynamics to take them")
+        w = leaves(upper)
+        value = run.upper(w, lower)
+        grads = torch.autograd.grad(value, tensors(w), allow_unused=True) if value.requires_grad else [None]
+        if all(g is None for g in grads):
+            raise SolveError(
+                "the upper loss does not see the upper parameters, so the first-order gradient is identically zero; "
+                "take a strategy that differentiates the lower level, as OneStepUnrolled"
+            )
+        found = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, tensors(w), strict=True)]
+        return value, rebuild(upper, found), lower
+
+
+@dataclass(frozen=True)
+class OneStepUnrolled:
+    """The gradient after one step of gradient descent on the lower loss, as second-order DARTS takes it.
+
+    step_size: of that step, of the order of the learning rate that trains the lower parameters elsewhere.
+    Returned lower parameters are those after the step; a search usually ignores them and lets its own optimiser move.
+    Cost: one lower and one upper gradient, then one double backward (`Exact`) or two gradients in w alone.
+
+    >>> from twofold.solve import Bilevel, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = OneStepUnrolled(0.5)                                                  # u = ½ w, so 2 (½ w − 1) ½
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    1.0
+    """
+
+    step_size: float
+    cross: Cross = EXACT
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        products = self.cross.at(run, upper, lower)
+        moved = axpy(-self.step_size, detach(products.gradient()), lower)
+        value, direct, g = run.upper_gradients(upper, moved)
+        mixed = products.mixed(rebuild(lower, g))
+        return value, rebuild(upper, [d - self.step_size * m for d, m in zip(direct, mixed, strict=True)]), moved
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The exact gradient of what `steps` steps make of the start, in the memory of states (see `unroll.replayed`).
+
+    keep_every: store every n-th state only; near √steps for the least memory, for one more evaluation of each
+    step. together: steps that are replayed with one graph; more is faster where steps are tiny, and holds more.
+    The start counts as constant. Prefer implicit strategies where the lower level is solved to rest and has
+    one minimum.
+
+    >>> from twofold.solve import Bilevel, GradientDescent, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Unrolled(2, GradientDescent(0.5))                                     # u = ¾ w, so 2 (¾ w − 1) ¾
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    3.0
+    """
+
+    steps: int
+    dynamics: Dynamics
+    keep_every: int = 1
+    together: int = 1
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together)
+        return whole.differentiate(run, upper, lower)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Runs `steps` steps and differentiates the `last` of them: biased by what the others would have added.
+
+    For a lower level that contracts by ρ a step the bias shrinks like ρ^last; memory and time shrink with `last` too.
+
+    >>> from twofold.solve import Bilevel, GradientDescent, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = Truncated(2, 1, GradientDescent(0.5))                                 # u = ¾ w, the last step adds ½ w
+    >>> hypergradient(problem, torch.tensor(4.0), torch.tensor(0.0), strategy=way).gradient.item()
+    2.0
+    """
+
+    steps: int
+    last: int
+    dynamics: Dynamics
+    keep_every: int = 1
+    together: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.last <= self.steps:
+            raise SolveError(f"cannot differentiate the last {self.last} of {self.steps} steps")
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        early, dynamics = self.steps - self.last, self.dynamics
+        with torch.no_grad():
+            state = dynamics.begin(lower)
+            for k in range(early):
+                state = dynamics.step(run.problem, k, upper, state)
+        w = leaves(upper)
+
+        def step(k: int, w: State, state: State) -> State:
+            return dynamics.step(run.problem, k, w, state)
+
+        state = replayed(
+            step,
+            w,
+            detach(state),
+            steps=self.last,
+            first=early,
+            keep_every=self.keep_every,
+            together=self.together,
+        )
+        reached = dynamics.params(state)
+        value = run.upper(w, reached)
+        gradient = rebuild(upper, pull(value, tensors(w)))
+        run.products += self.last
+        return value, gradient, reached
