@@ -6,8 +6,8 @@ import pytest
 import torch
 from quadratics import quadratic, random
 
+from twofold.solve import Neumann, hypergradient
 from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import Neumann, hypergradient
 from twofold.solve.params import SolveError
 from twofold.solve.second_order import CentralDifference
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO

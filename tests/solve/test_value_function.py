@@ -6,9 +6,9 @@ import pytest
 import torch
 from quadratics import quadratic, random, without_second_derivatives
 
+from twofold.solve import ConjugateGradient, hypergradient
 from twofold.solve.dynamics import Adam, Bilevel, FixedPointSteps, GradientDescent, Momentum
 from twofold.solve.first_order import BOME, F2SA, F3SA, PBGD
-from twofold.solve.hypergradient import ConjugateGradient, hypergradient
 from twofold.solve.params import SolveError
 from twofold.solve.streams import FiniteSum, Polynomial, descend, whole
 from twofold.solve.value_function import ValueFunction

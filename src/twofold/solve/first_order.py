@@ -18,9 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from twofold.solve.params import SolveError, State, axpy, dot, over, subtract
-from twofold.solve.second_order import Run
-from twofold.solve.streams import Draws, Polynomial, Schedule, gradients
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.meta import StepSchedule
+from twofold.solve.params import SolveError, State, axpy, dot, minus, over
+from twofold.solve.streams import Draws, Polynomial, gradients
 
 RECURSIVE = Polynomial(1.0, -0.8)
 
@@ -63,9 +64,9 @@ class F2SA:
     (0.5, 0)
     """
 
-    lower_step: Schedule
-    penalty: Schedule
-    upper_step: Schedule
+    lower_step: StepSchedule
+    penalty: StepSchedule
+    upper_step: StepSchedule
     inner: int = 1
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class F2SA:
             along = axpy(1 / weight, gradients(run.upper, w, z)[2], gradients(run.lower, w, z)[2])
             z = axpy(-g, along, z)
         run = draws.next()
-        gap = subtract(gradients(run.lower, w, z)[1], gradients(run.lower, w, y)[1])
+        gap = minus(gradients(run.lower, w, z)[1], gradients(run.lower, w, y)[1])
         return Penalised(axpy(-s, axpy(weight, gap, gradients(run.upper, w, z)[1]), w), y, z)
 
 
@@ -125,10 +126,10 @@ class F3SA:
     0.5
     """
 
-    lower_step: Schedule
-    penalty: Schedule
-    upper_step: Schedule
-    momentum: Schedule = RECURSIVE
+    lower_step: StepSchedule
+    penalty: StepSchedule
+    upper_step: StepSchedule
+    momentum: StepSchedule = RECURSIVE
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Recursive:
         return Recursive(upper, lower, lower, None, ())
@@ -146,7 +147,7 @@ class F3SA:
         g, weight, s = self.lower_step(k), _positive(self.penalty(k)), self.upper_step(k)
         y = axpy(-g, lower_u, point.lower)
         z = axpy(-g, axpy(1 / weight, upper_u, towards_u), point.towards)
-        w = axpy(-s, axpy(weight, subtract(towards_w, lower_w), upper_w), point.upper)
+        w = axpy(-s, axpy(weight, minus(towards_w, lower_w), upper_w), point.upper)
         return Recursive(w, y, z, point, found)
 
 
@@ -187,7 +188,7 @@ class BOME:
     1.0
     """
 
-    step_size: Schedule
+    step_size: StepSchedule
     inner_step: float
     inner: int = 10
     control: float = 0.5
@@ -206,7 +207,7 @@ class BOME:
         reference = axpy(-self.inner_step, along_u, u)
         for _ in range(self.inner - 1):
             reference = axpy(-self.inner_step, gradients(run.lower, w, reference)[2], reference)
-        q = subtract(along_w, gradients(run.lower, w, reference)[1]), along_u
+        q = minus(along_w, gradients(run.lower, w, reference)[1]), along_u
         upper = gradients(run.upper, w, u)[1:]
         size = float(dot(q, q))
         weight = max(0.0, self.control - float(dot(upper, q)) / size) if size > 0 else 0.0
@@ -236,7 +237,7 @@ class PBGD:
     1.0
     """
 
-    step_size: Schedule
+    step_size: StepSchedule
     penalty: float
     inner_step: float
     inner: int = 1
@@ -254,13 +255,13 @@ class PBGD:
             y = axpy(-self.inner_step, gradients(draws.next().lower, w, y)[2], y)
         run = draws.next()
         _, along_w, along_u = gradients(run.lower, w, u)
-        gap = subtract(along_w, gradients(run.lower, w, y)[1]), along_u
+        gap = minus(along_w, gradients(run.lower, w, y)[1]), along_u
         upper = gradients(run.upper, w, u)[1:]
         fresh_w, fresh_u = axpy(-self.step_size(k), axpy(self.penalty, gap, upper), (w, u))
         return Joint(fresh_w, fresh_u, y)
 
 
-def _three_gradients(run: Run, at: Penalised) -> tuple[State, ...]:
+def _three_gradients(run: Evaluator, at: Penalised) -> tuple[State, ...]:
     lower = gradients(run.lower, at.upper, at.lower)[1:]
     return lower, gradients(run.lower, at.upper, at.towards)[1:], gradients(run.upper, at.upper, at.towards)[1:]
 

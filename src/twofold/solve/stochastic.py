@@ -24,9 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from twofold.solve.params import SolveError, State, axpy, over, rebuild, scale, subtract, zeros_like
-from twofold.solve.second_order import EXACT, Cross, Run
-from twofold.solve.streams import Draws, FiniteSum, Schedule, gradients
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.meta import StepSchedule
+from twofold.solve.params import SolveError, State, axpy, minus, over, rebuild, scale, zeros_like
+from twofold.solve.second_order import EXACT, Cross
+from twofold.solve.streams import Draws, FiniteSum, gradients
 
 
 class Three(NamedTuple):
@@ -63,9 +65,9 @@ class SOBA:
     0.5
     """
 
-    lower_step: Schedule
-    upper_step: Schedule
-    averaging: Schedule | None = None
+    lower_step: StepSchedule
+    upper_step: StepSchedule
+    averaging: StepSchedule | None = None
     cross: Cross = EXACT
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Three:
@@ -76,14 +78,14 @@ class SOBA:
         run = draws.next()
         lower, product, mixed = _lower_parts(run, self.cross, w, u, v)
         _, upper_w, upper_u = gradients(run.upper, w, u)
-        direction = subtract(upper_w, mixed)
+        direction = minus(upper_w, mixed)
         if self.averaging is not None:
             share = self.averaging(k)
             if not 0 < share <= 1:
                 raise SolveError(f"averaging must lie in (0, 1], got {share} at iteration {k}")
-            direction = mean = direction if mean is None else axpy(share, subtract(direction, mean), mean)
+            direction = mean = direction if mean is None else axpy(share, minus(direction, mean), mean)
         r = self.lower_step(k)
-        fresh_v = axpy(-r, subtract(product, upper_u), v)
+        fresh_v = axpy(-r, minus(product, upper_u), v)
         return Three(axpy(-self.upper_step(k), direction, w), axpy(-r, lower, u), fresh_v, mean)
 
 
@@ -124,8 +126,8 @@ class SABA:
     0.5
     """
 
-    lower_step: Schedule
-    upper_step: Schedule
+    lower_step: StepSchedule
+    upper_step: StepSchedule
     cross: Cross = EXACT
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Table:
@@ -144,15 +146,15 @@ class SABA:
         w, u, v, lowers, uppers, lower_mean, upper_mean = memory
         i, j = draws.stream.parts(draws.number)
         run = draws.next()
-        lower_change = subtract(_lower_parts(run, self.cross, w, u, v), lowers[j])
-        upper_change = subtract(gradients(run.upper, w, u)[1:], uppers[i])
+        lower_change = minus(_lower_parts(run, self.cross, w, u, v), lowers[j])
+        upper_change = minus(gradients(run.upper, w, u)[1:], uppers[i])
         d_u, product, mixed = axpy(1.0, lower_change, lower_mean)
         upper_w, upper_u = axpy(1.0, upper_change, upper_mean)
         r = self.lower_step(k)
         return Table(
-            upper=axpy(-self.upper_step(k), subtract(upper_w, mixed), w),
+            upper=axpy(-self.upper_step(k), minus(upper_w, mixed), w),
             lower=axpy(-r, d_u, u),
-            adjoint=axpy(-r, subtract(product, upper_u), v),
+            adjoint=axpy(-r, minus(product, upper_u), v),
             lowers=_replaced(lowers, j, lower_change),
             uppers=_replaced(uppers, i, upper_change),
             lower_mean=axpy(1 / len(lowers), lower_change, lower_mean),
@@ -179,9 +181,9 @@ class AmIGO:
     0.5
     """
 
-    lower_step: Schedule
-    linear_step: Schedule
-    upper_step: Schedule
+    lower_step: StepSchedule
+    linear_step: StepSchedule
+    upper_step: StepSchedule
     inner: int = 10
     linear: int = 10
     cross: Cross = EXACT
@@ -199,10 +201,10 @@ class AmIGO:
         for _ in range(self.linear):
             run = draws.next()
             product = self.cross.at(run, w, u).hessian(v)
-            v = axpy(-self.linear_step(k), subtract(product, gradients(run.upper, w, u)[2]), v)
+            v = axpy(-self.linear_step(k), minus(product, gradients(run.upper, w, u)[2]), v)
         run = draws.next()
         mixed = rebuild(w, self.cross.at(run, w, u).mixed(v))
-        return Three(axpy(-self.upper_step(k), subtract(gradients(run.upper, w, u)[1], mixed), w), u, v)
+        return Three(axpy(-self.upper_step(k), minus(gradients(run.upper, w, u)[1], mixed), w), u, v)
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,9 @@ class StocBiO:
     0.5
     """
 
-    lower_step: Schedule
+    lower_step: StepSchedule
     series_step: float
-    upper_step: Schedule
+    upper_step: StepSchedule
     inner: int = 10
     terms: int = 10
     cross: Cross = EXACT
@@ -251,7 +253,7 @@ class StocBiO:
             total = axpy(1.0, term, total)
         v = scale(self.series_step, total)
         mixed = rebuild(w, self.cross.at(draws.next(), w, u).mixed(v))
-        return Three(axpy(-self.upper_step(k), subtract(upper_w, mixed), w), u, v)
+        return Three(axpy(-self.upper_step(k), minus(upper_w, mixed), w), u, v)
 
 
 def _descended(draws: Draws, w: State, u: State, step: float, steps: int) -> State:
@@ -260,7 +262,7 @@ def _descended(draws: Draws, w: State, u: State, step: float, steps: int) -> Sta
     return u
 
 
-def _lower_parts(run: Run, cross: Cross, w: State, u: State, v: State) -> State:
+def _lower_parts(run: Evaluator, cross: Cross, w: State, u: State, v: State) -> State:
     """(∇_u f, ∇²_uu f v, ∇²_wu f v) at one draw, without a graph."""
     products = cross.at(run, w, u)
     found = products.gradient(), products.hessian(v), rebuild(w, products.mixed(v))

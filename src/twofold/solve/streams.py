@@ -13,14 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Bilevel, Loss
+from twofold.solve.dynamics import Bilevel, BilevelLoss
+from twofold.solve.evaluator import Evaluator
 from twofold.solve.params import SolveError, State, detach, leaves, pull, rebuild, tensors
-from twofold.solve.second_order import Run
 
 Stream = Callable[[int], Bilevel]
 """Number of the draw, from 0 → the bilevel problem of that draw; its expectation is the problem to solve."""
-Schedule = Callable[[int], float]
-"""Number of the iteration, from 0 → a step size or a weight."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class FiniteSum:
     (True, 0)
     """
 
-    uppers: Sequence[Loss]
-    lowers: Sequence[Loss]
+    uppers: Sequence[BilevelLoss]
+    lowers: Sequence[BilevelLoss]
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +87,7 @@ class FiniteSum:
         return Bilevel(_mean(self.uppers), _mean(self.lowers))
 
 
-def batches(loss: Callable[[State, State, Tensor], Tensor], samples: int, size: int) -> list[Loss]:
+def batches(loss: Callable[[State, State, Tensor], Tensor], samples: int, size: int) -> list[BilevelLoss]:
     """A loss over samples cut into one loss for each mini-batch, of equal size, for `FiniteSum`.
 
     loss: (upper parameters, lower parameters, indices `(size,)`) → the mean over those samples. samples: how many there
@@ -131,25 +129,25 @@ class Draws:
 
     def __init__(self, stream: Stream, number: int = 0) -> None:
         self.stream, self.number = stream, number
-        self._runs: list[Run] = []
+        self._runs: list[Evaluator] = []
         self._before = Calls(0, 0, 0, 0)
 
-    def next(self) -> Run:
+    def next(self) -> Evaluator:
         """The next draw: the losses of its problem, counted."""
         run = self.again(self.number)
         self.number += 1
         return run
 
-    def again(self, number: int) -> Run:
+    def again(self, number: int) -> Evaluator:
         """A draw of the past once more, as momentum with a correction needs it."""
         return self._counted(self.stream(number))
 
-    def every_lower(self) -> Iterator[Run]:
+    def every_lower(self) -> Iterator[Evaluator]:
         """Each lower part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(self.stream.uppers[0], loss)) for loss in self.stream.lowers)
 
-    def every_upper(self) -> Iterator[Run]:
+    def every_upper(self) -> Iterator[Evaluator]:
         """Each upper part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(loss, self.stream.lowers[0])) for loss in self.stream.uppers)
@@ -164,8 +162,8 @@ class Draws:
         self._runs = []
         return self._before
 
-    def _counted(self, problem: Bilevel) -> Run:
-        run = Run(problem)
+    def _counted(self, problem: Bilevel) -> Evaluator:
+        run = Evaluator(problem)
         self._runs.append(run)
         return run
 
@@ -233,7 +231,7 @@ def descend(
         number += 1
 
 
-def gradients(loss: Loss, w: State, u: State) -> tuple[Tensor, State, State]:
+def gradients(loss: BilevelLoss, w: State, u: State) -> tuple[Tensor, State, State]:
     """A loss with its gradients in both levels' parameters; no graph is kept, no second derivative is taken.
 
     Raises: SolveError where the loss is no scalar.
@@ -261,5 +259,5 @@ class _Batch:
         return self.loss(w, u, self.indices)
 
 
-def _mean(losses: Sequence[Loss]) -> Loss:
+def _mean(losses: Sequence[BilevelLoss]) -> BilevelLoss:
     return lambda w, u: torch.stack([loss(w, u) for loss in losses]).mean()

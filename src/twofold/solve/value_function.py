@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from twofold.solve.dynamics import Bilevel, Dynamics
-from twofold.solve.params import SolveError, State, axpy, detach, norm, scale, subtract, tensors
-from twofold.solve.second_order import Run
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.params import SolveError, State, axpy, detach, minus, norm, scale, tensors
 from twofold.solve.streams import gradients
 
 
@@ -39,7 +39,7 @@ class ValueFunction:
     digits of the difference, and for dynamics that do not minimise the lower loss.
 
     >>> from twofold.solve.dynamics import GradientDescent
-    >>> from twofold.solve.hypergradient import hypergradient
+    >>> from twofold.solve.hypergradients import hypergradient
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)      # 2 (w − 1)
     >>> w, way = torch.tensor(4.0, dtype=torch.float64), ValueFunction(1e4, 60, GradientDescent(0.5), tolerance=1e-3)
     >>> round(hypergradient(problem, w, w, strategy=way).gradient.item(), 2)
@@ -62,7 +62,7 @@ class ValueFunction:
                 f"the penalised minimum is elsewhere than the lower one: expected steps ≥ 1, got {self.steps}"
             )
 
-    def differentiate(self, run: Run, upper: State, lower: State) -> tuple[Tensor, State, State]:
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
         if not self.dynamics.minimises_lower:
             raise SolveError(
                 f"ValueFunction compares two minima, and {type(self.dynamics).__name__} does not come to rest at one; "
@@ -90,7 +90,7 @@ class ValueFunction:
             left += float(norm(along_u))
         run.residual = left * self.penalty / (self.order * size)
         self._require_solved(run.residual)
-        difference = subtract(*slopes)
+        difference = minus(*slopes)
         change = float(norm(difference))
         precision = torch.finfo(tensors(lower)[0].dtype).eps
         if 0 < change < 100 * precision * max(lengths):
@@ -100,7 +100,7 @@ class ValueFunction:
             )
         return value, scale(self.penalty / self.order, difference), y
 
-    def _minimum(self, run: Run, w: State, start: State, weight: float) -> State:
+    def _minimum(self, run: Evaluator, w: State, start: State, weight: float) -> State:
         """A minimum of f + weight · F in u, by the dynamics."""
 
         def loss(w: State, u: State) -> Tensor:
