@@ -72,7 +72,8 @@ class FixedPointRestorer(nn.Module, ABC):
         if guidance is not None:
             raise TypeError("this model takes no guidance")
         problem = self.problem(observed, known)
-        solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint)
+        # How far the iteration came is part of the answer: a picture short of the tolerance is still a picture.
+        solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint, throw=False)
         return Restored(problem.image(solution.value), report=solution)
 
 

@@ -6,10 +6,10 @@ The modules hold more, for those who write a solver, a strategy or an operator o
 
 from twofold.solve.adjoint import Adjoint, Implicit, OneStep, TruncatedAdjoint, UnrolledAdjoint
 from twofold.solve.adjoint_equation import AdjointError, Iterated, NeumannSeries, NormalEquations
-from twofold.solve.dynamics import Adam, Bilevel, Dynamics, FixedPointSteps, GradientDescent, Momentum
+from twofold.solve.dynamics import Adam, Bilevel, Dynamics, FixedPointSteps, GradientDescent, Momentum, lower_solution
 from twofold.solve.fixed_points import fixed_point
 from twofold.solve.hypergradients import Cost, Hypergradient, Strategy, hypergradient
-from twofold.solve.implicit import ConjugateGradient, Neumann
+from twofold.solve.implicit import ConjugateGradient, Neumann, Settled
 from twofold.solve.linear import (
     Blocks,
     Euclidean,
@@ -24,6 +24,7 @@ from twofold.solve.linear import (
 )
 from twofold.solve.lipschitz import circular_conv_norm, conv_norm_bound, conv_norm_every_size
 from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, Round, StepSchedule, aggregated_step, rounds
+from twofold.solve.modules import as_function
 from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
 from twofold.solve.operators import (
     Blockwise,
@@ -42,9 +43,9 @@ from twofold.solve.operators import (
     stretch,
     unit_interval,
 )
-from twofold.solve.params import SolveError, State, as_function
+from twofold.solve.params import SolveError, State
 from twofold.solve.second_order import CentralDifference, Cross, Exact
-from twofold.solve.solvers import Anderson, KrasnoselskiiMann, Solution, Solver, iterate
+from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
 from twofold.solve.strategies import FirstOrder, OneStepUnrolled, Truncated, Unrolled
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "Neumann",
     "NeumannSeries",
     "NormalEquations",
+    "NotConverged",
     "OneStep",
     "OneStepUnrolled",
     "Operator",
@@ -95,6 +97,7 @@ __all__ = [
     "Relax",
     "Round",
     "Scaled",
+    "Settled",
     "Solution",
     "SolveError",
     "Solver",
@@ -117,6 +120,7 @@ __all__ = [
     "fixed_point",
     "hypergradient",
     "iterate",
+    "lower_solution",
     "matrix_map",
     "metric_of",
     "no_prox",

@@ -9,8 +9,8 @@ adjoint              gradient                                  memory           
 `Implicit`           exact at the fixed point                  one step              a contraction, a solution
 ===================  ========================================  ====================  =========================
 
-An outcome of the forward solve is data (`Solution.converged`). Backward, where nothing can be returned, a stalled
-adjoint raises `AdjointError`.
+A solve that missed its tolerance raises in `fixed_point`, unless the outcome is wanted as data. Backward, where nothing
+can be returned, a stalled adjoint raises `AdjointError`, and so does an implicit one at a point that is no fixed point.
 """
 
 from __future__ import annotations
@@ -105,9 +105,12 @@ class Implicit:
     """The gradient of the fixed point itself, from v = Jᵀ v + g at the solution: memory of one step, whatever K.
 
     linear: how that equation is solved. Prefer `UnrolledAdjoint` where T is barely contractive or the solve stops
-    early: an implicit gradient is exact at a fixed point only. The start receives no gradient; no second derivative.
+    early: an implicit gradient is exact at a fixed point only. require_converged: whether `backward` raises where the
+    solve missed its tolerance, or had none to meet; without it the gradient there is that of a nearby problem at best.
+    The start receives no gradient; no second derivative.
 
-    Raises: AdjointError in `backward` where the equation is not solved to the tolerance of `linear`.
+    Raises: AdjointError in `backward` where the equation is not solved to the tolerance of `linear`, and where the
+    point is no fixed point.
 
     >>> from twofold.solve.solvers import KrasnoselskiiMann
     >>> a, many = torch.tensor(1.0, requires_grad=True), KrasnoselskiiMann(relaxation=1.0)
@@ -117,6 +120,7 @@ class Implicit:
     """
 
     linear: LinearSolver = NEUMANN
+    require_converged: bool = True
 
     def solve(self, operator: Operator, start: State, solver: Solver, per_sample: bool) -> Solution:
         with torch.no_grad():
@@ -126,7 +130,8 @@ class Implicit:
         at = detach(solution.value)
         stepped = operator(at)  # here the operator's own tensors enter the graph, once
         swap: Any = _SwapCotangent.apply
-        flat = swap(self.linear, operator, at, per_sample, *tensors(stepped))
+        accepted = not self.require_converged or bool(solution.converged.all())
+        flat = swap(self.linear, operator, at, per_sample, accepted, *tensors(stepped))
         return solution._replace(value=rebuild(at, list(flat)))
 
 
@@ -146,8 +151,15 @@ class _SwapCotangent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, linear: LinearSolver, operator: Operator, at: State, per_sample: bool, *stepped: Tensor
+        ctx: Any,
+        linear: LinearSolver,
+        operator: Operator,
+        at: State,
+        per_sample: bool,
+        accepted: bool,
+        *stepped: Tensor,
     ) -> tuple[Tensor, ...]:
+        ctx.accepted = accepted
         ctx.linear, ctx.operator, ctx.at, ctx.per_sample = linear, operator, at, per_sample
         return tuple(t.view_as(t) for t in stepped)
 
@@ -157,6 +169,11 @@ class _SwapCotangent(torch.autograd.Function):
             raise AdjointError(
                 "an implicit gradient cannot be differentiated again (create_graph=True); take UnrolledAdjoint"
             )
+        if not ctx.accepted:
+            raise AdjointError(
+                "an implicit gradient was asked for at a point that is no fixed point: the solve missed its tolerance "
+                "or had tolerance=0; take more steps, UnrolledAdjoint, or Implicit(require_converged=False) to accept"
+            )
         g = rebuild(ctx.at, list(cotangents))
         v = solve_adjoint(ctx.linear, ctx.operator, ctx.at, g, per_sample=ctx.per_sample)
-        return None, None, None, None, *tensors(v)
+        return None, None, None, None, None, *tensors(v)

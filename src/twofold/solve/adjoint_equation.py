@@ -46,7 +46,9 @@ class NeumannSeries:
         for _ in range(self.steps):
             term = transposed(term)
             total = axpy(1.0, term, total)
-            if bool(norm(term) <= self.tolerance * norm(g)) or not bool(norm(term).isfinite()):
+            # What is left of the equation is the next term, of which only so much is known that it is no larger.
+            left, size = norm(term, per_sample=per_sample), norm(g, per_sample=per_sample)
+            if bool((left <= self.tolerance * size).all()) or not bool(left.isfinite().all()):
                 break
         return total
 
@@ -95,7 +97,7 @@ class Iterated:
 
     @property
     def tolerance(self) -> float:
-        return self.solver.tolerance
+        return self.solver.tolerance + self.solver.absolute  # of an equation whose right side has length 1
 
     def solve(self, transposed: Product, forward: Product, g: State, per_sample: bool) -> State:
         return iterate(lambda v: axpy(1.0, transposed(v), g), g, solver=self.solver, per_sample=per_sample).value
@@ -133,7 +135,7 @@ def solve_adjoint(linear: LinearSolver, operator: Operator, at: State, g: State,
     v = linear.solve(transposed, forward, unit, per_sample)
     left = minus(axpy(1.0, transposed(v), unit), v)
     worst = (norm(left, per_sample=per_sample) / norm(v, per_sample=per_sample).clamp_min(1)).max()
-    if not bool(worst <= 2 * linear.tolerance):
+    if not bool(worst <= linear.tolerance):
         factor = contraction_factor(operator, at)
         raise AdjointError(
             f"the adjoint equation stalled at a residual of {worst.item():.1e}, wanted {linear.tolerance:.0e}. "

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from twofold.solve.dynamics import Bilevel, Dynamics
-from twofold.solve.params import TRAINING_BATCH_NORM, SolveError, State, detach, leaves, pull, tensors
+from twofold.solve.params import (
+    SolveError,
+    State,
+    detach,
+    filled,
+    leaves,
+    norm,
+    rebuild,
+    require_finite,
+    require_seen,
+    slopes,
+    tensors,
+)
+from twofold.solve.watch import WatchedLoss
+
+KINK = "its derivative is not finite there though its value is: is there a norm, a root or a logarithm at 0?"
 
 
 class Evaluator:
-    """One hypergradient under way: the problem's losses, counted, and watched for BatchNorm at their first
-    evaluation.
+    """One hypergradient under way: the problem's losses, counted and watched, and what was measured on the way.
+
+    problem: the same problem with watched losses, for dynamics. products: with second derivatives, so far. residual:
+    of the linear equation of an implicit strategy. lower_gradient, lower_distance: see `Cost`.
 
     >>> run = Evaluator(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u**2))
     >>> run.lower(torch.tensor(2.0), torch.tensor(3.0)).item(), run.lower_evaluations
@@ -22,56 +36,74 @@ class Evaluator:
     """
 
     def __init__(self, problem: Bilevel) -> None:
-        self.lower_evaluations = self.upper_evaluations = self.products = 0
+        self.products = 0
         self.residual: float | None = None
-        self._given = problem
-        self.problem = Bilevel(self.upper, None if problem.lower is None else self.lower)
+        self.lower_gradient: float | None = None
+        self.lower_distance: float | None = None
+        self.upper = WatchedLoss(problem.upper, "the upper loss")
+        self._lower = None if problem.lower is None else WatchedLoss(problem.lower, "the lower loss")
+        self.problem = Bilevel(self.upper, self._lower)
 
-    def upper(self, w: State, u: State) -> Tensor:
-        self.upper_evaluations += 1
-        if self.upper_evaluations > 1:
-            return self._given.upper(w, u)
-        with _NoTrainingBatchNorm():
-            return self._given.upper(w, u)
+    @property
+    def upper_evaluations(self) -> int:
+        return self.upper.evaluations
+
+    @property
+    def lower_evaluations(self) -> int:
+        return 0 if self._lower is None else self._lower.evaluations
 
     def lower(self, w: State, u: State) -> Tensor:
-        if self._given.lower is None:
+        if self._lower is None:
             raise SolveError("this strategy differentiates the lower loss, and the problem has none (lower=None)")
-        self.lower_evaluations += 1
-        if self.lower_evaluations > 1:
-            return self._given.lower(w, u)
-        with _NoTrainingBatchNorm():
-            return self._given.lower(w, u)
+        return self._lower(w, u)
 
     def advance(self, dynamics: Dynamics, w: State, u: State, steps: int) -> State:
-        """The lower parameters after some steps; no graph."""
+        """The lower parameters after some steps; no graph.
+
+        Raises: SolveError where they are not finite, naming the step and what happened there.
+        """
         with torch.no_grad():
             state = dynamics.begin(u)
             for k in range(steps):
                 state = dynamics.step(self.problem, k, w, state)
+        self.require_settling(dynamics, w, u, steps, state)
         return detach(dynamics.params(state))
 
-    def upper_gradients(self, w: State, u: State) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The upper loss and its gradients in w and in u, both fixed."""
+    def require_settling(self, dynamics: Dynamics, w: State, start: State, steps: int, reached: State) -> None:
+        """Raises SolveError where a state is not finite, with the step at which that happened: the steps are taken
+        again then."""
+        if all(bool(t.isfinite().all()) for t in tensors(reached)):
+            return
+        with torch.no_grad():
+            state = dynamics.begin(start)
+            for k in range(steps):
+                before = dynamics.params(state)
+                state = dynamics.step(self.problem, k, w, state)
+                if not all(bool(t.isfinite().all()) for t in tensors(state)):
+                    size, first = float(norm(before)), float(norm(start))
+                    if size > 1e3 * (1 + first) or not size < float("inf"):
+                        raise SolveError(
+                            f"the lower level diverged: its parameters had grown to a norm of {size:.1e} from "
+                            f"{first:.1e} when step {k} left the finite numbers; its step exceeds 2 / curvature "
+                            "somewhere, so take a smaller step_size"
+                        )
+                    require_finite(dynamics.params(state), f"after lower step {k} lower_params", KINK)
+        require_finite(reached, "the lower level's state", "its step exceeds 2 / curvature somewhere")
+
+    def upper_gradients(self, w: State, u: State) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
+        """The upper loss and its gradients in w and in u, both fixed; None for the tensors of w that it does not see.
+
+        Raises: SolveError where it does not see u, or where value or gradients are not finite.
+        """
         w, u = leaves(w), leaves(u)
         value = self.upper(w, u)
-        grads = pull(value, tensors(w) + tensors(u))
-        return value, grads[: len(tensors(w))], grads[len(tensors(w)) :]
-
-
-class _NoTrainingBatchNorm(TorchFunctionMode):
-    """Refuses a batch_norm call that would write running statistics."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") == "batch_norm":
-            # torch.batch_norm(input, weight, bias, running_mean, running_var, training, ...) has them at 3 and 5,
-            # torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, ...) at 1
-            # and 5.
-            mean = kwargs.get(
-                "running_mean", args[3] if func is torch.batch_norm else args[1] if len(args) > 1 else None
-            )
-            training = kwargs.get("training", args[5] if len(args) > 5 else False)
-            if training and mean is not None:
-                raise SolveError(f"a loss runs BatchNorm in training mode, which {TRAINING_BATCH_NORM}")
-        return func(*args, **kwargs)
+        norms = float(norm(detach(u))), float(norm(detach(w)))
+        sizes = f"the lower parameters have a norm of {norms[0]:.1e}, the upper ones of {norms[1]:.1e}"
+        require_finite(value.detach(), "the value of the upper loss", sizes)
+        found = slopes(value, tensors(w) + tensors(u))
+        direct, inner = found[: len(tensors(w))], found[len(tensors(w)) :]
+        require_seen(inner, "the upper loss", "the lower parameters")
+        g = filled(inner, tensors(u))
+        require_finite(rebuild(u, g), "the upper loss's gradient in lower_params", KINK)
+        require_finite(rebuild(w, filled(direct, tensors(w))), "the upper loss's gradient in upper_params", KINK)
+        return value, direct, g

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from twofold.solve.dynamics import Bilevel
-from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import SolveError, State, detach, tensors
+from twofold.solve.evaluator import KINK, Evaluator
+from twofold.solve.params import SolveError, State, detach, require_finite, require_real, tensors
 
 
 class Cost(NamedTuple):
@@ -36,6 +36,9 @@ class Cost(NamedTuple):
     derivatives, by double backward (a central difference shows up as two lower evaluations instead).
     peak_bytes: memory on a CUDA device at its peak above what was there before; None on a CPU, where torch does
     not count. residual: what is left of the linear equation of an implicit gradient, relative; None for the others.
+    lower_gradient: ‖∇_u lower‖ where an implicit gradient was taken. lower_distance: how far the lower parameters are
+    from the minimum there: an upper bound where the strategy knows the strong convexity, else a lower bound from a few
+    conjugate-gradient steps of Newton's equation (see `ConjugateGradient`).
 
     >>> from twofold.solve.dynamics import GradientDescent
     >>> from twofold.solve.strategies import Unrolled
@@ -51,6 +54,8 @@ class Cost(NamedTuple):
     products: int
     peak_bytes: int | None
     residual: float | None
+    lower_gradient: float | None = None
+    lower_distance: float | None = None
 
 
 class Hypergradient(NamedTuple):
@@ -81,10 +86,9 @@ def hypergradient(problem: Bilevel, upper_params: State, lower_params: State, *,
 
     upper_params, lower_params: trees of tensors; they are not changed, and need not ask for gradients.
 
-    Raises: SolveError for combinations that make no sense, always with the reason: a first-order strategy
-    where the upper loss does not see w (its gradient is identically zero), an implicit one where the lower
-    level is no contraction or no minimum, BatchNorm in training mode, randomness inside a replayed lower loss,
-    a lower level that diverged.
+    Raises: SolveError for what would give a wrong gradient, always with the reason (the list is in docs/solve.md):
+    losses that do not see a variable, that draw random numbers or change buffers; an implicit strategy where the lower
+    level is not settled, no contraction or no minimum; a lower level that diverged, and NaN wherever it arises.
 
     >>> from twofold.solve.dynamics import GradientDescent
     >>> from twofold.solve.strategies import Unrolled
@@ -94,7 +98,11 @@ def hypergradient(problem: Bilevel, upper_params: State, lower_params: State, *,
     >>> found.value.item(), found.gradient.item()                                          # (w − 1)² and 2 (w − 1)
     (4.0, 4.0)
     """
-    device = next(iter(tensors(lower_params))).device
+    _require_problem(problem, strategy)
+    for tree, name in ((upper_params, "upper_params"), (lower_params, "lower_params")):
+        require_real(tree, name)
+        require_finite(tree, name, "a hypergradient cannot start there")
+    device = tensors(lower_params)[0].device
     before = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -102,10 +110,24 @@ def hypergradient(problem: Bilevel, upper_params: State, lower_params: State, *,
     run = Evaluator(problem)
     with torch.enable_grad():
         value, gradient, lower = strategy.differentiate(run, detach(upper_params), detach(lower_params))
-    if not bool(value.isfinite()):
-        raise SolveError(
-            f"the upper loss is {value.item()}: the lower level diverged, its step exceeds 2 / curvature somewhere"
-        )
+    require_finite(value.detach(), "the value of the upper loss", "see whether the lower level diverged")
+    require_finite(detach(gradient), "the hypergradient in upper_params", KINK)
     peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
-    cost = Cost(run.lower_evaluations, run.upper_evaluations, run.products, peak, run.residual)
+    cost = Cost(
+        run.lower_evaluations,
+        run.upper_evaluations,
+        run.products,
+        peak,
+        run.residual,
+        run.lower_gradient,
+        run.lower_distance,
+    )
     return Hypergradient(value.detach(), detach(gradient), detach(lower), cost)
+
+
+def _require_problem(problem: Bilevel, strategy: Strategy) -> None:
+    if not isinstance(problem, Bilevel):
+        raise SolveError(f"expected a Bilevel(upper=..., lower=...) as problem, got a {type(problem).__name__}")
+    if isinstance(strategy, type) or not hasattr(strategy, "differentiate"):
+        kind = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
+        raise SolveError(f"expected a strategy, as Unrolled(20, GradientDescent(0.1)), got {kind}")

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import State, axpy, leaves, norm, pull, rebuild, tensors
+from twofold.solve.params import (
+    SolveError,
+    State,
+    axpy,
+    filled,
+    leaves,
+    norm,
+    pull,
+    rebuild,
+    require_seen,
+    slopes,
+    tensors,
+)
 
 
 class Products(Protocol):
@@ -71,7 +83,9 @@ class CentralDifference:
 class _ExactProducts:
     def __init__(self, run: Evaluator, w: State, u: State) -> None:
         self.run, self.w, self.u = run, leaves(w), leaves(u)
-        self._gradient = pull(run.lower(self.w, self.u), tensors(self.u), create_graph=True)
+        found = slopes(run.lower(self.w, self.u), tensors(self.u), create_graph=True)
+        require_seen(found, "the lower loss", "the lower parameters")
+        self._gradient = filled(found, tensors(self.u))
 
     def gradient(self) -> State:
         return rebuild(self.u, self._gradient)
@@ -82,7 +96,9 @@ class _ExactProducts:
 
     def mixed(self, v: State) -> list[Tensor]:
         self.run.products += 1
-        return pull(self._gradient, tensors(self.w), tensors(v))
+        found = slopes(self._gradient, tensors(self.w), tensors(v))
+        require_mixed(found)
+        return filled(found, tensors(self.w))
 
 
 class _DifferenceProducts:
@@ -91,24 +107,42 @@ class _DifferenceProducts:
         self.radius = torch.finfo(tensors(u)[0].dtype).eps ** (1 / 3) if radius is None else radius
 
     def gradient(self) -> State:
-        u = leaves(self.u)
-        return rebuild(self.u, pull(self.run.lower(self.w, u), tensors(u)))
+        return rebuild(self.u, self._slopes(self.u))
 
     def hessian(self, v: State) -> State:
-        def at(u: State) -> list[Tensor]:
-            u = leaves(u)
-            return pull(self.run.lower(self.w, u), tensors(u))
-
-        return rebuild(self.u, self._difference(at, v))
+        return rebuild(self.u, self._difference(self._slopes, v))
 
     def mixed(self, v: State) -> list[Tensor]:
         def at(u: State) -> list[Tensor]:
             w = leaves(self.w)
-            return pull(self.run.lower(w, u), tensors(w))
+            found = slopes(self.run.lower(w, u), tensors(w))
+            require_mixed(found)
+            return filled(found, tensors(w))
 
         return self._difference(at, v)
+
+    def _slopes(self, u: State) -> list[Tensor]:
+        u = leaves(u)
+        found = slopes(self.run.lower(self.w, u), tensors(u))
+        require_seen(found, "the lower loss", "the lower parameters")
+        return filled(found, tensors(u))
 
     def _difference(self, at: Callable[[State], list[Tensor]], v: State) -> list[Tensor]:
         e = self.radius / float(norm(v).clamp_min(1e-30))
         ahead, behind = at(axpy(e, v, self.u)), at(axpy(-e, v, self.u))
         return [(a - b) / (2 * e) for a, b in zip(ahead, behind, strict=True)]
+
+
+def require_mixed(found: list[Tensor | None]) -> None:
+    """Raises SolveError where every slope is None: the lower level does not depend on the upper parameters.
+
+    >>> require_mixed([None])
+    Traceback (most recent call last):
+    twofold.solve.params.SolveError: the lower loss's gradient does not depend on the upper parameters, so nothing flows
+    through the lower level; is its term in them detached or missing? Where that is meant, take FirstOrder
+    """
+    if all(slope is None for slope in found):
+        raise SolveError(
+            "the lower loss's gradient does not depend on the upper parameters, so nothing flows through the lower "
+            "level; is its term in them detached or missing? Where that is meant, take FirstOrder"
+        )

@@ -10,9 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Dynamics
-from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import SolveError, State, axpy, detach, leaves, pull, rebuild, tensors
+from twofold.solve.dynamics import Dynamics, require_dynamics, require_step_size
+from twofold.solve.evaluator import KINK, Evaluator
+from twofold.solve.params import (
+    SolveError,
+    State,
+    axpy,
+    detach,
+    filled,
+    leaves,
+    rebuild,
+    require_finite,
+    slopes,
+    tensors,
+)
 from twofold.solve.second_order import EXACT, Cross
 from twofold.solve.unroll import replayed
 
@@ -33,21 +44,24 @@ class FirstOrder:
     steps: int = 0
     dynamics: Dynamics | None = None
 
+    def __post_init__(self) -> None:
+        if self.dynamics is not None:
+            require_dynamics("FirstOrder", self.steps, self.dynamics)
+        elif self.steps != 0:
+            raise SolveError(f"FirstOrder was asked for {self.steps} lower steps and given no dynamics to take them")
+
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
         if self.dynamics is not None:
             lower = run.advance(self.dynamics, upper, lower, self.steps)
-        elif self.steps > 0:
-            raise SolveError(f"FirstOrder was asked for {self.steps} lower steps and given no dynamics to take them")
         w = leaves(upper)
         value = run.upper(w, lower)
-        grads = torch.autograd.grad(value, tensors(w), allow_unused=True) if value.requires_grad else [None]
-        if all(g is None for g in grads):
+        found = slopes(value, tensors(w))
+        if all(slope is None for slope in found):
             raise SolveError(
                 "the upper loss does not see the upper parameters, so the first-order gradient is identically zero; "
                 "take a strategy that differentiates the lower level, as OneStepUnrolled"
             )
-        found = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, tensors(w), strict=True)]
-        return value, rebuild(upper, found), lower
+        return value, rebuild(upper, filled(found, tensors(w))), lower
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,18 @@ class OneStepUnrolled:
     step_size: float
     cross: Cross = EXACT
 
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
         products = self.cross.at(run, upper, lower)
-        moved = axpy(-self.step_size, detach(products.gradient()), lower)
+        slope = detach(products.gradient())
+        require_finite(slope, "the lower loss's gradient in lower_params", KINK)
+        moved = axpy(-self.step_size, slope, lower)
         value, direct, g = run.upper_gradients(upper, moved)
         mixed = products.mixed(rebuild(lower, g))
-        return value, rebuild(upper, [d - self.step_size * m for d, m in zip(direct, mixed, strict=True)]), moved
+        pairs = zip(filled(direct, tensors(upper)), mixed, strict=True)
+        return value, rebuild(upper, [d - self.step_size * m for d, m in pairs]), moved
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,9 @@ class Unrolled:
     dynamics: Dynamics
     keep_every: int = 1
     together: int = 1
+
+    def __post_init__(self) -> None:
+        require_dynamics("Unrolled", self.steps, self.dynamics)
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
         whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together)
@@ -122,6 +145,7 @@ class Truncated:
     together: int = 1
 
     def __post_init__(self) -> None:
+        require_dynamics("Truncated", self.steps, self.dynamics)
         if not 0 <= self.last <= self.steps:
             raise SolveError(f"cannot differentiate the last {self.last} of {self.steps} steps")
 
@@ -146,7 +170,16 @@ class Truncated:
             together=self.together,
         )
         reached = dynamics.params(state)
-        value = run.upper(w, reached)
-        gradient = rebuild(upper, pull(value, tensors(w)))
+        run.require_settling(dynamics, upper, lower, self.steps, detach(state))
+        value, direct, g = run.upper_gradients(upper, detach(reached))
+        if self.last == 0:
+            if all(slope is None for slope in direct):
+                raise SolveError(
+                    "the upper loss does not see the upper parameters and no lower step is differentiated, so the "
+                    "gradient is identically zero; differentiate at least one step"
+                )
+            return value, rebuild(upper, filled(direct, tensors(w))), reached
+        through = slopes(tensors(reached), tensors(w), g)
         run.products += self.last
-        return value, gradient, reached
+        pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
+        return value, rebuild(upper, [d + t for d, t in pairs]), reached
