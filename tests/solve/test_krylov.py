@@ -9,9 +9,11 @@ from torch.autograd.functional import hessian, jacobian
 
 from twofold.solve import Bilevel, CentralDifference, ConjugateGradient, FixedPointSteps, GradientDescent, hypergradient
 from twofold.solve.damped import CG, GMRES, Damped, FullHessian, GaussNewton, MinRes, NystromInverse
+from twofold.solve.implicit import Settled
 from twofold.solve.krylov import gmres, minres, nystrom, refined
 from twofold.solve.params import SolveError
 
+ANYWHERE = Settled(relative=float("inf"))
 EYE = torch.eye(12, dtype=torch.float64)
 
 
@@ -235,7 +237,9 @@ def test_in_the_middle_of_training_gauss_newton_works_where_conjugate_gradients_
     u = net.trained(12)
     with pytest.raises(SolveError, match="curvature"):
         hypergradient(net.problem, net.w, u, strategy=ConjugateGradient(0, GradientDescent(0.5)))
-    way = Damped(0, GradientDescent(0.5), curvature=net.gauss_newton())
+    with pytest.raises(SolveError, match="no stationary point"):
+        hypergradient(net.problem, net.w, u, strategy=Damped(0, GradientDescent(0.5), curvature=net.gauss_newton()))
+    way = Damped(0, GradientDescent(0.5), curvature=net.gauss_newton(), settled=ANYWHERE)
     early = hypergradient(net.problem, net.w, u, strategy=way).gradient
     rest = net.stationary(net.w, net.trained(1500))
     truth = net.moved_gradient(rest, 10)
@@ -254,7 +258,9 @@ def test_the_gauss_newton_product_is_the_dense_one_and_never_indefinite():
             seen.append(torch.stack([apply(e) for e in torch.eye(22, dtype=torch.float64)]))
             return super().solve(apply, b, ridge)
 
-    hypergradient(net.problem, net.w, u, strategy=Damped(0, GradientDescent(0.1), Spy(), net.gauss_newton()))
+    hypergradient(
+        net.problem, net.w, u, strategy=Damped(0, GradientDescent(0.1), Spy(), net.gauss_newton(), settled=ANYWHERE)
+    )
     j = jacobian(lambda v: net.logits(v, net.x), u).reshape(20, 22)
     inner = hessian(lambda y: net.fit(net.w, y), net.logits(u, net.x)).reshape(20, 20)
     dense = j.T @ inner @ j + net.decay * torch.eye(22, dtype=torch.float64)
@@ -279,7 +285,7 @@ def test_for_a_linear_model_gauss_newton_is_the_hessian():
 def test_a_gauss_newton_matrix_of_another_problem_is_refused():
     net = Net()
     wrong = GaussNewton(lambda w, u: net.logits(u, net.x), net.fit)  # without the weight decay
-    way = Damped(0, GradientDescent(0.1), curvature=wrong)
+    way = Damped(0, GradientDescent(0.1), curvature=wrong, settled=ANYWHERE)
     with pytest.raises(SolveError, match="another problem"):
         hypergradient(net.problem, net.w, net.trained(5), strategy=way)
 
@@ -312,7 +318,7 @@ def test_the_network_of_a_user_needs_no_more_than_its_outputs_and_its_loss():
     )
     product = GaussNewton(lambda w, u: function(u, x), fit, decay)
     w = torch.zeros(24)
-    way = Damped(100, GradientDescent(0.3), NystromInverse(20, tolerance=1e-3), product, ridge=1e-2)
-    dense = Damped(100, GradientDescent(0.3), CG(500, tolerance=1e-5), product, ridge=1e-2)
+    way = Damped(100, GradientDescent(0.3), NystromInverse(20, tolerance=1e-3), product, 1e-2, settled=ANYWHERE)
+    dense = Damped(100, GradientDescent(0.3), CG(500, tolerance=1e-5), product, 1e-2, settled=ANYWHERE)
     one, other = (hypergradient(problem, w, start, strategy=s).gradient for s in (way, dense))
     torch.testing.assert_close(one, other, rtol=0.02, atol=1e-5)

@@ -8,6 +8,7 @@ from quadratics import quadratic, random
 
 from twofold.solve import Neumann, hypergradient
 from twofold.solve.dynamics import Bilevel, GradientDescent
+from twofold.solve.implicit import Settled
 from twofold.solve.params import SolveError
 from twofold.solve.second_order import CentralDifference
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
@@ -62,7 +63,7 @@ def test_without_noise_each_reaches_the_known_optimum(name):
 def test_the_series_of_stocbio_is_that_of_neumann():
     way = StocBiO(Polynomial(STEP), STEP, Polynomial(1.0), inner=1, terms=7)
     turn = last(way, whole(Q.problem), 1)
-    neumann = Neumann(1, GradientDescent(STEP), STEP, terms=7, tolerance=1.0)
+    neumann = Neumann(1, GradientDescent(STEP), STEP, terms=7, tolerance=1.0, settled=Settled(relative=float("inf")))
     found = hypergradient(Q.problem, W, ZERO, strategy=neumann)
     torch.testing.assert_close(turn.upper_params, W - found.gradient)
     assert turn.calls == (1, 1 + 7 + 1, 7 + 1, 1 + 1 + 7 + 1)
@@ -195,6 +196,8 @@ def test_trees_of_parameters_move_like_one_vector():
 def test_a_loss_that_is_no_scalar_and_settings_without_sense_are_refused():
     with pytest.raises(SolveError, match="scalar"):
         gradients(lambda w, u: u, W, ZERO)
+    with pytest.raises(SolveError, match="does not depend"):
+        last(SOBA(Polynomial(0.1), Polynomial(0.1)), whole(Bilevel(Q.problem.upper, lambda w, u: (w**2).sum())), 1)
     with pytest.raises(SolveError, match="inner"):
         AmIGO(Polynomial(0.1), Polynomial(0.1), Polynomial(0.1), inner=0)
     with pytest.raises(SolveError, match="series_step"):

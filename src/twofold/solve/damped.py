@@ -21,13 +21,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import BilevelLoss, Dynamics
+from twofold.solve.dynamics import BilevelLoss, Dynamics, require_dynamics
 from twofold.solve.evaluator import Evaluator
+from twofold.solve.implicit import SETTLED, Settled
 from twofold.solve.krylov import gmres, minres, nystrom, refined
 from twofold.solve.linear import CGResult, conjugate_gradient
-from twofold.solve.params import SolveError, State, axpy, detach, leaves, minus, norm, pull, rebuild, tensors
+from twofold.solve.params import SolveError, State, axpy, detach, filled, leaves, minus, norm, pull, rebuild, tensors
 from twofold.solve.second_order import EXACT, Cross, Products
-from twofold.solve.streams import gradients
 
 Product = Callable[[State], State]
 
@@ -199,7 +199,8 @@ class Damped:
 
     steps, dynamics: how the lower level is approached first; 0 steps trust the parameters given. linear, curvature,
     ridge: see the module. What they change is a bias: on an eigenvector of curvature μ the response is multiplied by
-    μ / (μ + ridge). `Cost.residual` is that of the damped equation.
+    μ / (μ + ridge). settled: how near a stationary point the lower parameters must be; for a network in the middle of
+    training it takes settled=Settled(relative=float("inf")), knowingly. `Cost.residual` is that of the damped equation.
 
     Raises: SolveError where `linear` misses its tolerance or refuses the matrix, and for dynamics that do not minimise
     the lower loss.
@@ -217,8 +218,10 @@ class Damped:
     curvature: Curvature = FULL_HESSIAN
     ridge: float = 0.0
     cross: Cross = EXACT
+    settled: Settled = SETTLED
 
     def __post_init__(self) -> None:
+        require_dynamics("Damped", self.steps, self.dynamics)
         if self.ridge < 0:
             raise SolveError(f"ridge must not be negative, got {self.ridge}")
 
@@ -229,13 +232,15 @@ class Damped:
                 "not come to rest at one; take Unrolled or Truncated, or fixed_point with Implicit for a plain operator"
             )
         u = run.advance(self.dynamics, upper, lower, self.steps)
-        value, direct, b = gradients(run.upper, upper, u)
-        run.residual = 0.0
-        size = float(norm(b))
-        if size == 0 or not bool(value.isfinite()):  # nothing to solve, or `hypergradient` raises
-            return value, direct, u
+        value, seen, slopes = run.upper_gradients(upper, u)
+        direct, b = rebuild(upper, filled(seen, tensors(upper))), rebuild(u, slopes)
         products = self.cross.at(run, upper, u)
         apply = self.curvature.at(run, upper, u, products)
+        self._require_settled(run, detach(products.gradient()), _shifted(apply, self.ridge), u)
+        run.residual = 0.0
+        size = float(norm(b))
+        if size == 0:  # nothing to solve
+            return value, direct, u
         found = self.linear.solve(apply, b, self.ridge)
         v = detach(found.value)
         run.residual = float(norm(minus(b, _shifted(apply, self.ridge)(v)))) / size
@@ -246,6 +251,25 @@ class Damped:
                 f"cares; take more iterations, a larger ridge than {self.ridge:g}, or differentiate with Unrolled"
             )
         return value, minus(direct, rebuild(upper, products.mixed(v))), u
+
+    def _require_settled(self, run: Evaluator, slope: State, apply: Product, u: State) -> None:
+        """As `Settled.check`, with the equation that is solved here in the place of Newton's: it may be indefinite."""
+        limit = self.settled
+        run.lower_gradient = size = float(norm(slope))
+        if limit.strong_convexity is not None:
+            run.lower_distance = size / limit.strong_convexity
+        elif limit.relative == float("inf") or size == 0:
+            return
+        else:
+            run.lower_distance = float(norm(minres(apply, slope, steps=limit.products, tolerance=0.1).value))
+        allowed = limit.relative * float(norm(u)) + limit.absolute
+        if run.lower_distance > allowed:
+            raise SolveError(
+                f"the lower level is at no stationary point after {self.steps} steps: ‖∇_u lower‖ = {size:.1e}, which "
+                f"a step of length {run.lower_distance:.1e} would remove, allowed are {allowed:.1e} "
+                f"({limit.relative:g} of the norm of the lower parameters); take more lower steps or a warm start, "
+                "differentiate the steps with Unrolled, or accept it with settled=Settled(relative=...)"
+            )
 
 
 def _shifted(apply: Product, ridge: float) -> Product:

@@ -15,7 +15,19 @@ from torch import Tensor
 
 from twofold.solve.dynamics import Bilevel, BilevelLoss
 from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import SolveError, State, detach, leaves, pull, rebuild, tensors
+from twofold.solve.params import (
+    SolveError,
+    State,
+    detach,
+    filled,
+    leaves,
+    rebuild,
+    require_seen,
+    scalar,
+    slopes,
+    tensors,
+)
+from twofold.solve.watch import WatchedLoss
 
 Stream = Callable[[int], Bilevel]
 """Number of the draw, from 0 → the bilevel problem of that draw; its expectation is the problem to solve."""
@@ -118,6 +130,23 @@ class Calls(NamedTuple):
     draws: int
 
 
+class Draw(Evaluator):
+    """One draw of a stream. The first of a run is watched as closely as any loss (`Evaluator`); the others are counted
+    alone, which for small problems saves most of the time.
+
+    >>> draw = Draw(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u), watched=False)
+    >>> draw.lower(torch.tensor(2.0), torch.tensor(3.0)).item(), draw.lower_evaluations
+    (6.0, 1)
+    """
+
+    def __init__(self, problem: Bilevel, *, watched: bool) -> None:
+        super().__init__(problem)
+        if not watched:
+            self.upper = _CountedLoss(problem.upper, "the upper loss")
+            self._lower = None if problem.lower is None else _CountedLoss(problem.lower, "the lower loss")
+            self.problem = Bilevel(self.upper, self._lower)
+
+
 class Draws:
     """The draws of a stream, one after the other, with what was computed on them counted.
 
@@ -129,25 +158,26 @@ class Draws:
 
     def __init__(self, stream: Stream, number: int = 0) -> None:
         self.stream, self.number = stream, number
-        self._runs: list[Evaluator] = []
+        self._runs: list[Draw] = []
+        self._watch = 2  # draws to be watched: the tables of SABA begin with one level alone
         self._before = Calls(0, 0, 0, 0)
 
-    def next(self) -> Evaluator:
+    def next(self) -> Draw:
         """The next draw: the losses of its problem, counted."""
         run = self.again(self.number)
         self.number += 1
         return run
 
-    def again(self, number: int) -> Evaluator:
+    def again(self, number: int) -> Draw:
         """A draw of the past once more, as momentum with a correction needs it."""
         return self._counted(self.stream(number))
 
-    def every_lower(self) -> Iterator[Evaluator]:
+    def every_lower(self) -> Iterator[Draw]:
         """Each lower part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(self.stream.uppers[0], loss)) for loss in self.stream.lowers)
 
-    def every_upper(self) -> Iterator[Evaluator]:
+    def every_upper(self) -> Iterator[Draw]:
         """Each upper part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(loss, self.stream.lowers[0])) for loss in self.stream.uppers)
@@ -162,8 +192,9 @@ class Draws:
         self._runs = []
         return self._before
 
-    def _counted(self, problem: Bilevel) -> Evaluator:
-        run = Evaluator(problem)
+    def _counted(self, problem: Bilevel) -> Draw:
+        run = Draw(problem, watched=self._watch > 0)
+        self._watch -= 1
         self._runs.append(run)
         return run
 
@@ -234,7 +265,7 @@ def descend(
 def gradients(loss: BilevelLoss, w: State, u: State) -> tuple[Tensor, State, State]:
     """A loss with its gradients in both levels' parameters; no graph is kept, no second derivative is taken.
 
-    Raises: SolveError where the loss is no scalar.
+    Raises: SolveError where the loss is no scalar, or does not see the lower parameters.
 
     >>> value, along_w, along_u = gradients(lambda w, u: w * u**2, torch.tensor(2.0), torch.tensor(3.0))
     >>> value.item(), along_w.item(), along_u.item()
@@ -242,12 +273,11 @@ def gradients(loss: BilevelLoss, w: State, u: State) -> tuple[Tensor, State, Sta
     """
     with torch.enable_grad():
         w, u = leaves(w), leaves(u)
-        value = loss(w, u)
-        if value.ndim != 0:
-            raise SolveError(f"expected a loss that returns a scalar, got shape {tuple(value.shape)}; add .mean()")
-        found = pull(value, tensors(w) + tensors(u))
+        value = scalar(loss(w, u), "a loss")
+        found = slopes(value, tensors(w) + tensors(u))
     split = len(tensors(w))
-    return value.detach(), rebuild(w, found[:split]), rebuild(u, found[split:])
+    require_seen(found[split:], "a loss", "the lower parameters")
+    return value.detach(), rebuild(w, filled(found[:split], tensors(w))), rebuild(u, filled(found[split:], tensors(u)))
 
 
 @dataclass(frozen=True)
@@ -257,6 +287,12 @@ class _Batch:
 
     def __call__(self, w: State, u: State) -> Tensor:
         return self.loss(w, u, self.indices)
+
+
+class _CountedLoss(WatchedLoss):
+    def __call__(self, w: State, u: State) -> Tensor:
+        self.evaluations += 1
+        return scalar(self.loss(w, u), self.name)
 
 
 def _mean(losses: Sequence[BilevelLoss]) -> BilevelLoss:

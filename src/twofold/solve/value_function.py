@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Bilevel, Dynamics
+from twofold.solve.dynamics import Bilevel, Dynamics, require_dynamics
 from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import SolveError, State, axpy, detach, minus, norm, scale, tensors
+from twofold.solve.params import SolveError, State, axpy, detach, filled, minus, norm, rebuild, scale, tensors
 from twofold.solve.streams import gradients
 
 
@@ -53,6 +53,7 @@ class ValueFunction:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
+        require_dynamics("ValueFunction", self.steps, self.dynamics)
         if not self.penalty > 0:
             raise SolveError(f"the penalty must be positive, got {self.penalty}")
         if self.order not in (1, 2):
@@ -69,11 +70,11 @@ class ValueFunction:
                 "take Unrolled or Truncated"
             )
         y = self._minimum(run, upper, lower, 0.0)
-        value, direct, b = gradients(run.upper, upper, y)
-        size = float(norm(b))
+        value, seen, slope = run.upper_gradients(upper, y)
+        size = float(norm(rebuild(y, slope)))
         run.residual = 0.0
-        if size == 0 or not bool(value.isfinite()):  # the answer does not matter to F, or `hypergradient` raises
-            return value, direct, y
+        if size == 0:  # the answer does not matter to F
+            return value, rebuild(upper, filled(seen, tensors(upper))), y
         nu = 1 / self.penalty
         ends = [
             (nu, self._minimum(run, upper, y, nu)),
@@ -111,6 +112,7 @@ class ValueFunction:
             state = self.dynamics.begin(start)
             for k in range(self.steps):
                 state = self.dynamics.step(problem, k, w, state)
+        run.require_settling(self.dynamics, w, start, self.steps, state)
         return detach(self.dynamics.params(state))
 
     def _require_solved(self, residual: float) -> None:
