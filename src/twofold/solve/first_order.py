@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.meta import StepSchedule
-from twofold.solve.params import SolveError, State, axpy, dot, minus, over
+from twofold.solve.params import SolveError, State, axpy, dot, minus, over, scale
 from twofold.solve.streams import Draws, Polynomial, gradients
 
 RECURSIVE = Polynomial(1.0, -0.8)
@@ -175,7 +175,8 @@ class BOME:
 
     step_size: s_k, for both levels. inner_step, inner: of the lower solve, whose truncation biases the result
     by what `inner` steps leave of a distance; a constant step_size does so in proportion. control: in (0, 1), their η.
-    `inner` + 2 gradients an iteration, all at one draw; made for little noise.
+    `inner` + 2 gradients an iteration, all at one draw; made for little noise. upper_scale: how many times longer w's
+    steps are; the same method in the variable w / √upper_scale, for levels of different scales.
 
     >>> from itertools import islice
     >>> import torch
@@ -192,9 +193,11 @@ class BOME:
     inner_step: float
     inner: int = 10
     control: float = 0.5
+    upper_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require_inner(self.inner)
+        _require_scale(self.upper_scale)
         if not 0 < self.control < 1:
             raise SolveError(f"control must lie in (0, 1), got {self.control}")
 
@@ -209,9 +212,12 @@ class BOME:
             reference = axpy(-self.inner_step, gradients(run.lower, w, reference)[2], reference)
         q = minus(along_w, gradients(run.lower, w, reference)[1]), along_u
         upper = gradients(run.upper, w, u)[1:]
-        size = float(dot(q, q))
-        weight = max(0.0, self.control - float(dot(upper, q)) / size) if size > 0 else 0.0
-        fresh_w, fresh_u = axpy(-self.step_size(k), axpy(weight, q, upper), (w, u))
+        scaled = scale(self.upper_scale, q[0]), q[1]
+        size = float(dot(q, scaled))
+        weight = max(0.0, self.control - float(dot(upper, scaled)) / size) if size > 0 else 0.0
+        along_w, along_u = axpy(weight, q, upper)
+        s = self.step_size(k)
+        fresh_w, fresh_u = axpy(-s * self.upper_scale, along_w, w), axpy(-s, along_u, u)
         return Joint(fresh_w, fresh_u, reference)
 
 
@@ -225,6 +231,7 @@ class PBGD:
     penalty: λ, constant; the result is a stationary point of the penalised problem, O(1/λ) from the bilevel one
     (there, under the Polyak-Łojasiewicz inequality below: no strong convexity is needed). step_size: s_k, below
     1 / (L_F + λ L_f), so a large penalty makes slow steps: prefer `F2SA`, whose lower steps do not shrink.
+    upper_scale: as in `BOME`.
 
     >>> from itertools import islice
     >>> import torch
@@ -241,9 +248,11 @@ class PBGD:
     penalty: float
     inner_step: float
     inner: int = 1
+    upper_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require_inner(self.inner)
+        _require_scale(self.upper_scale)
         _positive(self.penalty)
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Joint:
@@ -257,7 +266,9 @@ class PBGD:
         _, along_w, along_u = gradients(run.lower, w, u)
         gap = minus(along_w, gradients(run.lower, w, y)[1]), along_u
         upper = gradients(run.upper, w, u)[1:]
-        fresh_w, fresh_u = axpy(-self.step_size(k), axpy(self.penalty, gap, upper), (w, u))
+        along_w, along_u = axpy(self.penalty, gap, upper)
+        s = self.step_size(k)
+        fresh_w, fresh_u = axpy(-s * self.upper_scale, along_w, w), axpy(-s, along_u, u)
         return Joint(fresh_w, fresh_u, y)
 
 
@@ -270,6 +281,11 @@ def _positive(penalty: float) -> float:
     if not penalty > 0:
         raise SolveError(f"the penalty must be positive, got {penalty}")
     return penalty
+
+
+def _require_scale(upper_scale: float) -> None:
+    if not upper_scale > 0:
+        raise SolveError(f"upper_scale must be positive, got {upper_scale}")
 
 
 def _require_inner(inner: int) -> None:
