@@ -144,7 +144,7 @@ class _Checkpointed:
 
 
 class _SwapCotangent(torch.autograd.Function):
-    """The identity, whose backward turns the cotangent g of u* into v = (I − Jᵀ)⁻¹ g.
+    """u* itself for T(u*), which it equals; backward turns the cotangent g of u* into v = (I − Jᵀ)⁻¹ g.
 
     A tensor hook could do it too, and would leave a reference cycle through the graph.
     """
@@ -161,7 +161,7 @@ class _SwapCotangent(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.accepted = accepted
         ctx.linear, ctx.operator, ctx.at, ctx.per_sample = linear, operator, at, per_sample
-        return tuple(t.view_as(t) for t in stepped)
+        return tuple(t.clone() for t in tensors(at))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:

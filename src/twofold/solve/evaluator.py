@@ -13,6 +13,7 @@ from twofold.solve.params import (
     filled,
     leaves,
     norm,
+    over,
     rebuild,
     require_finite,
     require_seen,
@@ -80,7 +81,7 @@ class Evaluator:
                 before = dynamics.params(state)
                 state = dynamics.step(self.problem, k, w, state)
                 if not all(bool(t.isfinite().all()) for t in tensors(state)):
-                    size, first = float(norm(before)), float(norm(start))
+                    size, first = (float(norm(over(Tensor.double, t))) for t in (before, start))
                     if size > 1e3 * (1 + first) or not size < float("inf"):
                         raise SolveError(
                             f"the lower level diverged: its parameters had grown to a norm of {size:.1e} from "

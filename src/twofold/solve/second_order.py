@@ -14,6 +14,7 @@ from twofold.solve.params import (
     SolveError,
     State,
     axpy,
+    dot,
     filled,
     leaves,
     norm,
@@ -105,32 +106,53 @@ class _DifferenceProducts:
     def __init__(self, run: Evaluator, w: State, u: State, radius: float | None) -> None:
         self.run, self.w, self.u = run, w, u
         self.radius = torch.finfo(tensors(u)[0].dtype).eps ** (1 / 3) if radius is None else radius
+        self.known: tuple[float, State] | None = None
 
     def gradient(self) -> State:
-        return rebuild(self.u, self._slopes(self.u))
+        value, found = self._in_u(self.u)
+        self.known = value, rebuild(self.u, found)
+        return self.known[1]
 
     def hessian(self, v: State) -> State:
-        return rebuild(self.u, self._difference(self._slopes, v))
+        return rebuild(self.u, self._difference(self._in_u, v))
 
     def mixed(self, v: State) -> list[Tensor]:
-        def at(u: State) -> list[Tensor]:
-            w = leaves(self.w)
-            found = slopes(self.run.lower(w, u), tensors(w))
-            require_mixed(found)
-            return filled(found, tensors(w))
+        return self._difference(self._in_w, v)
 
-        return self._difference(at, v)
-
-    def _slopes(self, u: State) -> list[Tensor]:
+    def _in_u(self, u: State) -> tuple[float, list[Tensor]]:
         u = leaves(u)
-        found = slopes(self.run.lower(self.w, u), tensors(u))
+        value = self.run.lower(self.w, u)
+        found = slopes(value, tensors(u))
         require_seen(found, "the lower loss", "the lower parameters")
-        return filled(found, tensors(u))
+        return float(value.detach()), filled(found, tensors(u))
 
-    def _difference(self, at: Callable[[State], list[Tensor]], v: State) -> list[Tensor]:
+    def _in_w(self, u: State) -> tuple[float, list[Tensor]]:
+        w = leaves(self.w)
+        value = self.run.lower(w, u)
+        found = slopes(value, tensors(w))
+        require_mixed(found)
+        return float(value.detach()), filled(found, tensors(w))
+
+    def _difference(self, at: Callable[[State], tuple[float, list[Tensor]]], v: State) -> list[Tensor]:
         e = self.radius / float(norm(v).clamp_min(1e-30))
-        ahead, behind = at(axpy(e, v, self.u)), at(axpy(-e, v, self.u))
+        high, ahead = at(axpy(e, v, self.u))
+        low, behind = at(axpy(-e, v, self.u))
+        if self.known is not None:
+            self._require_one_function(high, low, e * float(dot(self.known[1], v)))
         return [(a - b) / (2 * e) for a, b in zip(ahead, behind, strict=True)]
+
+    def _require_one_function(self, high: float, low: float, slope: float) -> None:
+        """The three values of the loss must fit a parabola with the known slope, up to a quarter of what slope and
+        curvature make of them: they cost nothing here, and those of three different batches do not."""
+        middle = self.known[0] if self.known is not None else 0.0
+        odd, even = (high - low) / 2 - slope, (high + low) / 2 - middle
+        rounding = 1000 * torch.finfo(tensors(self.u)[0].dtype).eps * abs(middle)
+        if abs(odd) > 0.25 * (abs(slope) + abs(even)) + rounding:
+            raise SolveError(
+                f"three values of the lower loss within {self.radius:.1e} fit no parabola ({low:.6g}, {middle:.6g}, "
+                f"{high:.6g}): is there a data loader or a counter inside it? Draw batches once, outside; or take a "
+                "smaller radius, or Exact, if it is that rough"
+            )
 
 
 def require_mixed(found: list[Tensor | None]) -> None:

@@ -138,7 +138,7 @@ def require_converged(solution: Solution, solver: Solver) -> None:
         remedy = "so T expands there: relax it (KrasnoselskiiMann(0.5)), or change T"
     elif solver.tolerance < 10 * torch.finfo(dtype).eps:
         remedy = f"and {dtype} has too few digits for this tolerance: take float64, or a looser one"
-    elif factor > 0.999:
+    elif factor > 0.9999:
         remedy = "so it does not settle: relax T (KrasnoselskiiMann(0.5)), accept a looser tolerance, or change T"
     else:
         remedy = "so it settles slowly: take more steps, or Anderson"

@@ -126,8 +126,8 @@ def _require_same(replay: list[Tensor], first: tuple[Tensor, ...], before: list[
     """The last group of steps must move the state as it did the first time, whatever the length of a step: rounding
     aside, changes are compared and not states, or small random steps would pass."""
     for a, b, start in zip(replay, first, before, strict=True):
-        rounding = 4 * torch.finfo(b.dtype).eps * torch.linalg.vector_norm(b)
-        allowed = 1e-3 * torch.linalg.vector_norm(b - start) + rounding
+        eps = torch.finfo(b.dtype).eps
+        allowed = eps**0.5 * torch.linalg.vector_norm(b - start) + 4 * eps * torch.linalg.vector_norm(b)
         if bool(torch.linalg.vector_norm(a.detach() - b) > allowed):  # never where either is NaN
             raise SolveError(
                 "a lower step gave another result when it was replayed: is there a data loader, a counter or a random "
