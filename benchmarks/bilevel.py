@@ -40,7 +40,7 @@ from twofold.solve.first_order import BOME, F2SA, F3SA, PBGD
 from twofold.solve.hypergradients import Strategy
 from twofold.solve.implicit import Settled
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
-from twofold.solve.streams import FiniteSum, Method, Polynomial, batches, descend, whole
+from twofold.solve.streams import FiniteSum, Method, Polynomial, descend, minibatches, whole
 from twofold.solve.value_function import ValueFunction
 
 PARTS = 8
@@ -141,7 +141,7 @@ def regularisation(seed: int) -> Case:
             mixed_lipschitz=float(decay.max()),
         )
 
-    sums = _Sum(batches(upper, 256, 256 // PARTS), batches(lower, 512, 512 // PARTS), seed, problem)
+    sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 512, 512 // PARTS), seed, problem)
     start = torch.full((64,), -3.0, dtype=DOUBLE), torch.zeros(64, dtype=DOUBLE)
     return Case(sums, *start, 1.5 * curvature + 0.3, known, settle, (300.0, 100.0, 30.0, 10.0))
 
@@ -181,7 +181,7 @@ def cleaning(seed: int) -> Case:
         return u
 
     curvature = float(torch.linalg.eigvalsh(x[fit].T @ x[fit])[-1]) / 256 / 2
-    sums = _Sum(batches(upper, 256, 256 // PARTS), batches(lower, 256, 256 // PARTS), seed, problem)
+    sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 256, 256 // PARTS), seed, problem)
     start = torch.zeros(256, dtype=DOUBLE), torch.zeros(170, dtype=DOUBLE)
     return Case(sums, *start, curvature + decay, None, settle, (1000.0, 300.0, 100.0, 30.0))
 

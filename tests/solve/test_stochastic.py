@@ -12,7 +12,7 @@ from twofold.solve.implicit import Settled
 from twofold.solve.params import SolveError
 from twofold.solve.second_order import CentralDifference
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
-from twofold.solve.streams import Draws, FiniteSum, Polynomial, batches, descend, gradients, whole
+from twofold.solve.streams import Draws, FiniteSum, Polynomial, descend, gradients, minibatches, whole
 
 Q = quadratic()
 STEP = 0.9 / torch.linalg.eigvalsh(Q.a)[-1].item()
@@ -150,12 +150,12 @@ def test_the_whole_sum_is_the_mean_of_its_parts():
 
 def test_batches_cut_the_samples_without_rest():
     x = random(12, 2)
-    parts = batches(lambda w, u, i: (x[i] @ u - w).square().mean(), 12, 4)
+    parts = minibatches(lambda w, u, i: (x[i] @ u - w).square().mean(), 12, 4)
     u = random(2, seed=1)
     mean = torch.stack([part(1.0, u) for part in parts]).mean()
     torch.testing.assert_close(mean, (x @ u - 1).square().mean())
     with pytest.raises(SolveError, match="leave 2 out"):
-        batches(lambda w, u, i: x[i].mean(), 12, 5)
+        minibatches(lambda w, u, i: x[i].mean(), 12, 5)
 
 
 def test_a_run_can_go_on_from_its_memory_and_what_was_given_is_not_changed():

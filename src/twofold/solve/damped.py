@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from twofold.solve.adjoint_equation import Product
 from twofold.solve.dynamics import BilevelLoss, Dynamics, require_dynamics
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.implicit import SETTLED, Settled
@@ -28,8 +29,6 @@ from twofold.solve.krylov import gmres, minres, nystrom, refined
 from twofold.solve.linear import CGResult, conjugate_gradient
 from twofold.solve.params import SolveError, State, axpy, detach, filled, leaves, minus, norm, pull, rebuild, tensors
 from twofold.solve.second_order import EXACT, Cross, Products
-
-Product = Callable[[State], State]
 
 
 class HessianSolver(Protocol):

@@ -99,14 +99,14 @@ class FiniteSum:
         return Bilevel(_mean(self.uppers), _mean(self.lowers))
 
 
-def batches(loss: Callable[[State, State, Tensor], Tensor], samples: int, size: int) -> list[BilevelLoss]:
+def minibatches(loss: Callable[[State, State, Tensor], Tensor], samples: int, size: int) -> list[BilevelLoss]:
     """A loss over samples cut into one loss for each mini-batch, of equal size, for `FiniteSum`.
 
     loss: (upper parameters, lower parameters, indices `(size,)`) → the mean over those samples. samples: how many there
     are, a multiple of size, or the mean over batches would not be the mean over samples.
 
     >>> x = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    >>> [part(None, None).item() for part in batches(lambda w, u, i: x[i].mean(), 4, 2)]
+    >>> [part(None, None).item() for part in minibatches(lambda w, u, i: x[i].mean(), 4, 2)]
     [1.5, 3.5]
     """
     if size < 1 or samples < size or samples % size:
@@ -130,11 +130,11 @@ class Calls(NamedTuple):
     draws: int
 
 
-class Draw(Evaluator):
+class StreamDraw(Evaluator):
     """One draw of a stream. The first of a run is watched as closely as any loss (`Evaluator`); the others are counted
     alone, which for small problems saves most of the time.
 
-    >>> draw = Draw(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u), watched=False)
+    >>> draw = StreamDraw(Bilevel(upper=lambda w, u: u, lower=lambda w, u: w * u), watched=False)
     >>> draw.lower(torch.tensor(2.0), torch.tensor(3.0)).item(), draw.lower_evaluations
     (6.0, 1)
     """
@@ -158,26 +158,26 @@ class Draws:
 
     def __init__(self, stream: Stream, number: int = 0) -> None:
         self.stream, self.number = stream, number
-        self._runs: list[Draw] = []
+        self._runs: list[StreamDraw] = []
         self._watch = 2  # draws to be watched: the tables of SABA begin with one level alone
         self._before = Calls(0, 0, 0, 0)
 
-    def next(self) -> Draw:
+    def next(self) -> StreamDraw:
         """The next draw: the losses of its problem, counted."""
         run = self.again(self.number)
         self.number += 1
         return run
 
-    def again(self, number: int) -> Draw:
+    def again(self, number: int) -> StreamDraw:
         """A draw of the past once more, as momentum with a correction needs it."""
         return self._counted(self.stream(number))
 
-    def every_lower(self) -> Iterator[Draw]:
+    def every_lower(self) -> Iterator[StreamDraw]:
         """Each lower part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(self.stream.uppers[0], loss)) for loss in self.stream.lowers)
 
-    def every_upper(self) -> Iterator[Draw]:
+    def every_upper(self) -> Iterator[StreamDraw]:
         """Each upper part of a `FiniteSum` once, counted as draws."""
         assert isinstance(self.stream, FiniteSum)
         yield from (self._counted(Bilevel(loss, self.stream.lowers[0])) for loss in self.stream.uppers)
@@ -192,8 +192,8 @@ class Draws:
         self._runs = []
         return self._before
 
-    def _counted(self, problem: Bilevel) -> Draw:
-        run = Draw(problem, watched=self._watch > 0)
+    def _counted(self, problem: Bilevel) -> StreamDraw:
+        run = StreamDraw(problem, watched=self._watch > 0)
         self._watch -= 1
         self._runs.append(run)
         return run
