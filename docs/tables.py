@@ -527,6 +527,29 @@ def controls() -> str:
     return rows(["PSNR / SSIM", "found", *head], body)
 
 
+def bilevel(problem: str) -> str:
+    """Calls to three levels of suboptimality, CPU seconds, and where the budget ended; our methods, then the peers."""
+    body = []
+    for method, facts in result("bilevel")["problems"][problem]["methods"].items():
+        cells = facts["reached"].values()
+        line = [f"`{method}`" if method.isidentifier() else method]
+        line += ["" if cell is None else f"{cell['calls']:.0f} ({cell['products']:.0f})" for cell in cells]
+        one = facts["reached"]["0.01"]
+        line.append("" if one is None else f"{one['seconds']:.2f} s")
+        low, high = facts["final_quartiles"]
+        body.append([*line, f"{facts['final']:.1e} ({low:.0e} … {high:.0e})", f"{facts['upper_step']:g}"])
+    targets = [f"calls to {target} (products)" for target in ("10 %", "1 %", "0.1 %")]
+    return rows(["", *targets, "CPU to 1 %", "suboptimality at the end (quartiles)", "upper step"], body)
+
+
+def bilevel_left_out() -> str:
+    found = result("bilevel")
+    body = [[problem, "all", reason] for problem, reason in found["skipped"].items()]
+    for problem, facts in found["problems"].items():
+        body += [[problem, f"`{method}`", reason] for method, reason in facts["skipped"].items()]
+    return rows(["problem", "method", "left out because"], body or [["", "", "nothing was"]])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "controls": controls,
     "decay": decay,
@@ -539,6 +562,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "hypergradient_unrolled": hypergradient_unrolled,
     "hypergradient_costs": hypergradient_costs,
     "convergence": convergence,
+    "bilevel_quadratics": lambda: bilevel("quadratics"),
+    "bilevel_regularisation": lambda: bilevel("regularisation"),
+    "bilevel_cleaning": lambda: bilevel("cleaning"),
+    "bilevel_left_out": bilevel_left_out,
     "gkm": gkm,
     "models": models,
     "guidance": guidance,

@@ -160,6 +160,24 @@ def test_accuracies_follow_the_need_and_adaptive_ones_cost_less_than_tight_ones(
     assert accuracies[-1] < accuracies[0] / 10
 
 
+def test_a_lower_level_that_is_solved_exactly_is_no_reason_to_ask_for_the_impossible():
+    a = torch.diag(torch.tensor([1.0, 2.0, 5.0, 9.0], dtype=torch.float64))
+    b = random(4, 4)
+
+    class Direct(GradientDescent):
+        def step(self, problem, k, upper, state):
+            return torch.linalg.solve(a, b @ upper)
+
+    problem = Bilevel(lambda w, u: ((u - 1) ** 2).sum() / 2 + (w**2).sum() / 2, lambda w, u: u @ a @ u / 2 - u @ b @ w)
+    known = Regularity(1.0, torch.linalg.matrix_norm(b, 2).item(), 1.0)
+    w = random(4, seed=1)
+    way = adaptive_descent(
+        problem, w, 0 * w, dynamics=Direct(1.0), regularity=lambda w: known, settings=Adaptive(1.0, 1.0, tolerance=1e-5)
+    )
+    *_, last = way
+    assert last.certain
+
+
 def test_what_cannot_be_reached_is_refused():
     problem = Bilevel(lambda w, u: ((u - 1) ** 2).sum(), lambda w, u: ((u - w) ** 2).sum() / 2)
     w = torch.ones(3)

@@ -15,7 +15,7 @@ missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import isfinite
 from typing import NamedTuple
 
@@ -49,13 +49,7 @@ class Regularity:
     direct_lipschitz: float = 0.0
 
     def __post_init__(self) -> None:
-        rest = (
-            self.mixed_norm,
-            self.upper_lipschitz,
-            self.hessian_lipschitz,
-            self.mixed_lipschitz,
-            self.direct_lipschitz,
-        )
+        rest = astuple(self)[1:]
         if not self.strong_convexity > 0 or not all(isfinite(c) and c >= 0 for c in rest):
             raise SolveError(f"expected strong_convexity > 0 and finite, non-negative constants, got {self}")
 
@@ -177,11 +171,11 @@ def _certified(
 class Descent(NamedTuple):
     """One accepted step of `adaptive_descent`.
 
-    number: from 0. upper_params, lower_params: after it. value, value_error:
-    there. gradient_norm, error: of the hypergradient the step was taken along, and the bound of its error. accuracy:
-    bound of ‖u − u(w)‖ asked for, linear_accuracy: residual asked for. step_size: that was accepted. rejections: trial
-    steps that failed before. lower_gradients, upper_gradients, products: since the start. certain: whether the true
-    gradient is known to be no longer than the tolerance, at which the descent ends.
+    number: from 0. upper_params, lower_params: after it. value, value_error: there. gradient_norm, error: of the
+    hypergradient the step was taken along, and the bound of its error. accuracy: bound of ‖u − u(w)‖ asked for,
+    linear_accuracy: residual asked for. step_size: that was accepted. rejections: trial steps that failed before.
+    lower_gradients, upper_gradients, products: since the start. certain: whether the true gradient is known to be no
+    longer than the tolerance, at which the descent ends.
 
     >>> Descent._fields[-1]
     'certain'
@@ -311,7 +305,8 @@ def adaptive_descent(
                 number, rejections = number + 1, 0
                 continue
         tightened = min(s.shrink, max(0.5 * factor, 1e-3))
-        accuracy, linear, rejections = tightened * min(accuracy, here.distance), tightened * linear, rejections + 1
+        reached = here.distance if here.distance > tightened * accuracy else accuracy  # often more than was asked for
+        accuracy, linear, rejections = tightened * min(accuracy, reached), tightened * linear, rejections + 1
         here = look(w, here.lower_params, here.adjoint)
 
 
