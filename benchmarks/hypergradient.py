@@ -170,6 +170,10 @@ def ours_together(case: Case, steps: int) -> Tensor:
     return differentiate(case, Unrolled(steps, GradientDescent(case.rate), together=4))
 
 
+def ours_graphs(case: Case, steps: int) -> Tensor:
+    return differentiate(case, Unrolled(steps, GradientDescent(case.rate), graph_bytes=math.inf))
+
+
 def torchopt_unrolled(case: Case, steps: int) -> Tensor:
     import torchopt
 
@@ -194,6 +198,7 @@ UNROLLED: dict[str, Callable[[Case, int], Tensor]] = {
     "twofold": ours,
     "twofold, √T states": ours_sparse,
     "twofold, 4 together": ours_together,
+    "twofold, graphs kept": ours_graphs,
     "torchopt": torchopt_unrolled,
     "higher": higher_unrolled,
 }

@@ -530,7 +530,10 @@ def controls() -> str:
 def bilevel(problem: str) -> str:
     """Calls to three levels of suboptimality, CPU seconds, and where the budget ended; our methods, then the peers."""
     body = []
-    for method, facts in result("bilevel")["problems"][problem]["methods"].items():
+    found = result("bilevel")["problems"].get(problem)
+    if found is None:
+        return rows([problem], [["not measured: run the command above"]])
+    for method, facts in found["methods"].items():
         cells = facts["reached"].values()
         line = [f"`{method}`" if method.isidentifier() else method]
         line += ["" if cell is None else f"{cell['calls']:.0f} ({cell['products']:.0f})" for cell in cells]

@@ -9,6 +9,8 @@ from torch import nn
 
 from twofold.solve import (
     Adam,
+    AdamW,
+    Anderson,
     Bilevel,
     CentralDifference,
     ConjugateGradient,
@@ -16,13 +18,20 @@ from twofold.solve import (
     FirstOrder,
     FixedPointSteps,
     GradientDescent,
+    Implicit,
+    KrasnoselskiiMann,
     Momentum,
     Neumann,
+    NeumannSeries,
+    NotConverged,
     OneStepUnrolled,
     ProximalGradient,
+    RMSprop,
     Settled,
     SolveError,
+    ThroughFixedPoint,
     Truncated,
+    TruncatedAdjoint,
     Unrolled,
     as_function,
     hypergradient,
@@ -130,6 +139,8 @@ EXACT_FOR_THEIR_STEPS = {
     "kept states": Unrolled(7, GradientDescent(0.1), keep_every=3),
     "momentum": Unrolled(7, Momentum(0.1, 0.9), keep_every=2),
     "adam": Unrolled(7, Adam(0.05)),
+    "adamw": Unrolled(5, AdamW(0.05, weight_decay=0.3)),
+    "rmsprop": Unrolled(5, RMSprop(0.02, decay=0.8)),
     "zero steps": Unrolled(0, GradientDescent(0.1)),
 }
 
@@ -154,6 +165,9 @@ def test_replaying_equals_plain_autograd_through_the_same_steps():
             found = hypergradient(problem, w, parameters, strategy=Unrolled(9, dynamics, keep_every, together))
             torch.testing.assert_close(found.gradient, expected, rtol=1e-12, atol=1e-14)
             torch.testing.assert_close(found.value, value.detach(), rtol=1e-12, atol=0)
+        for graph_bytes in (2000, 20000, float("inf")):
+            way = Unrolled(9, dynamics, graph_bytes=graph_bytes)
+            torch.testing.assert_close(hypergradient(problem, w, parameters, strategy=way).gradient, expected)
 
 
 def test_dynamics_take_the_steps_of_torch_optimisers():
@@ -162,6 +176,8 @@ def test_dynamics_take_the_steps_of_torch_optimisers():
         (GradientDescent(0.3), lambda p: torch.optim.SGD(p, 0.3)),
         (Momentum(0.3, 0.8), lambda p: torch.optim.SGD(p, 0.3, momentum=0.8)),
         (Adam(0.02), lambda p: torch.optim.Adam(p, 0.02)),
+        (AdamW(0.02, weight_decay=0.3), lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0.3)),
+        (RMSprop(0.02, decay=0.9), lambda p: torch.optim.RMSprop(p, 0.02, alpha=0.9)),
     ):
         theirs = {k: p.clone().requires_grad_() for k, p in parameters.items()}
         optimizer = make(list(theirs.values()))
@@ -171,8 +187,8 @@ def test_dynamics_take_the_steps_of_torch_optimisers():
             optimizer.step()
         ours = hypergradient(problem, w, parameters, strategy=FirstOrder(10, dynamics)).lower_params
         for one, other in zip(tensors(ours), tensors(theirs), strict=True):
-            # Adam's epsilon is inside the root here and outside there; the gradients are about 1e-3.
-            close = 1e-6 if isinstance(dynamics, Adam) else 1e-12
+            # Epsilon is inside the root here and outside there; the gradients are about 1e-3.
+            close = 1e-12 if isinstance(dynamics, (GradientDescent, Momentum)) else 1e-5
             torch.testing.assert_close(one, other.detach(), rtol=close, atol=close)
 
 
@@ -271,6 +287,42 @@ def test_a_lower_level_may_be_an_operator_instead_of_a_loss():
         hypergradient(problem, w, w, strategy=Neumann(5, FixedPointSteps(make), 0.5))
     with pytest.raises(SolveError, match="lower=None"):
         hypergradient(problem, w, w, strategy=Unrolled(5, GradientDescent(0.5)))
+
+
+@pytest.mark.parametrize("solver", [KrasnoselskiiMann(1.0, 500, 1e-12), Anderson(tolerance=1e-12)])
+def test_the_implicit_gradient_of_a_lower_operator_is_that_of_its_fixed_point(solver):
+    """T(u; w) = tanh(u A) / 2 + w: against unrolling until nothing moves, and against a phantom gradient's bias."""
+    a, c = random(4, 4) / 4, random(3, 4, seed=2)
+    make = lambda w: lambda u: torch.tanh(u @ a) / 2 + w  # noqa: E731
+    problem = Bilevel(upper=lambda w, u: ((u - c) ** 2).sum() + (w**2).sum(), lower=None)
+    w, start = random(3, 4, seed=1), torch.zeros(3, 4, dtype=torch.float64)
+    steps = FixedPointSteps(make)
+    way = ThroughFixedPoint(steps, solver, Implicit(NeumannSeries(500, 1e-12)))
+    found = hypergradient(problem, w, start, strategy=way)
+    expected = hypergradient(problem, w, start, strategy=Unrolled(80, steps))
+    torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.lower_params, expected.lower_params, rtol=1e-9, atol=1e-9)
+    phantom = ThroughFixedPoint(steps, solver, TruncatedAdjoint(1))
+    bias = norm(hypergradient(problem, w, start, strategy=phantom).gradient - expected.gradient)
+    assert 1e-2 < bias / norm(expected.gradient) < 0.5
+
+
+def test_a_lower_operator_without_a_fixed_point_or_without_w_is_refused():
+    problem, one = Bilevel(upper=lambda w, u: (u**2).sum(), lower=None), torch.ones(2, 1)
+    with pytest.raises(NotConverged):
+        hypergradient(problem, one, one, strategy=ThroughFixedPoint(FixedPointSteps(lambda w: lambda u: 2 * u + w)))
+    with pytest.raises(SolveError, match="no step of the lower level depends on the upper parameters"):
+        hypergradient(problem, one, one, strategy=ThroughFixedPoint(FixedPointSteps(lambda w: lambda u: u / 2 + 1)))
+    with pytest.raises(SolveError, match=r"expected FixedPointSteps.*got a GradientDescent"):
+        ThroughFixedPoint(GradientDescent(0.1))
+
+
+def test_adamw_with_decay_is_refused_by_implicit_strategies_and_without_is_not():
+    problem, w, solution, gradient, _ = ridge()
+    with pytest.raises(SolveError, match="AdamW does not come to rest at one"):
+        hypergradient(problem, w, solution, strategy=ConjugateGradient(0, AdamW(0.1)))
+    found = hypergradient(problem, w, solution, strategy=ConjugateGradient(0, AdamW(0.1, weight_decay=0.0)))
+    torch.testing.assert_close(found.gradient, gradient, rtol=1e-3, atol=1e-4)
 
 
 # What is refused, and why.

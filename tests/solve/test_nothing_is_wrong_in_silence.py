@@ -40,6 +40,7 @@ DIFFERENTIATING = {
     "one step": OneStepUnrolled(0.1),
     "one step by differences": OneStepUnrolled(0.1, CentralDifference()),
     "unrolled": Unrolled(3, GradientDescent(0.1)),
+    "unrolled with graphs": Unrolled(3, GradientDescent(0.1), graph_bytes=float("inf")),
     "truncated": Truncated(3, 1, GradientDescent(0.1)),
     "aggregated": Unrolled(3, Aggregated(GradientDescent(0.1), 0.5, Harmonic(0.01))),
     "neumann": Neumann(1, GradientDescent(0.1), 0.1, 2, 1.0, settled=ANY),
@@ -378,6 +379,10 @@ def test_integer_and_complex_tensors_are_refused_by_name():
         (lambda: OneStepUnrolled(GradientDescent(0.1)), "expected a number as step_size, got a GradientDescent"),
         (lambda: Neumann(5, GradientDescent(0.1), -0.1), "step_size must lie in"),
         (lambda: FirstOrder(3), "given no dynamics"),
+        (
+            lambda: hypergradient(plain(), X, X, strategy=Unrolled(3, GradientDescent(0.1), graph_bytes=-1)),
+            "expected graph_bytes of 0 or more, got -1",
+        ),
     ],
 )
 def test_settings_in_the_wrong_place_get_one_clear_line(make, reason):

@@ -8,7 +8,18 @@ from twofold.solve.adaptive import Adaptive, Certified, Descent, Regularity, ada
 from twofold.solve.adjoint import Adjoint, Implicit, OneStep, TruncatedAdjoint, UnrolledAdjoint
 from twofold.solve.adjoint_equation import AdjointError, Iterated, NeumannSeries, NormalEquations
 from twofold.solve.damped import CG, GMRES, Damped, FullHessian, GaussNewton, MinRes, NystromInverse
-from twofold.solve.dynamics import Adam, Bilevel, Dynamics, FixedPointSteps, GradientDescent, Momentum, lower_solution
+from twofold.solve.dynamics import (
+    Adam,
+    AdamW,
+    Bilevel,
+    Dynamics,
+    FixedPointSteps,
+    GradientDescent,
+    Momentum,
+    RMSprop,
+    lower_solution,
+)
+from twofold.solve.equilibrium import Broyden, PhantomGradient, jacobian_penalty
 from twofold.solve.first_order import BOME, F2SA, F3SA, PBGD
 from twofold.solve.fixed_points import fixed_point
 from twofold.solve.hypergradients import Cost, Hypergradient, Strategy, hypergradient
@@ -52,7 +63,7 @@ from twofold.solve.params import SolveError, State
 from twofold.solve.second_order import CentralDifference, Cross, Exact
 from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
-from twofold.solve.strategies import FirstOrder, OneStepUnrolled, Truncated, Unrolled
+from twofold.solve.strategies import FirstOrder, OneStepUnrolled, ThroughFixedPoint, Truncated, Unrolled
 from twofold.solve.streams import Calls, FiniteSum, Method, Polynomial, Stream, Turn, descend, minibatches, whole
 from twofold.solve.value_function import ValueFunction
 
@@ -67,6 +78,7 @@ __all__ = [
     "SABA",
     "SOBA",
     "Adam",
+    "AdamW",
     "AdaptedOneStep",
     "Adaptive",
     "Adjoint",
@@ -77,6 +89,7 @@ __all__ = [
     "Bilevel",
     "Blocks",
     "Blockwise",
+    "Broyden",
     "Calls",
     "CentralDifference",
     "Certified",
@@ -120,10 +133,12 @@ __all__ = [
     "OneStep",
     "OneStepUnrolled",
     "Operator",
+    "PhantomGradient",
     "Polynomial",
     "PrimalDual",
     "ProximalALM",
     "ProximalGradient",
+    "RMSprop",
     "Regularity",
     "Relax",
     "Round",
@@ -138,6 +153,7 @@ __all__ = [
     "Strategy",
     "Stream",
     "SumProx",
+    "ThroughFixedPoint",
     "Truncated",
     "TruncatedAdjoint",
     "Turn",
@@ -159,6 +175,7 @@ __all__ = [
     "gmres",
     "hypergradient",
     "iterate",
+    "jacobian_penalty",
     "lower_solution",
     "matrix_map",
     "metric_of",

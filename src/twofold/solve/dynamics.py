@@ -156,6 +156,81 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): u ← Adam(u) − step weight_decay u. State: as Adam.
+
+    With decay it does not come to rest at a minimum of the lower loss, so implicit strategies refuse it: put the decay
+    into the loss.
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), AdamW(0.1, weight_decay=0.5)
+    >>> state = way.step(problem, 0, torch.tensor(1.0), way.begin(torch.tensor(3.0)))
+    >>> round(way.params(state).item(), 4)                                 # 3 − 0.1 − 0.1 · 0.5 · 3
+    2.75
+    """
+
+    step_size: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
+    @property
+    def minimises_lower(self) -> bool:
+        return self.weight_decay == 0
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params), zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, m, v = Adam(self.step_size, self.betas, self.epsilon).step(problem, k, upper, state)
+        return over(lambda new, old: new - self.step_size * self.weight_decay * old, u, state[0]), m, v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """v ← decay v + (1 − decay) g²;  u ← u − step g / √(v + epsilon²) (Tieleman and Hinton 2012), epsilon inside the
+    root as in `Adam`. State: (u, v).
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), RMSprop(0.1, decay=0.75)
+    >>> state = way.step(problem, 0, torch.tensor(1.0), way.begin(torch.tensor(3.0)))
+    >>> round(way.params(state).item(), 4)                                 # 3 − 0.1 · 2 / √(¼ · 2²)
+    2.8
+    """
+
+    step_size: float = 1e-2
+    decay: float = 0.99
+    epsilon: float = 1e-8
+
+    minimises_lower = True
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, v = state
+        g = lower_gradient(problem, upper, u)
+        v = over(lambda v_, g_: self.decay * v_ + (1 - self.decay) * g_**2, v, g)
+        return over(lambda u_, g_, v_: u_ - self.step_size * g_ / (v_ + self.epsilon**2).sqrt(), u, g, v), v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
+
+@dataclass(frozen=True)
 class FixedPointSteps:
     """u ← T(u; w), where operator(w) makes T: the lower level as a fixed point instead of a minimum.
 

@@ -9,6 +9,7 @@ strategy             lower level        gradient of                        memor
 `Truncated`          any steps          upper through the last steps       the last states
 `Neumann`            any minimiser      the minimum, by a series           one gradient's graph
 `ConjugateGradient`  any minimiser      the minimum, by a linear solve     one gradient's graph
+`ThroughFixedPoint`  an operator        its fixed point, by an adjoint     one step
 ===================  =================  =================================  ===========================
 
 The lower level's `dynamics` say how it moves (gradient descent, momentum, Adam, a fixed-point operator, or any

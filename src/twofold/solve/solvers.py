@@ -26,7 +26,7 @@ from twofold.solve.params import (
 
 
 class Solution(NamedTuple):
-    """What a solve came to, as data; `fixed_point` raises `NotConverged` for it unless told not to.
+    """What a solve came to, as data; `fixed_point` raises `NotConverged` where it missed the tolerance.
 
     value: the state. steps: evaluations of T. residual: ‖T(u) − u‖ in T's metric at the last state that was evaluated;
     with a tolerance that is `value` itself, all samples together, without one `value` is a step further. converged:
@@ -72,7 +72,7 @@ def iterate(operator: Operator, start: State, *, solver: Solver, per_sample: boo
 
     per_sample: the first dimension counts samples. Each is accelerated by itself, takes one last step when it meets the
     tolerance and then waits, so a solution does not depend on its neighbours in the batch where T treats samples apart.
-    Where it does not, a sample that waits moves on as soon as the others' steps have spoilt its residual: the solve
+    Where it does not, a sample that waits moves on as soon as the others' steps have raised its residual: the solve
     ends at a state at which all samples meet the tolerance together. per_sample=False: the state is one point, as the
     weights of a net.
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Dynamics, require_dynamics, require_step_size
+from twofold.solve.adjoint import Adjoint, Implicit
+from twofold.solve.dynamics import Dynamics, FixedPointSteps, require_dynamics, require_step_size
 from twofold.solve.evaluator import KINK, Evaluator
+from twofold.solve.fixed_points import fixed_point
 from twofold.solve.params import (
     SolveError,
     State,
@@ -25,7 +27,10 @@ from twofold.solve.params import (
     tensors,
 )
 from twofold.solve.second_order import EXACT, Cross
-from twofold.solve.unroll import replayed
+from twofold.solve.solvers import KrasnoselskiiMann, Solver
+from twofold.solve.unroll import NO_FLOW, graphs_within, replayed
+
+SOLVER, IMPLICIT = KrasnoselskiiMann(), Implicit()
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ class Unrolled:
 
     keep_every: store every n-th state only; near √steps for the least memory, for one more evaluation of each
     step. together: steps that are replayed with one graph; more is faster where steps are tiny, and holds more.
-    The start counts as constant. Prefer implicit strategies where the lower level is solved to rest and has
-    one minimum.
+    graph_bytes: memory that may be spent to save time: as many of the last steps as fit into it keep their graph and
+    are not replayed; infinity is ordinary unrolling, the fastest. The start counts as constant. Prefer implicit
+    strategies where the lower level is solved to rest and has one minimum.
 
     >>> from twofold.solve import Bilevel, GradientDescent, hypergradient
     >>> problem = Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2)
@@ -116,12 +122,13 @@ class Unrolled:
     dynamics: Dynamics
     keep_every: int = 1
     together: int = 1
+    graph_bytes: float = 0
 
     def __post_init__(self) -> None:
         require_dynamics("Unrolled", self.steps, self.dynamics)
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together)
+        whole = Truncated(self.steps, self.steps, self.dynamics, self.keep_every, self.together, self.graph_bytes)
         return whole.differentiate(run, upper, lower)
 
 
@@ -143,6 +150,7 @@ class Truncated:
     dynamics: Dynamics
     keep_every: int = 1
     together: int = 1
+    graph_bytes: float = 0
 
     def __post_init__(self) -> None:
         require_dynamics("Truncated", self.steps, self.dynamics)
@@ -160,15 +168,18 @@ class Truncated:
         def step(k: int, w: State, state: State) -> State:
             return dynamics.step(run.problem, k, w, state)
 
+        graphs = graphs_within(self.graph_bytes, step, upper, state, steps=self.last, first=early)
         state = replayed(
             step,
             w,
             detach(state),
-            steps=self.last,
+            steps=self.last - graphs,
             first=early,
             keep_every=self.keep_every,
             together=self.together,
         )
+        for k in range(self.steps - graphs, self.steps):
+            state = step(k, w, state)
         reached = dynamics.params(state)
         run.require_settling(dynamics, upper, lower, self.steps, detach(state))
         value, direct, g = run.upper_gradients(upper, detach(reached))
@@ -180,6 +191,48 @@ class Truncated:
                 )
             return value, rebuild(upper, filled(direct, tensors(w))), reached
         through = slopes(tensors(reached), tensors(w), g)
+        if all(slope is None for slope in through):
+            raise SolveError(NO_FLOW)
         run.products += self.last
         pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
         return value, rebuild(upper, [d + t for d, t in pairs]), reached
+
+
+@dataclass(frozen=True)
+class ThroughFixedPoint:
+    """The gradient at the fixed point of a lower operator, by the adjoint of `fixed_point`: the memory of one step.
+
+    dynamics: the operator, as u ← T(u; w). solver: how the fixed point is found. adjoint: how it is differentiated;
+    `Implicit` exactly, `TruncatedAdjoint(n)` as a phantom gradient. per_sample: whether the first dimension of the
+    lower parameters counts samples.
+
+    Raises: NotConverged where the solver's tolerance is missed, AdjointError where the adjoint's is.
+
+    >>> from twofold.solve import Bilevel, FixedPointSteps, KrasnoselskiiMann, hypergradient
+    >>> problem = Bilevel(upper=lambda w, u: (u**2).sum(), lower=None)
+    >>> steps = FixedPointSteps(lambda w: lambda u: u / 2 + w)
+    >>> way = ThroughFixedPoint(steps, KrasnoselskiiMann(1.0, tolerance=1e-7), per_sample=False)     # u = 2 w, so 8 w
+    >>> round(hypergradient(problem, torch.tensor(3.0), torch.tensor(0.0), strategy=way).gradient.item(), 3)
+    24.0
+    """
+
+    dynamics: FixedPointSteps
+    solver: Solver = SOLVER
+    adjoint: Adjoint = IMPLICIT
+    per_sample: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, FixedPointSteps):
+            raise SolveError(f"expected FixedPointSteps(operator of w), got a {type(self.dynamics).__name__}")
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        w = leaves(upper)
+        solution = fixed_point(
+            self.dynamics.operator(w), lower, solver=self.solver, adjoint=self.adjoint, per_sample=self.per_sample
+        )
+        value, direct, g = run.upper_gradients(upper, detach(solution.value))
+        through = slopes(tensors(solution.value), tensors(w), g)
+        if all(slope is None for slope in through):
+            raise SolveError(NO_FLOW)
+        pairs = zip(filled(direct, tensors(w)), filled(through, tensors(w)), strict=True)
+        return value, rebuild(upper, [d + t for d, t in pairs]), solution.value

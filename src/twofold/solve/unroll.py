@@ -8,11 +8,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twofold.solve.params import SolveError, State, detach, filled, rebuild, slopes, tensors
+from twofold.solve.params import SolveError, State, detach, filled, leaves, rebuild, slopes, tensors
 from twofold.solve.watch import RANDOM, generator_states, same_states
 
 LowerStep = Callable[[int, State, State], State]
 """(k, upper parameters, state) → state: pure, and differentiable in both trees."""
+
+NO_FLOW = (
+    "no step of the lower level depends on the upper parameters, so nothing flows through it: is the lower loss's or "
+    "the operator's term in them detached or missing? Where that is meant, take FirstOrder"
+)
+
+
+def graphs_within(memory: float, step: LowerStep, upper: State, state: State, *, steps: int, first: int = 0) -> int:
+    """How many of `steps` steps can keep their graph within so many bytes; two steps are taken to measure it.
+
+    What a second step saves beyond a first one counts: data that all steps read is held once.
+
+    >>> import math
+    >>> grow = lambda k, w, u: w * u
+    >>> one = torch.ones(100)
+    >>> [graphs_within(b, grow, one, one, steps=9) for b in (0, 1000, math.inf)]      # each step saves u, 400 bytes
+    [0, 2, 9]
+    """
+    if not memory >= 0:
+        raise SolveError(f"expected graph_bytes of 0 or more, got {memory}")
+    if memory == 0 or steps == 0 or memory == float("inf"):
+        return 0 if memory == 0 else steps
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    w, u = leaves(upper), leaves(state)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        after = step(first, w, u)
+        once = sum(saved.values())
+        again = step(first, w, after)  # `after` holds the first graph, so nothing of it is freed and counted again
+    each = max(sum(saved.values()) - once, sum(t.numel() * t.element_size() for t in tensors(again)), 1)
+    return min(steps, int(memory // each))
 
 
 def replayed(
@@ -109,10 +145,7 @@ class _Replay(torch.autograd.Function):
                     if total is not None:
                         total.add_(grad)
         if not seen:
-            raise SolveError(
-                "no step of the lower level depends on the upper parameters, so nothing flows through it: is the lower "
-                "loss's term in them detached or missing? Where that is meant, take FirstOrder"
-            )
+            raise SolveError(NO_FLOW)
         return None, None, None, None, None, *cotangent, *totals
 
 
