@@ -542,7 +542,8 @@ def bilevel(problem: str) -> str:
         low, high = facts["final_quartiles"]
         body.append([*line, f"{facts['final']:.1e} ({low:.0e} … {high:.0e})", f"{facts['upper_step']:g}"])
     targets = [f"calls to {target} (products)" for target in ("10 %", "1 %", "0.1 %")]
-    return rows(["", *targets, "CPU to 1 %", "suboptimality at the end (quartiles)", "upper step"], body)
+    table = rows(["", *targets, "CPU to 1 %", "suboptimality at the end (quartiles)", "upper step"], body)
+    return f"{table}\n\n![Suboptimality: {problem}](pictures/bilevel-{problem}.png)"
 
 
 def bilevel_left_out() -> str:
