@@ -19,12 +19,13 @@ import torch
 
 import twofold
 from harness import interval_of, parser, read, span, table, write
-from twofold import zoo
+from twofold import specs, zoo
 from twofold.contracts import Restored
 from twofold.evaluate import Evaluation, evaluate
 from twofold.metrics import PROTOCOLS
 from twofold.search.genotype import uniform_genotype
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.found import FoundLoss
 from twofold.train.run import train
@@ -36,16 +37,16 @@ VARIANTS = ("all ones", "3-C", "U-Net")
 
 def variant(name: str, change: str) -> recipes.Recipe:
     """A shipped recipe with one thing changed."""
-    tree = recipes.tree_of(name)
+    tree = reading.tree_of(name)
     if change == "all ones":
         weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
         tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
     elif change == "U-Net":
-        tree["model"]["net"] = zoo.UNetSpec().model_dump()
+        tree["model"]["net"] = specs.UNetSpec().model_dump()
     else:
         groups = {group: list(names) for group, names in uniform_genotype(change, change).groups.items()}
         tree["model"]["net"]["genotype"] = {"groups": groups, "ops_per_branch": 4}
-    return recipes.parse(tree, f"{name}, {change}")
+    return reading.parse(tree, f"{name}, {change}")
 
 
 @torch.no_grad()

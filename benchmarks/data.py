@@ -25,7 +25,7 @@ from twofold.data.batches import Batches
 from twofold.data.crops import CropCache, as_floats, plan, read_all
 from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
-from twofold.train import recipe as recipes
+from twofold.train import reading
 from twofold.train.run import build_restorer, build_scheme, machine_of
 
 CROP, BATCH = 112, 16
@@ -56,7 +56,7 @@ def sources(clean: list[Tensor]) -> dict[str, Source]:
 
 
 def guided_step(source: Source) -> Callable[[], object]:
-    recipe = recipes.read_recipe("derain")
+    recipe = reading.read_recipe("derain")
     machine, _, _ = machine_of(recipe.precision, "cpu")
     torch.manual_seed(0)
     scheme = build_scheme(recipe, build_restorer(recipe).to(memory_format=torch.channels_last), machine)

@@ -18,7 +18,7 @@ import torch
 
 from harness import parser, table, write
 from twofold import zoo
-from twofold.train import recipe as recipes
+from twofold.train import reading
 from twofold.train.convergence import residuals
 from twofold.train.run import train
 
@@ -27,7 +27,7 @@ NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-rain")
 
 def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]:
     began = time.process_time()
-    result = train(recipes.read_recipe(name), data, folder, device="cpu")
+    result = train(reading.read_recipe(name), data, folder, device="cpu")
     seconds = time.process_time() - began
     series = json.loads((folder / "convergence.json").read_text())
     shutil.copy(folder / "convergence.png", plots / f"{name}.png")

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from harness import interval_of, parser, read, span, table, write
 from twofold import images
 from twofold.contracts import Sample
+from twofold.data.pairs import Pair
 from twofold.degrade.additive import rain_region
 from twofold.metrics import PROTOCOLS
 from twofold.restorers.guided import Guided
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_loss, build_schedule, build_scheme, machine_of
 from twofold.train.schemes import Draw, Learner, Loss, Machine
@@ -76,7 +78,7 @@ def recipe_of(way: str, seed: int, steps: int) -> recipes.Recipe:
     if way == "frozen":
         scheme, steps = {"kind": "frozen", "pretraining": 0.5}, 2 * steps
     pairs = [{"root": "rain/Rain100", "observed": rain, "clean": "clean", "every": 5} for rain in ("light", "heavy")]
-    return recipes.parse(
+    return reading.parse(
         {
             "name": way,
             "task": "rain",
@@ -144,7 +146,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def scores(restorer: nn.Module, pairs: list[material.Pair], way: str) -> dict[str, float]:
+def scores(restorer: nn.Module, pairs: list[Pair], way: str) -> dict[str, float]:
     """Means over the pictures; g, and g of the best constant map, which is the variance of the true one."""
     rows = []
     for pair in pairs:

@@ -38,6 +38,7 @@ from twofold.metrics import PROTOCOLS, grey
 from twofold.restorers.classical import HyperLaplacian, Wiener
 from twofold.sheets import contact_sheet
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_scheme, machine_of
 
@@ -71,7 +72,7 @@ class Unguided(nn.Module):
 
 def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None = None) -> recipes.Recipe:
     """steps: ω-updates, None for the recipe's. Frozen training spends as many again on θ before."""
-    recipe = recipes.read_recipe(name, [f"seed={seed}"])
+    recipe = reading.read_recipe(name, [f"seed={seed}"])
     steps = steps or recipe.steps
     scheme: dict[str, Any] = {"kind": "supervised" if way == "none" else way}
     if way == "frozen":
@@ -79,7 +80,7 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None 
     tree = recipe.model_dump() | {"scheme": scheme, "steps": steps}
     if layers:
         tree["model"]["net"]["layers"] = layers
-    return recipes.parse(tree)
+    return reading.parse(tree)
 
 
 def started(guide: nn.Module) -> None:
@@ -310,7 +311,7 @@ def run_part(part: str, asked: argparse.Namespace) -> None:
     name, steps = RECIPES[part][asked.full], asked.steps or (None if asked.full else STEPS[part])
     settings = recipe_of(name, "none", 0, 0, steps=steps)
     kept = read(asked.json).get(part)
-    runs = kept["runs"] if kept and recipes.parse(kept["recipe"]) == settings else []
+    runs = kept["runs"] if kept and reading.parse(kept["recipe"]) == settings else []
     done = {(run["way"], run["layers"], run["seed"]) for run in runs}
     for seed in range(asked.seeds):
         for way, layers in WAYS[part]:

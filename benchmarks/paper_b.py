@@ -34,7 +34,8 @@ from paper_b_claims import summary
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.batches import SECOND_STREAM, Batches
-from twofold.data.sources import Source
+from twofold.data.sources import Crops, Source
+from twofold.data.specs import build_mixture
 from twofold.losses import Loss
 from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
@@ -42,8 +43,9 @@ from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
 from twofold.nets.unet import UNet
 from twofold.search.genotype import Genotype, derive, entropy, uniform_genotype
 from twofold.search.loss_space import LossFile
-from twofold.train import data as material
+from twofold.settings import checked
 from twofold.train import judge as judges
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_optimizer, build_schedule, feature_networks
 from twofold.train.schemes import Learner, Machine
@@ -299,25 +301,23 @@ def middle(picture: Tensor, side: int) -> Tensor:
 
 
 def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
-    tree = recipes.tree_of(f"search-{asked.task}")
+    tree = reading.tree_of(f"search-{asked.task}")
     tree["net"] = {"kind": "supernet", "width": asked.width, "units": asked.units, "ops_per_branch": asked.ops}
     tree["data"] |= {"crop": asked.crop, "batch": asked.batch, "pictures": asked.pictures}
     tree["warmup"] = asked.search_steps // 3
     tree["loss_optimizer"]["learning_rate"] = tree["architecture_optimizer"]["learning_rate"] = asked.rate
-    recipe = recipes.parse_as(SearchRecipe, tree)
+    recipe = checked(SearchRecipe, tree)
     assert isinstance(recipe.net, SupernetSpec)
     path = asked.judge
     if path is None:
-        judges.train_judge(
-            recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge)), asked.data, folder, device=asked.device
-        )
+        judges.train_judge(checked(JudgeRecipe, reading.tree_of(recipe.judge)), asked.data, folder, device=asked.device)
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
-    whole = material.build_mixture(recipe.data.train, recipe.data.drawn(), asked.data, channels=3)
+    whole = build_mixture(recipe.data.train, asked.data, Crops(recipe.data.crop))
     seen, held = split_source(whole, pictures=recipe.data.pictures)
-    group = recipes.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
+    group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
-    for pair in material.pairs_of([group], asked.data):
+    for pair in group.pairs(asked.data):
         observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
         test.append(Sample(clean, observed))
     device = torch.device(asked.device)

@@ -31,6 +31,7 @@ from twofold.data.sources import PairCrops
 from twofold.degrade.additive import RainStreaks, quantised, rain_region
 from twofold.degrade.blur import CameraShake
 from twofold.restorers.guided import Guided
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import build_schedule, build_scheme, machine_of
 
@@ -113,7 +114,7 @@ def in_layout(way: str, sample: Sample) -> Sample:
 def worker(way: str, case: str) -> None:
     """A step for every line that comes in; its CPU seconds go out."""
     torch.set_num_threads(1)
-    recipe = recipes.read_recipe(case, CASES[case])
+    recipe = reading.read_recipe(case, CASES[case])
     _, step = step_of(way, recipe)
     batch, crop = recipe.data.batch, recipe.data.crop
     clean, observed = torch.rand(2, batch, recipe.model.channels, crop, crop)
@@ -169,7 +170,7 @@ def learned(steps: int, seeds: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     for seed in range(seeds):
         for way, values in found.items():
-            recipe = recipes.read_recipe("derain", [*changes, f"seed={seed}", "scheme.steering=0.0"])
+            recipe = reading.read_recipe("derain", [*changes, f"seed={seed}", "scheme.steering=0.0"])
             restorer, step = step_of(way, recipe)
             source = PairCrops(CropCache(train[0]), CropCache(train[1]), 48, rain_region)
             batches = Batches(source, 8, seed=seed, ahead=False)

@@ -11,20 +11,20 @@ import pytest
 from PIL import Image
 
 from tiny_models import TINY, untrained
-from twofold import zoo
+from twofold import specs
 
 
 @pytest.fixture(scope="session")
 def guided_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A guided model for rain, never trained."""
-    spec = zoo.GuidedSpec(guidance="rain_region", guide=zoo.GuideSpec(width=8), net=TINY)
+    spec = specs.GuidedSpec(guidance="rain_region", guide=specs.GuideSpec(width=8), net=TINY)
     return untrained(spec, tmp_path_factory.mktemp("models") / "guided.safetensors")
 
 
 @pytest.fixture(scope="session")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model without a guidance map, never trained."""
-    return untrained(zoo.PlainSpec(net=TINY), tmp_path_factory.mktemp("models") / "plain.safetensors")
+    return untrained(specs.PlainSpec(net=TINY), tmp_path_factory.mktemp("models") / "plain.safetensors")
 
 
 @pytest.fixture

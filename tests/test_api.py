@@ -17,7 +17,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import TINY, untrained
-from twofold import api, images, tiling, zoo
+from twofold import api, images, specs, tiling, zoo
 from twofold.contracts import ImageError, TwofoldError, WeightsError
 
 
@@ -146,8 +146,8 @@ def test_a_named_model_is_loaded_once(guided_model: Path, monkeypatch: pytest.Mo
 
 
 def test_a_guide_that_looks_at_every_stage_is_steered_too(tmp_path: Path) -> None:
-    spec = zoo.GuidedSpec(
-        guidance="rain_region", guide=zoo.GuideSpec(width=4, stage=True), net=zoo.PReNetSpec(recurrences=2, width=4)
+    spec = specs.GuidedSpec(
+        guidance="rain_region", guide=specs.GuideSpec(width=4, stage=True), net=specs.PReNetSpec(recurrences=2, width=4)
     )
     model = twofold.load(untrained(spec, tmp_path / "stage.safetensors"), precision="exact")
     assert torch.equal(model(colours(), strength=0).guidance, torch.zeros(1, 1, 12, 17))  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_one_number_stands_for_a_map(model: api.Model) -> None:
 
 
 def test_white_in_a_picture_of_a_map_is_what_the_kind_says(tmp_path: Path) -> None:
-    spec = zoo.GuidedSpec(guidance="noise_level", guide=zoo.GuideSpec(width=4), net=TINY)
+    spec = specs.GuidedSpec(guidance="noise_level", guide=specs.GuideSpec(width=4), net=TINY)
     model = twofold.load(untrained(spec, tmp_path / "noise.safetensors"))
     white = Image.new("L", (17, 12), 255)
     images.write(tmp_path / "white.png", images.from_any(white))
@@ -194,7 +194,7 @@ def test_a_map_of_the_wrong_size_or_range_is_refused(model: api.Model, guidance:
 
 
 def test_an_infinite_depth_is_refused(tmp_path: Path) -> None:
-    spec = zoo.GuidedSpec(guidance="depth", guide=zoo.GuideSpec(width=4), net=TINY)
+    spec = specs.GuidedSpec(guidance="depth", guide=specs.GuideSpec(width=4), net=TINY)
     model = twofold.load(untrained(spec, tmp_path / "depth.safetensors"))
     with pytest.raises(ImageError, match="at least 0"):
         model(colours(), guidance=float("inf"))
@@ -242,8 +242,8 @@ def test_a_tile_may_be_an_integer_of_numpy(model: api.Model) -> None:
 
 @pytest.fixture(scope="module")
 def deblurring(tmp_path_factory: pytest.TempPathFactory) -> api.Model:
-    net = zoo.DeconvolutionSpec(stages=1, layers=2, width=4)
-    spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
+    net = specs.DeconvolutionSpec(stages=1, layers=2, width=4)
+    spec = specs.GuidedSpec(guidance="noise_level", channels=1, guide=specs.GuideSpec(width=4), net=net)
     return twofold.load(untrained(spec, tmp_path_factory.mktemp("models") / "deblur.safetensors"), precision="exact")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from twofold.settings import checked
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -45,7 +47,6 @@ def test_every_command_that_the_readme_shows_is_a_verb() -> None:
 def test_every_recipe_that_a_page_shows_is_valid() -> None:
     import yaml
 
-    from twofold.train import recipe as recipes
     from twofold.train.search_recipe import JudgeRecipe, SearchRecipe
 
     schemas = {"judge": JudgeRecipe, "search": SearchRecipe}
@@ -53,7 +54,7 @@ def test_every_recipe_that_a_page_shows_is_valid() -> None:
     trees = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     shown = [tree for tree in trees if tree.get("kind") in schemas]
     assert {tree["kind"] for tree in shown} == set(schemas)
-    settings = [recipes.parse_as(schemas[tree["kind"]], tree, tree["name"]) for tree in shown]
+    settings = [checked(schemas[tree["kind"]], tree, tree["name"]) for tree in shown]
     assert len({str(found.data.train) for found in settings}) == 1, "a judge is refused on other pictures"
 
 

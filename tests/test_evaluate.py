@@ -234,7 +234,7 @@ def test_the_papers_numbers_are_as_printed() -> None:
 def test_an_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(DataError, match="did you mean 'Rain100H'"):
         paper_rows("rain200h")
-    with pytest.raises(DataError, match="did you mean"):
+    with pytest.raises(DataError, match="known: "):
         evaluate(brighter, tensors(), RGB, dataset="zzz")
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tiny_models import TINY, untrained
-from twofold import tiling, zoo
+from twofold import specs, tiling, zoo
 from twofold.contracts import TwofoldError, WeightsError
 
 
@@ -23,10 +23,10 @@ def states_equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("net", [TINY, zoo.PReNetSpec(recurrences=2, width=4)])
+@pytest.mark.parametrize("net", [TINY, specs.PReNetSpec(recurrences=2, width=4)])
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_file_alone_rebuilds_the_model(tmp_path: Path, net: zoo.UNetSpec | zoo.PReNetSpec, guided: bool) -> None:
-    spec = zoo.GuidedSpec(guidance="depth", net=net) if guided else zoo.PlainSpec(net=net)
+def test_a_file_alone_rebuilds_the_model(tmp_path: Path, net: specs.UNetSpec | specs.PReNetSpec, guided: bool) -> None:
+    spec = specs.GuidedSpec(guidance="depth", net=net) if guided else specs.PlainSpec(net=net)
     path = untrained(spec, tmp_path / "model.safetensors")
     torch.manual_seed(0)
     first, second = zoo.load_restorer(path), zoo.load_restorer(path)
@@ -38,13 +38,13 @@ def test_a_file_alone_rebuilds_the_model(tmp_path: Path, net: zoo.UNetSpec | zoo
 
 
 def test_saving_and_loading_keeps_every_bit(tmp_path: Path) -> None:
-    restorer = zoo.PlainSpec(net=TINY).build()
-    zoo.save_restorer(tmp_path / "model.safetensors", restorer, zoo.PlainSpec(net=TINY))
+    restorer = specs.PlainSpec(net=TINY).build()
+    zoo.save_restorer(tmp_path / "model.safetensors", restorer, specs.PlainSpec(net=TINY))
     assert states_equal(zoo.load_restorer(tmp_path / "model.safetensors"), restorer)
 
 
 def test_half_the_size_costs_less_than_a_thousandth(tmp_path: Path) -> None:
-    restorer, spec = zoo.PlainSpec(net=TINY).build(), zoo.PlainSpec(net=TINY)
+    restorer, spec = specs.PlainSpec(net=TINY).build(), specs.PlainSpec(net=TINY)
     zoo.save_restorer(tmp_path / "full.safetensors", restorer, spec)
     zoo.save_restorer(tmp_path / "half.safetensors", restorer, spec, half=True)
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
@@ -108,8 +108,8 @@ def test_a_truncated_file_is_refused(guided_model: Path, tmp_path: Path, kept: f
 
 @pytest.mark.parametrize("widths", [[16, 8], [8]])
 def test_weights_of_another_model_are_refused(tmp_path: Path, widths: list[int]) -> None:
-    other = zoo.PlainSpec(net=zoo.UNetSpec(widths=widths, blocks=[1] * len(widths)))
-    zoo.save_restorer(tmp_path / "model.safetensors", other.build(), zoo.PlainSpec(net=TINY))
+    other = specs.PlainSpec(net=specs.UNetSpec(widths=widths, blocks=[1] * len(widths)))
+    zoo.save_restorer(tmp_path / "model.safetensors", other.build(), specs.PlainSpec(net=TINY))
     with pytest.raises(WeightsError, match="do not fit") as caught:
         zoo.load_restorer(tmp_path / "model.safetensors")
     assert "\n" not in str(caught.value)
@@ -159,7 +159,7 @@ def test_a_pickle_is_refused_and_never_unpickled(tmp_path: Path, name: str, form
 
 
 def test_a_full_disk_leaves_the_former_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = untrained(zoo.PlainSpec(net=TINY), tmp_path / "model.safetensors")
+    path = untrained(specs.PlainSpec(net=TINY), tmp_path / "model.safetensors")
     before = path.read_bytes()
 
     def full(source: object, target: object) -> None:
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_the_former_weights(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(TwofoldError, match="No space left"):
-        zoo.save_restorer(path, zoo.PlainSpec(net=TINY).build(), zoo.PlainSpec(net=TINY))
+        zoo.save_restorer(path, specs.PlainSpec(net=TINY).build(), specs.PlainSpec(net=TINY))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold import zoo
+from twofold import specs, zoo
 
-TINY = zoo.UNetSpec(widths=[8, 8], blocks=[1, 1])
+TINY = specs.UNetSpec(widths=[8, 8], blocks=[1, 1])
 
 
-def untrained(spec: zoo.GuidedSpec | zoo.PlainSpec, path: Path) -> Path:
+def untrained(spec: specs.GuidedSpec | specs.PlainSpec, path: Path) -> Path:
     """Random weights, all different from zero, so that everything the model sees shows in what it returns."""
     torch.manual_seed(0)
     restorer = spec.build()

@@ -21,36 +21,16 @@ from twofold.evaluate import evaluate
 from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.damage import Blurred, KernelFiles
 
 WEIGHTS = Path(zoo.__file__).parent / "weights"
-ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 
-def sources(recipe: recipes.Recipe) -> list[str]:
+def origins(recipe: recipes.Recipe) -> list[str]:
     """Every folder that training saw, and which part of it."""
-
-    def part(every: int, keep: str) -> str:
-        if not every:
-            return ""
-        scene = f"every {ORDINALS.get(every, f'{every}-th')} scene"
-        return f" ({scene} alone)" if keep == "picked" else f" (without {scene})"
-
-    found: list[str] = []
-    for source in [*recipe.data.train, *(recipe.data.guidance or [])]:
-        pairs: list[recipes.Pairs] = []
-        if isinstance(source, recipes.Synthetic):
-            found += [f"{folder.path}{part(folder.every, folder.keep)}" for folder in source.clean]
-            pairs = getattr(source.degradation, "pairs", [])
-            if isinstance(source.degradation, Blurred) and isinstance(source.degradation.kernels, KernelFiles):
-                found.append(source.degradation.kernels.path)
-        elif isinstance(source, recipes.Paired):
-            pairs = source.pairs
-        else:
-            found.append(f"{source.clean} with {source.depth or 'made-up depth'}")
-        found += [f"{p.root}/{p.observed or ''}{part(p.every, p.keep)}" for p in pairs]
-    return list(dict.fromkeys(found))
+    sources = [*recipe.data.train, *(recipe.data.guidance or [])]
+    return list(dict.fromkeys(origin for source in sources for origin in source.origins()))
 
 
 def measured(weights: Path, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
@@ -81,10 +61,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.again:
         name = str(options.run)
-        numbers = measured(WEIGHTS / f"{name}.safetensors", recipes.read_recipe(name), options.data)
+        numbers = measured(WEIGHTS / f"{name}.safetensors", reading.read_recipe(name), options.data)
         write(zoo.cards()[name].model_copy(update={"numbers": numbers}))
         return
-    recipe = recipes.read_recipe(options.run / "recipe.yaml")
+    recipe = reading.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
     spec, state = zoo.read_weights(options.run / ("best.safetensors" if options.best else "model.safetensors"))
     notes = options.notes
@@ -104,7 +84,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in restorer.parameters()),
         bytes=weights.stat().st_size,
         sha256=digest,
-        data=sources(recipe),
+        data=origins(recipe),
         terms=recipe.terms,
         command=f"twofold train {recipe.name} --data DATA",
         seed=recipe.seed,

@@ -105,22 +105,25 @@ class Model:
         grey = observed.shape[1] == 1
         stack = observed.expand(-1, self.channels, -1, -1) if grey else observed
         colours = stack.shape[1]
-        context = self._context(stack) if guidance is None or self.restorer.kind is not None else None
+        groups = torch.split(stack, self.channels, 1)
+        contexts = [self._context(group) for group in groups]  # one for each colour channel of a grey network
         extras: tuple[Extra, ...] = ()
-        fixed: list[Tensor | None] = []  # the same for every tile; None where a tile brings its own
-        for name, value in (("kernel", kernel), ("context", context)):
-            if value is not None:
-                extras, fixed = (*extras, name), [*fixed, value.to(self.device)]  # type: ignore[arg-type]
+        if kernel is not None:
+            extras, kernel = (*extras, "kernel"), kernel.to(self.device)
+        if contexts[0] is not None:
+            extras = (*extras, "context")
         if guidance is not None:
-            extras, fixed = (*extras, "guidance"), [*fixed, None]
+            extras = (*extras, "guidance")
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
         runner = self._runner(extras)
         share = torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)
 
         def on_tile(part: Tensor) -> Tensor:
             part = part.to(self.device)
-            more = [part[:, colours:] if value is None else value for value in fixed]
-            done = [runner.run(each, share, *more) for each in torch.split(part[:, :colours], self.channels, 1)]
+            done = []
+            for group, context in zip(torch.split(part[:, :colours], self.channels, 1), contexts, strict=True):
+                given = {"kernel": kernel, "context": context, "guidance": part[:, colours:]}
+                done.append(runner.run(group, share, *(given[name] for name in extras)))
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 

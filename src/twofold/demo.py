@@ -19,7 +19,7 @@ from PIL import Image
 from skimage import data as photographs
 from torch import Tensor, nn
 
-from twofold import api, images, losses, metrics, zoo
+from twofold import api, images, losses, metrics, specs, zoo
 from twofold.contracts import Degradation, Sample, WeightsError
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache
@@ -170,8 +170,8 @@ def run_demo(folder: Path, say: Callable[[str], None], *, scenes: Sequence[Scene
     return results
 
 
-MODEL = zoo.GuidedSpec(
-    guidance="rain_region", guide=zoo.GuideSpec(width=16), net=zoo.UNetSpec(widths=[16, 32], blocks=[1, 1])
+MODEL = specs.GuidedSpec(
+    guidance="rain_region", guide=specs.GuideSpec(width=16), net=specs.UNetSpec(widths=[16, 32], blocks=[1, 1])
 )
 """What the demonstration trains: small enough to learn something in a minute."""
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -27,6 +26,7 @@ from twofold.contracts import DataError, Restored, Sample, TwofoldError
 from twofold.data.pairs import middle
 from twofold.files import write_text
 from twofold.metrics import Protocol
+from twofold.settings import nearest
 
 
 @runtime_checkable
@@ -300,8 +300,7 @@ def paper_rows(dataset: str) -> tuple[PaperRow, ...]:
     """
     known = {name.lower(): name for name in paper_datasets()}
     if dataset.lower() not in known:
-        nearest = get_close_matches(dataset.lower(), known, n=1, cutoff=0.0)
-        raise DataError(f"no paper's numbers for {dataset!r}; did you mean {known[nearest[0]]!r}?")
+        raise DataError(f"no paper's numbers for {dataset!r}; {nearest(dataset, known.values())}")
     name, content = known[dataset.lower()], _papers()
     return tuple(
         PaperRow(

@@ -101,7 +101,7 @@ def runner(network: nn.Module, plan: ExecutionPlan, *, inputs: int = 1) -> Calla
     call = torch.compile(own) if plan.compiled else own
 
     def compute(*given: Tensor) -> Tensor:
-        arranged = [x.contiguous(memory_format=layout) for x in given]
+        arranged = [x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in given]
         with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=plan.bfloat16):
             result: Tensor = call(*arranged)
         return result.float()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import twofold
 from tiny_models import untrained
-from twofold import api, images, zoo
+from twofold import api, images, specs, zoo
 from twofold.cli.app import run_command_line
 from twofold.cli.pictures import twin_of
 from twofold.contracts import ImageError, TwofoldError
@@ -27,8 +27,8 @@ Maker = Callable[..., Path]
 @pytest.fixture(scope="module")
 def deblurring(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never trained: a fresh denoiser is the identity, so its linear steps restore by themselves."""
-    net = zoo.DeconvolutionSpec(stages=2, layers=3, width=4)
-    spec = zoo.GuidedSpec(guidance="noise_level", channels=1, guide=zoo.GuideSpec(width=4), net=net)
+    net = specs.DeconvolutionSpec(stages=2, layers=3, width=4)
+    spec = specs.GuidedSpec(guidance="noise_level", channels=1, guide=specs.GuideSpec(width=4), net=net)
     path = tmp_path_factory.mktemp("models") / "deblurring.safetensors"
     torch.manual_seed(0)
     zoo.save_restorer(path, spec.build(), spec)
@@ -249,6 +249,6 @@ def test_blurred_pairs_are_measured_with_their_kernels(
 
 
 def test_an_untrained_network_of_random_weights_is_finite(tmp_path: Path) -> None:
-    spec = zoo.PlainSpec(channels=1, net=zoo.DeconvolutionSpec(stages=1, layers=2, width=2))
+    spec = specs.PlainSpec(channels=1, net=specs.DeconvolutionSpec(stages=1, layers=2, width=2))
     path = untrained(spec, tmp_path / "plain.safetensors")
     assert torch.isfinite(twofold.restore(shaken()[0], path, kernel=line()).image).all()

@@ -246,3 +246,20 @@ def test_pairs_are_read_with_the_larger_clean_picture_cropped(picture):
     assert observed[0].shape == clean[0].shape == (3, 40, 60)
     with pytest.raises(DataError, match=r"odd\.png"):
         read_pairs([Pair(wet, odd, "1")])
+
+
+def test_a_zoomed_crop_shows_more_of_the_picture_at_the_same_size():
+    ramp = torch.arange(64).mul(4).to(torch.uint8).view(1, 1, 64).expand(3, 64, 64)
+    choice = (0.0, 0.0, 0.0, 0.9, 0.9, 0.9)
+    near, far = (CropCache([ramp]).crop(16, choice, zoom) for zoom in (1.0, 2.0))
+    assert near.shape == far.shape == (3, 16, 16)
+    assert far.dtype == torch.uint8
+    assert int(near.max()) == 60
+    assert 118 <= int(far.max()) <= 124  # the mean of the last two of 32 columns
+    assert CropCache([ramp]).crop(16, choice, 100.0).shape == (3, 16, 16)  # no more than the picture has
+
+
+def test_both_pictures_of_a_pair_are_zoomed_alike():
+    cache = CropCache([torch.randint(256, (3, 60, 50), dtype=torch.uint8, generator=seeded())])
+    sample = PairCrops(cache, cache, 16, zoom=(1.0, 3.0))(seeded(3))
+    assert torch.equal(sample.observed, sample.clean)

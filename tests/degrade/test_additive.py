@@ -213,3 +213,12 @@ def test_precision_follows_the_picture():
     for degradation in DEGRADATIONS:
         sample = degradation(torch.zeros(1, 3, 9, 9, dtype=torch.float64), seeded())
         assert sample.observed.dtype == sample.guidance.dtype == torch.float64
+
+
+def test_mist_lightens_the_whole_picture_and_is_no_part_of_the_rain_region():
+    clean = torch.full((2, 3, 40, 40), 0.2)
+    rain = RainStreaks(density=(0.05, 0.05), mist=(0.3, 0.3), quantise=False)
+    sample = rain(clean, torch.Generator().manual_seed(0))
+    dry = sample.guidance == 0
+    assert dry.float().mean() > 0.5
+    assert (sample.observed[dry.expand_as(clean)] - (0.2 * 0.7 + 0.75 * 0.3)).abs().max() < 11 / 255

@@ -17,7 +17,7 @@ from twofold import api, zoo
 from twofold.contracts import ConfigError
 from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers
 from twofold.restorers.sparse_coding import PatchCoding
-from twofold.train import checkpoint
+from twofold.train import checkpoint, reading
 from twofold.train import recipe as recipes
 from twofold.train.convergence import LABELS, residuals
 from twofold.train.run import train
@@ -46,7 +46,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(name: str, *changes: str) -> recipes.Recipe:
-    return recipes.read_recipe(name, [*SHORT, *SMALL[name], *changes])
+    return reading.read_recipe(name, [*SHORT, *SMALL[name], *changes])
 
 
 class Stop:
@@ -115,7 +115,7 @@ def test_restoring_stops_at_the_number_of_steps_that_the_recipe_names(pictures: 
 
 def test_the_scheme_asks_for_a_fixed_point(pictures: Path, tmp_path: Path) -> None:
     plain = "model={kind: plain, net: {kind: unet, widths: [8], blocks: [1]}}"
-    wrong = recipes.read_recipe("gkm-rain", [*SHORT, "data.crop=12", plain])
+    wrong = reading.read_recipe("gkm-rain", [*SHORT, "data.crop=12", plain])
     with pytest.raises(ConfigError, match="fixed point"):
         train(wrong, pictures, tmp_path, device="cpu")
 

@@ -13,10 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from twofold.contracts import WeightsError
+from twofold.data.sources import Synthetic
 from twofold.nets.perceptual import vgg16
 from twofold.restorers.guided import Guided
+from twofold.settings import to_yaml
 from twofold.train import data as material
-from twofold.train import recipe as recipes
+from twofold.train import reading
 from twofold.train.run import build_loss, build_restorer, build_schedule, machine_of
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -29,14 +31,14 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
-    recipe = recipes.read_recipe("paper-a-deconvolution")
+    recipe = reading.read_recipe("paper-a-deconvolution")
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.denoisers.parameters()) == 260_289  # type: ignore[union-attr]
     assert sum(p.numel() for p in restorer.guide.parameters()) == 19_105
     (source,) = recipe.data.train
-    assert isinstance(source, recipes.Synthetic)
-    assert source.degradation.noise.level == [0.01, 0.05]  # type: ignore[union-attr]
+    assert isinstance(source, Synthetic)
+    assert source.degradation.noise.level == (0.01, 0.05)  # type: ignore[union-attr]
     assert (recipe.data.crop, recipe.data.batch, recipe.steps) == (160, 5, 200_000)
     assert recipe.optimizer.learning_rate == 1e-4
     factor = build_schedule(recipe.schedule, recipe.steps)
@@ -47,7 +49,7 @@ def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
 def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_four_times(
     place: str, epochs: int
 ) -> None:
-    recipe = recipes.read_recipe(f"paper-a-sots-{place}")
+    recipe = reading.read_recipe(f"paper-a-sots-{place}")
     restorer = build_restorer(recipe)
     assert isinstance(restorer, Guided)
     assert sum(p.numel() for p in restorer.net.parameters()) == 958_195
@@ -63,7 +65,7 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
 
 
 def test_a_perceptual_loss_asks_for_its_weights_when_it_is_first_called(tmp_path: Path) -> None:
-    loss = build_loss(recipes.read_recipe("paper-a-sots-indoor").loss, tmp_path)
+    loss = build_loss(reading.read_recipe("paper-a-sots-indoor").loss, tmp_path)
     with pytest.raises(WeightsError, match=r"no weights of vgg16 at .*features; put the file there"):
         loss(*torch.rand(2, 1, 3, 32, 32))
 
@@ -90,7 +92,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
     noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     Image.fromarray(noise).save(tmp_path / "clean" / "a.png")
     np.savetxt(tmp_path / "kernels" / "k.dlm", np.pad([[0.0, 0.5, 0.5]], ((1, 1), (0, 0))))
-    small = recipes.read_recipe(
+    small = reading.read_recipe(
         "paper-a-deconvolution-small",
         [
             "data.crop=16",
@@ -98,7 +100,7 @@ def test_ways_of_training_start_from_the_same_weights_and_see_the_same_batches(
             "path: kernels}}}]",
         ],
     )
-    (tmp_path / "small.yaml").write_text(recipes.dump(small))
+    (tmp_path / "small.yaml").write_text(to_yaml(small))
     _, place, share = machine_of("float32", "cpu")
     nets, batches = [], []
     for way in ("none", "guided", "naive", "frozen"):

@@ -25,7 +25,7 @@ from torch import Tensor
 from twofold import zoo
 from twofold.contracts import ConfigError, DataError
 from twofold.files import write_text
-from twofold.train import checkpoint
+from twofold.train import checkpoint, reading
 from twofold.train import recipe as recipes
 from twofold.train.run import keep_best, train
 
@@ -83,7 +83,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(**changes: Any) -> recipes.Recipe:
-    return recipes.parse({**TREE, **changes})
+    return reading.parse({**TREE, **changes})
 
 
 def end_of(folder: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_a_run_leaves_a_model_its_scores_its_log_and_pictures(pictures: Path, tm
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["0000008.png", "0000012.png"]
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert json.loads((tmp_path / "best.json").read_text())["steps"] in (8, 12)
-    assert recipes.read_recipe(tmp_path / "recipe.yaml") == recipe(validate_every=8)
+    assert reading.read_recipe(tmp_path / "recipe.yaml") == recipe(validate_every=8)
 
 
 def test_the_model_that_validated_best_is_kept(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(picture
     """Each rank makes half of the recipe's batch; their averaged gradient is the whole batch's, up to rounding."""
     tree = {**TREE, "steps": 3, "precision": "float32", "average": 0.0, "scheme": {"kind": "guided"}}
     tree["data"] = {**TREE["data"], "validation": {}}
-    train(recipes.parse(tree), pictures, tmp_path / "one", device="cpu")
+    train(reading.parse(tree), pictures, tmp_path / "one", device="cpu")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -264,7 +264,7 @@ def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(picture
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     one, two = (flat(end_of(tmp_path / name)) for name in ("one", "two"))
-    started = recipes.parse(tree)
+    started = reading.parse(tree)
     torch.manual_seed(started.seed)
     start = started.model.build().state_dict()
     for name, value in one.items():

@@ -18,8 +18,9 @@ from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge
 from twofold.search.genotype import Genotype, uniform_genotype
 from twofold.search.loss_space import PLAIN, LossFile, LossSpace
+from twofold.settings import checked
 from twofold.train import judge as judges
-from twofold.train import recipe as recipes
+from twofold.train import reading
 from twofold.train.found import FoundLoss
 from twofold.train.run import train
 from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SmallJudge
@@ -56,7 +57,7 @@ JUDGE: dict[str, Any] = {
 
 
 def settings(**changes: Any) -> SearchRecipe:
-    return recipes.parse_as(SearchRecipe, {**TREE, **changes})
+    return checked(SearchRecipe, {**TREE, **changes})
 
 
 @pytest.fixture
@@ -140,9 +141,9 @@ def test_what_was_found_is_trained_saved_and_loaded_again(root: Path, tmp_path: 
         "precision": "float32",
     }
     (tmp_path / "found.yaml").write_text(yaml.safe_dump(tree))
-    recipe = recipes.read_recipe(tmp_path / "found.yaml")
+    recipe = reading.read_recipe(tmp_path / "found.yaml")
     train(recipe, root, tmp_path / "run", device="cpu")
-    assert recipes.read_recipe(tmp_path / "run" / "recipe.yaml") == recipe  # whole, without the files it named
+    assert reading.read_recipe(tmp_path / "run" / "recipe.yaml") == recipe  # whole, without the files it named
     restorer = zoo.load_restorer(tmp_path / "run" / "model.safetensors")
     assert isinstance(restorer.net, HadamardNet)
     assert restorer(torch.rand(1, 3, 9, 10)).image.shape == (1, 3, 9, 10)
@@ -212,7 +213,7 @@ def test_a_file_that_holds_no_judge_says_so(tmp_path: Path, plain_model: Path) -
 
 
 def test_a_judge_learns_to_tell_clear_from_dark_and_carries_its_accuracy(root: Path, tmp_path: Path) -> None:
-    recipe = recipes.parse_as(JudgeRecipe, JUDGE)
+    recipe = checked(JudgeRecipe, JUDGE)
     facts = judges.train_judge(recipe, root, tmp_path / "judge", device="cpu")
     assert facts["accuracy"] >= 0.9
     judge, read = judges.load_judge(tmp_path / "judge" / "judge.safetensors")
@@ -255,18 +256,18 @@ def test_the_supernet_depends_on_the_seed_alone() -> None:
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
-@pytest.mark.parametrize("name", recipes.names("judge", "search"))
+@pytest.mark.parametrize("name", reading.names("judge", "search"))
 def test_every_shipped_search_and_judge_is_valid_and_names_recipes_that_are_there(name: str) -> None:
-    tree = recipes.tree_of(name)
-    if recipes.kind_of(tree) == "judge":
-        assert recipes.parse_as(JudgeRecipe, tree, name).name == name
+    tree = reading.tree_of(name)
+    if reading.kind_of(tree) == "judge":
+        assert checked(JudgeRecipe, tree, name).name == name
         return
-    recipe = recipes.parse_as(SearchRecipe, tree, name)
+    recipe = checked(SearchRecipe, tree, name)
     assert recipe.name == name
-    judge = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge))
+    judge = checked(JudgeRecipe, reading.tree_of(recipe.judge))
     assert judge.task == recipe.task
     assert judge.data.train == recipe.data.train, "a judge of other data would see pictures of the validation half"
-    assert recipe.final in recipes.names("train")
+    assert recipe.final in reading.names("train")
 
 
 def test_a_misspelt_key_of_a_search_names_the_nearest() -> None:
@@ -296,7 +297,7 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     assert f"twofold train lowlight --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
     asked = said.splitlines()[-1].removeprefix("train it: twofold ").split()
     assert command_line([*asked, "--show"]) == 0
-    model = recipes.parse(yaml.safe_load(capsys.readouterr().out)).model.build()
+    model = reading.parse(yaml.safe_load(capsys.readouterr().out)).model.build()
     facts = json.loads((tmp_path / "out" / "search.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == facts["parameters"], "its width is the one that was searched"
     assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
@@ -313,7 +314,7 @@ def test_recipes_that_a_search_names_are_sought_beside_it_and_before_it_starts(
     (tmp_path / "mine" / "search.yaml").write_text(yaml.safe_dump({**TREE, "judge": "judge.yaml", "final": "lowlite"}))
     (tmp_path / "mine" / "judge.yaml").write_text(yaml.safe_dump({**JUDGE, "steps": 2}))
     monkeypatch.chdir(tmp_path)
-    assert recipes.tree_of(Path("mine/search.yaml"))["judge"] == str(tmp_path / "mine" / "judge.yaml")
+    assert reading.tree_of(Path("mine/search.yaml"))["judge"] == str(tmp_path / "mine" / "judge.yaml")
     assert command_line(["search", "mine/search.yaml", "--data", str(root), "-o", "out"]) == 1
     assert "unknown recipe 'lowlite'; did you mean 'lowlight'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -343,7 +344,7 @@ def test_a_genotype_in_a_recipe_may_be_a_file_or_the_thing_itself(tmp_path: Path
     net = {"kind": "hadamard", "genotype": str(tmp_path / "genotype.json")}
     tree = {"model": {"kind": "plain", "net": net}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
-    groups = recipes.tree_of(tmp_path / "r.yaml")["model"]["net"]["genotype"]["groups"]
+    groups = reading.tree_of(tmp_path / "r.yaml")["model"]["net"]["genotype"]["groups"]
     assert {name: tuple(row) for name, row in groups.items()} == genotype.groups
     with pytest.raises(ConfigError, match=r"cannot read none\.json"):
-        recipes.tree_of(tmp_path / "r.yaml", ["model.net.genotype=none.json"])
+        reading.tree_of(tmp_path / "r.yaml", ["model.net.genotype=none.json"])

@@ -51,11 +51,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        import difflib
+        from twofold.settings import nearest
 
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ";"
-        print(f"twofold: unknown verb {verb!r}{hint} `twofold --help` lists them all", file=sys.stderr)
+        print(f"twofold: unknown verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
     return _run_verb(verb, rest)
 

@@ -208,7 +208,7 @@ T = TypeVar("T")
 
 
 def _named(what: str, name: str, known: dict[str, T]) -> T:
-    from twofold.zoo import nearest
+    from twofold.settings import nearest
 
     if name not in known:
         raise Misuse(f"unknown {what} {name!r}; {nearest(name, list(known))}")

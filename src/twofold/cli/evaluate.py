@@ -46,7 +46,7 @@ def command(
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
-    from twofold.zoo import nearest
+    from twofold.settings import nearest
 
     if protocol not in PROTOCOLS:
         raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")

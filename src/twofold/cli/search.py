@@ -11,7 +11,8 @@ import typer
 
 from twofold.cli.train import Bar
 from twofold.contracts import ConfigError
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Live(Bar):
@@ -63,21 +64,21 @@ def command(
     command again: the search goes on as if it had never stopped. The same seed finds the same on the same machine.
     """
     if recipe == "list":
-        print("\n".join(recipes.names("search")))
+        print("\n".join(reading.names("search")))
         return
-    tree = recipes.tree_of(recipe, change)
-    if recipes.kind_of(tree) != "search":
+    tree = reading.tree_of(recipe, change)
+    if reading.kind_of(tree) != "search":
         raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
     from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
-    chosen = recipes.parse_as(SearchRecipe, tree, recipe)
+    chosen = checked(SearchRecipe, tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     from twofold.train.search_run import search
     from twofold.train.search_seeds import searches
 
-    recipes.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
+    reading.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
     folder = output or Path("runs") / chosen.name
     finished = (folder / "search.json").exists()
     bars: list[Live] = []

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from twofold.train import recipe as recipes
+from twofold.settings import checked, to_yaml
+from twofold.train import reading
 
 
 class Bar:
@@ -77,15 +78,15 @@ def command(
     Several processes: `accelerate launch -m twofold train …`.
     """
     if recipe == "list":
-        print("\n".join(recipes.names("train", "judge")))
+        print("\n".join(reading.names("train", "judge")))
         return
-    tree = recipes.tree_of(recipe, change, loss=loss)
-    if recipes.kind_of(tree) == "judge":
+    tree = reading.tree_of(recipe, change, loss=loss)
+    if reading.kind_of(tree) == "judge":
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
         return
-    chosen = recipes.parse(tree, recipe)
+    chosen = reading.parse(tree, recipe)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     from twofold.train.run import train
 
@@ -116,9 +117,9 @@ def _train_judge(
     from twofold.train import judge
     from twofold.train.search_recipe import JudgeRecipe
 
-    chosen = recipes.parse_as(JudgeRecipe, tree, origin)
+    chosen = checked(JudgeRecipe, tree, origin)
     if show:
-        print(recipes.dump(chosen), end="")
+        print(to_yaml(chosen), end="")
         return
     folder = output or Path("runs") / chosen.name
     bar = Bar()

@@ -7,7 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,10 @@ class CropCache:
         if not files:
             raise DataError("no pictures to train on: the folder is empty, or every file was left out")
         return cls(read_all(files, channels=channels), rotate)
+
+    def subset(self, chosen: Sequence[int]) -> CropCache:
+        """The pictures of those numbers alone."""
+        return replace(self, pictures=[self.pictures[number] for number in chosen])
 
     def crop(self, size: int, choice: Plan, zoom: float = 1.0) -> Tensor:
         """Values `(C, size, size)`, bytes where the pictures are; a picture that is too small goes on mirrored.

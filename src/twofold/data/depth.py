@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +18,12 @@ from torch.nn import functional as F
 
 from twofold import images
 from twofold.contracts import DataError, Sample
-from twofold.data.crops import CropCache, as_floats, plan
-from twofold.data.sources import Zoom, draw_zoom
+from twofold.data.crops import CropCache, as_floats, plan, read_all
+from twofold.data.folders import Folder, Keep
+from twofold.data.sources import Crops, Zoom, draw_zoom
 from twofold.degrade.additive import uniform_between
 from twofold.degrade.hadamard import Haze
+from twofold.settings import Every, Range, Rate, Share
 
 
 def read_depth(
@@ -115,3 +119,79 @@ class HazyCrops:
         depth = CropCache(self.depths, self.clean.rotate).crop(self.size, choice, zoom)[None]
         bend, veil = uniform_between(generator, *self.bend), uniform_between(generator, *self.veil)
         return self.haze(clean, generator, depth=veil + (1 - veil) * depth**bend)
+
+    def subset(self, chosen: Sequence[int]) -> HazyCrops:
+        """The same source on the photographs of those numbers alone."""
+        return replace(self, clean=self.clean.subset(chosen), depths=[self.depths[number] for number in chosen])
+
+
+@dataclass(frozen=True)
+class WithDepth:
+    """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
+
+    depth: None makes one up that keeps to the picture's outlines. disparity, unit, limit: see `read_depth`. every,
+    keep: see `folders.Folder`. bend: range of an exponent on the depth. veil: range of the depth of the nearest things.
+    """
+
+    clean: str
+    depth: str | None = None
+    disparity: bool = False
+    unit: Literal["percentile", "maximum"] = "percentile"
+    limit: Share = 1.0
+    every: Every = 0
+    keep: Keep = "rest"
+    bend: Range = (1.0, 1.0)
+    veil: Range = (0.0, 0.0)
+    haze: Haze = field(default_factory=Haze)
+    weight: Rate = 1.0
+    kind: Literal["depth"] = field(default="depth", kw_only=True)
+
+    def build(self, root: Path, crops: Crops) -> HazyCrops:
+        """root: what the paths start from. Raises: DataError where its files cannot be used."""
+        photographs, depths = self.read(root)
+        return HazyCrops(CropCache(photographs), depths, self.haze, crops.size, self.bend, self.veil, crops.zoom)
+
+    def cases(self, root: Path, *, channels: int = 3) -> list[tuple[str, Sample]]:
+        """(name, sample) of every whole photograph under haze: picture n by what the seed n draws; colour alone."""
+        seeded = (torch.Generator().manual_seed(number) for number in count())
+        return [
+            (f"{number:04d}", self.haze(as_floats([clean]), generator, depth=depth[None]))
+            for number, (clean, depth, generator) in enumerate(zip(*self.read(root), seeded, strict=False))
+        ]
+
+    def read(self, root: Path) -> tuple[list[Tensor], list[Tensor]]:
+        """Bytes `(3, H, W)` and depths `(1, H, W)` of every photograph."""
+        files = self._folder.files(root)
+        pictures = read_all(files)
+        if self.depth is None:
+            return pictures, [_made_up(file, picture) for file, picture in zip(files, pictures, strict=True)]
+        read = partial(read_depth, disparity=self.disparity, unit=self.unit, limit=self.limit)
+        return pictures, [read(_twin(file, root / self.depth)) for file in files]
+
+    def origins(self) -> list[str]:
+        """Every folder that is read, and which part of it, for a model's card."""
+        return [f"{self._folder} with {self.depth or 'made-up depth'}"]
+
+    @property
+    def _folder(self) -> Folder:
+        return Folder(self.clean, self.every, self.keep)
+
+
+_MADE_UP: dict[Path, Tensor] = {}
+
+
+def _made_up(file: Path, picture: Tensor) -> Tensor:
+    """`made_up_depth`, once for each file: it takes a second, and both levels of a training read the same folder."""
+    if file not in _MADE_UP:
+        _MADE_UP[file] = made_up_depth(picture)
+    return _MADE_UP[file]
+
+
+def _twin(photograph: Path, folder: Path) -> Path:
+    """Raises: DataError where the folder has no file of the photograph's name."""
+    twins = sorted(folder.glob(f"{photograph.stem}.*")) if folder.is_dir() else []
+    if not twins:
+        raise DataError(
+            f"{folder}: no depth called {photograph.stem}; it needs a picture for each of {photograph.parent}"
+        )
+    return twins[0]

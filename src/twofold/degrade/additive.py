@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from twofold.contracts import DataError, Sample, check_images
+from twofold.settings import ByName, Count, Interval, Range, Share
 
 NoiseLayout = Callable[[torch.Generator, tuple[float, float], tuple[int, int]], Tensor]
 """(generator, range of levels, (H, W)) → a map `(1, 1, H, W)` of levels."""
@@ -59,6 +60,15 @@ def _grid(
     return F.interpolate(coarse, size=size, mode="nearest")
 
 
+NOISE_LAYOUTS: dict[str, NoiseLayout] = {
+    "uniform": uniform,
+    "halves": halves,
+    "quadrants": quadrants,
+    "smooth": smooth,
+}
+"""How levels lie on a picture, by the names that recipes use."""
+
+
 @dataclass(frozen=True)
 class GaussianNoise:
     """White Gaussian noise. Guidance `(B, 1, H, W)`: its standard deviation on the [0, 1] scale (0.01 is 2.55 grey
@@ -68,9 +78,10 @@ class GaussianNoise:
     also clamps; without it the observed picture may leave [0, 1], as the paper's does.
     """
 
-    level: tuple[float, float] = (0.01, 0.05)
-    layout: NoiseLayout = uniform
+    level: Range = (0.01, 0.05)
+    layout: Annotated[NoiseLayout, ByName(NOISE_LAYOUTS)] = uniform
     quantise: bool = False
+    kind: Literal["noise"] = field(default="noise", kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         low, high = self.level
@@ -100,7 +111,8 @@ class SaltAndPepper:
     [0.05, 0.9, 0.05]
     """
 
-    share: float = 0.1
+    share: Share = 0.1
+    kind: Literal["salt_and_pepper"] = field(default="salt_and_pepper", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         check_images(clean, name="clean")
@@ -149,16 +161,17 @@ class RainStreaks:
     Prefer `HarvestedRain` where pairs are at hand: a network learns the streaks it has seen.
     """
 
-    angle: tuple[float, float] = (-25.0, 25.0)
+    angle: Interval = (-25.0, 25.0)
     spread: float = 1.5
-    length: tuple[float, float] = (15.0, 45.0)
-    width: tuple[float, float] = (0.9, 2.2)
-    density: tuple[float, float] = (0.05, 0.8)
-    strength: tuple[float, float] = (0.25, 0.7)
-    layers: int = 3
-    mist: tuple[float, float] = (0.0, 0.0)
+    length: Range = (15.0, 45.0)
+    width: Range = (0.9, 2.2)
+    density: Range = (0.05, 0.8)
+    strength: Range = (0.25, 0.7)
+    layers: Count = 3
+    mist: Range = (0.0, 0.0)
     threshold: float = 10 / 255
     quantise: bool = True
+    kind: Literal["streaks"] = field(default="streaks", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         check_images(clean, name="clean")

@@ -8,23 +8,27 @@ as in a photograph; blurring on a circle flatters every method that divides in t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import scipy.io
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import Degradation, ImageError, Sample, check_images
+from twofold.contracts import ConfigError, Degradation, ImageError, Sample, check_images
 from twofold.degrade.additive import GaussianNoise, uniform_between
 from twofold.nets.fourier import convolve, crop, psf2otf
+from twofold.settings import Chosen, Range, Rate
 
 # Checks that tell a kernel from a photograph look at the rim only of arrays that are at least this large: a small
 # kernel, or a line one pixel high, may well be full to its border.
 SMALL_KERNEL = 16
+
+Side = Annotated[int, Field(ge=3)]
 
 
 def check_kernel(kernel: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -177,6 +181,28 @@ class Given:
 
 
 @dataclass(frozen=True)
+class KernelFiles:
+    """Kernels below a data folder: a folder of kernel files, one such file, or a `.mat` file of several.
+
+    `from_files` reads them; before that they are only named.
+    """
+
+    path: str
+    kind: Literal["files"] = field(default="files", kw_only=True, repr=False)
+
+    @property
+    def size(self) -> int:
+        raise ConfigError(f"the kernels of {self.path} have not been read; call from_files(root) first")
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        raise ConfigError(f"the kernels of {self.path} have not been read; call from_files(root) first")
+
+    def from_files(self, root: Path) -> Given:
+        """Raises: ImageError where there is no kernel at `path` below `root`."""
+        return Given(read_kernels(root / self.path))
+
+
+@dataclass(frozen=True)
 class CameraShake:
     """The path of a shaking hand during an exposure.
 
@@ -187,10 +213,11 @@ class CameraShake:
     roughness: range; larger is smoother. thickness: standard deviation in pixels of the point that moves.
     """
 
-    size: int = 37
-    extent: tuple[float, float] = (5.0, 27.0)
-    roughness: tuple[float, float] = (1.2, 2.2)
-    thickness: tuple[float, float] = (0.3, 0.8)
+    size: Side = 37
+    extent: Range = (5.0, 27.0)
+    roughness: Range = (1.2, 2.2)
+    thickness: Range = (0.3, 0.8)
+    kind: Literal["shake"] = field(default="shake", kw_only=True, repr=False)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         frequencies, times = torch.arange(1, 13), torch.linspace(0, 1, 600)
@@ -208,8 +235,9 @@ class CameraShake:
 class Gaussian:
     """An isotropic Gaussian. deviation: range of its standard deviation, in pixels."""
 
-    size: int = 25
-    deviation: tuple[float, float] = (0.6, 3.0)
+    size: Side = 25
+    deviation: Range = (0.6, 3.0)
+    kind: Literal["gaussian"] = field(default="gaussian", kw_only=True, repr=False)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         origin = torch.zeros(2, 1)
@@ -220,8 +248,9 @@ class Gaussian:
 class Disc:
     """Defocus: an evenly filled circle with a soft rim. radius: range, in pixels."""
 
-    size: int = 25
-    radius: tuple[float, float] = (1.0, 8.0)
+    size: Side = 25
+    radius: Range = (1.0, 8.0)
+    kind: Literal["disc"] = field(default="disc", kw_only=True, repr=False)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         radius = uniform_between(generator, *self.radius)
@@ -235,15 +264,19 @@ class Disc:
 class Line:
     """Straight motion at even pace. length: range, in pixels; the direction is any."""
 
-    size: int = 25
-    length: tuple[float, float] = (3.0, 21.0)
-    thickness: float = 0.4
+    size: Side = 25
+    length: Range = (3.0, 21.0)
+    thickness: Rate = 0.4
+    kind: Literal["line"] = field(default="line", kw_only=True, repr=False)
 
     def __call__(self, generator: torch.Generator) -> Tensor:
         length, angle = uniform_between(generator, *self.length), uniform_between(generator, 0.0, math.pi)
         along = torch.linspace(-0.5, 0.5, 200) * length
         path = torch.stack([along * math.sin(angle), along * math.cos(angle)])
         return spread(path, torch.ones_like(along), self.size, self.thickness)
+
+
+AnyKernels = Annotated[CameraShake | KernelFiles | Gaussian | Disc | Line, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -253,11 +286,21 @@ class Blur:
 
     `clean` of the sample is the matching middle of the picture, `kernel` the kernels `(B, 1, size, size)`, `guidance`
     the noise map of `noise`. Every picture of the batch draws its own kernel. A noise that quantises
-    (`GaussianNoise(quantise= True)`) gives what a file of 8 bits would hold.
+    (`GaussianNoise(quantise=True)`) gives what a file of 8 bits would hold.
     """
 
-    kernels: Kernels = CameraShake()
-    noise: Degradation = field(default_factory=GaussianNoise)
+    kernels: Annotated[Kernels, Chosen(AnyKernels)] = CameraShake()
+    noise: Annotated[Degradation, Chosen(GaussianNoise)] = field(default_factory=GaussianNoise)
+    kind: Literal["blur"] = field(default="blur", kw_only=True, repr=False)
+
+    @property
+    def margin(self) -> int:
+        """Rows and columns that a picture loses: it is blurred only where the kernel sees nothing but picture."""
+        return self.kernels.size - 1
+
+    def from_files(self, root: Path) -> Blur:
+        """The same with kernels that are read, where they are files below `root`."""
+        return replace(self, kernels=self.kernels.from_files(root)) if isinstance(self.kernels, KernelFiles) else self
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         clean = check_images(clean, name="clean")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError, Sample, check_images
 from twofold.degrade.additive import uniform_between
+from twofold.settings import Amount, Chosen, Every, Interval, Range, Rate
 
 # Attenuation of daylight in water, 1/m, at 600, 525 and 475 nm (for red, green, blue): Jerlov 1976, table XXVII.
 # I to III are oceans, 1 to 9 coasts of growing turbidity.
@@ -48,9 +49,9 @@ class OutdoorDepth:
     them. near: range of the depth at the lower border.
     """
 
-    horizon: tuple[float, float] = (-0.2, 0.6)
-    things: int = 6
-    near: tuple[float, float] = (0.03, 0.2)
+    horizon: Interval = (-0.2, 0.6)
+    things: Every = 6
+    near: Range = (0.03, 0.2)
 
     def __call__(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         down = torch.linspace(0, 1, height)[:, None].expand(height, width)
@@ -87,11 +88,12 @@ class Haze:
     the airlight may lie from that level.
     """
 
-    beta: tuple[float, float] = (0.6, 1.8)
-    airlight: tuple[float, float] = (0.7, 1.0)
-    tint: float = 0.03
-    far: float = 1.0
-    source: DepthSource = OutdoorDepth()
+    beta: Range = (0.6, 1.8)
+    airlight: Range = (0.7, 1.0)
+    tint: Amount = 0.03
+    far: Rate = 1.0
+    source: Annotated[DepthSource, Chosen(OutdoorDepth)] = OutdoorDepth()
+    kind: Literal["haze"] = field(default="haze", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator, *, depth: Tensor | None = None) -> Sample:
         clean = check_images(clean, name="clean")
@@ -126,11 +128,12 @@ class Underwater:
     """
 
     types: tuple[str, ...] = ("I", "IA", "IB", "II", "III", "1", "3", "5", "7")
-    distance: tuple[float, float] = (1.0, 10.0)
-    column: tuple[float, float] = (0.5, 6.0)
-    light: tuple[float, float] = (0.5, 0.9)
-    source: DepthSource = OutdoorDepth()
-    kept: float = 0.0
+    distance: Range = (1.0, 10.0)
+    column: Range = (0.5, 6.0)
+    light: Range = (0.5, 0.9)
+    source: Annotated[DepthSource, Chosen(OutdoorDepth)] = OutdoorDepth()
+    kept: Amount = 0.0
+    kind: Literal["underwater"] = field(default="underwater", kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         for name in self.types:
@@ -175,11 +178,12 @@ class LowLight:
     cast: how far a channel may lie from grey. shot, read: ranges, on the scale where white is 1.
     """
 
-    exposure: tuple[float, float] = (0.01, 0.15)
-    unevenness: float = 0.6
-    cast: float = 0.15
-    shot: tuple[float, float] = (1e-5, 4e-4)
-    read: tuple[float, float] = (2e-4, 2e-3)
+    exposure: Range = (0.01, 0.15)
+    unevenness: Amount = 0.6
+    cast: Amount = 0.15
+    shot: Range = (1e-5, 4e-4)
+    read: Range = (2e-4, 2e-3)
+    kind: Literal["lowlight"] = field(default="lowlight", kw_only=True, repr=False)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
         clean = check_images(clean, name="clean")

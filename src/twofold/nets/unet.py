@@ -47,8 +47,8 @@ class UNet(Network):
     scale. context: length of the context vector, 0 for a network that is local altogether. output: "sum" for observed +
     what the network adds; "hadamard" for observed · exp(g) + o, which solves y = u ∘ x + b for x (Zhu et al. 2022,
     eq. 1); "exposure" for observed · 2^guidance · exp(g) + o, where the guidance is in stops and so says most of u, and
-    the network also sees the brightened image; "map" for one channel that is no image. Sides must be multiples of
-    `multiple`.
+    the network also sees the brightened image; "map" for `outputs` channels that are no image. Sides must be multiples
+    of `multiple`.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class UNet(Network):
         unshuffle: int = 1,
         context: int = 0,
         output: Form = "sum",
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         if output == "exposure" and guidance != 1:
@@ -87,9 +88,9 @@ class UNet(Network):
         self.up_blocks = nn.ModuleList(
             nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths[:-1], blocks[:-1], strict=True)
         )
-        outputs = {"sum": channels, "hadamard": 2 * channels, "exposure": 2 * channels, "map": 1}[output]
+        made = {"sum": channels, "hadamard": 2 * channels, "exposure": 2 * channels, "map": outputs}[output]
         local = output == "sum" and not context
-        self.tail = (nn.Conv2d if local else Output)(widths[0], outputs * unshuffle**2, 3, padding=1)
+        self.tail = (nn.Conv2d if local else Output)(widths[0], made * unshuffle**2, 3, padding=1)
         if not local:  # starts as the identity
             nn.init.zeros_(self.tail.weight)
             nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ class UNet(Network):
             self.context = GlobalContext(channels=channels, features=context)
             self.modulate_down = nn.ModuleList(Modulation(context, w) for w in widths)
             self.modulate_up = nn.ModuleList(Modulation(context, w) for w in widths[:-1])
-            self.modulate_output = Modulation(context, outputs)
+            self.modulate_output = Modulation(context, made)
 
     def forward(self, observed: Tensor, guidance: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """context: of the whole picture that `observed` is a tile of; None computes it from `observed`."""

@@ -32,6 +32,7 @@ from twofold.nets.fourier import (
     margin,
     psf2otf,
 )
+from twofold.restorers.underwater import candidates, statistics
 
 # No photograph is free of noise: rounding to 8 bits alone leaves 1 / (255 sqrt(12)).
 LEAST_NOISE = 1 / (255 * math.sqrt(12))
@@ -364,6 +365,30 @@ class GreyWorld(Classical):
         observed = full_precision(check_images(observed))
         means = observed.mean((2, 3), keepdim=True)
         return Restored(observed * (means.mean(1, keepdim=True) / means.clamp_min(1e-4)))
+
+
+@dataclass(frozen=True)
+class UnderwaterStretch(Classical):
+    """The mean of three stretches: of the image's channels, of the channels after red compensation and grey world, and
+    of all its channels together (see `nets.mixture.candidates`)."""
+
+    halo: ClassVar[int | None] = 0
+
+    def context(self, observed: Tensor) -> Tensor:
+        """`(B, 20)`: statistics of the whole image."""
+        return statistics(observed)
+
+    def __call__(
+        self,
+        observed: Tensor,
+        *,
+        guidance: Guidance | None = None,
+        kernel: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Restored:
+        observed = full_precision(check_images(observed, channels=3))
+        stats = self.context(observed) if context is None else context
+        return Restored(candidates(observed, stats)[:, 2:].mean(1))
 
 
 @dataclass(frozen=True)

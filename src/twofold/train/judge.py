@@ -22,17 +22,17 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError, Sample, WeightsError
 from twofold.data.batches import Batches
+from twofold.data.sources import Crops
+from twofold.data.specs import SourceSpec, build_mixture
 from twofold.files import replacing, write_text
 from twofold.nets.judge import Judge, ResNetJudge, verdict_loss
 from twofold.nets.perceptual import read_tensors
-from twofold.train import data as material
+from twofold.settings import Settings
 from twofold.train.loop import JsonLines, Report, Run, fit
-from twofold.train.recipe import SourceSpec
 from twofold.train.run import build_optimizer, build_schedule, keep_recipe, machine_of
 from twofold.train.schemes import Draw, Learner, Machine
 from twofold.train.search import split_source
 from twofold.train.search_recipe import JudgeRecipe, JudgeSpec, PaperJudge, SmallJudge
-from twofold.zoo import Settings
 
 COMPETENT = 0.9  # share of held-out crops that a judge must call right
 WARY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
@@ -156,7 +156,7 @@ def train_judge(
     learner = Learner(
         judge.parameters(), build_optimizer(settings), schedule=schedule, clip=settings.clip, machine=machine
     )
-    source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
+    source = build_mixture(recipe.data.train, root, Crops(recipe.data.crop))
     seen, held = split_source(source, pictures=recipe.data.pictures)
     drawn = Batches(seen, recipe.data.batch, seed=recipe.seed, share=share, device=place)
     main = share.rank == 0

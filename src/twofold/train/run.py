@@ -33,10 +33,11 @@ from twofold.nets.perceptual import (
 from twofold.restorers.fixed_point import FixedPointRestorer
 from twofold.restorers.guided import Guided
 from twofold.search.loss_space import Feature
+from twofold.settings import Settings, checked, nearest, to_yaml
 from twofold.solve.meta import Harmonic
 from twofold.train import data as material
+from twofold.train import reading, schemes
 from twofold.train import recipe as recipes
-from twofold.train import schemes
 from twofold.train.convergence import Convergence
 from twofold.train.found import FoundLoss
 from twofold.train.loop import Average, Board, JsonLines, Report, Run, fit, validated
@@ -75,7 +76,7 @@ def feature_networks(needs: Sequence[str], root: Path, device: torch.device | st
     }
     unknown = [name for name in needs if name not in makers]
     if unknown:
-        raise ConfigError(f"loss: there are no features for {unknown[0]}; {zoo.nearest(unknown[0], list(makers))}")
+        raise ConfigError(f"loss: there are no features for {unknown[0]}; {nearest(unknown[0], list(makers))}")
     return {
         name: makers[name]().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name in needs
@@ -281,13 +282,13 @@ def build_restorer(recipe: recipes.Recipe) -> nn.Module:
         raise ConfigError(f"model: {error}") from error
 
 
-def keep_recipe(recipe: zoo.Settings, folder: Path, *, write: bool = True) -> None:
+def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
     """Writes recipe.yaml beside the run. A longer run of the same recipe may go on, its schedule stretched; anything
     else that differs is an error.
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        kept = recipes.parse_as(type(recipe), recipes.tree_of(path), str(path))
+        kept = checked(type(recipe), reading.tree_of(path), str(path))
         changed = [key for key, value in kept if key != "steps" and value != getattr(recipe, key)]
         if changed:
             raise ConfigError(
@@ -295,4 +296,4 @@ def keep_recipe(recipe: zoo.Settings, folder: Path, *, write: bool = True) -> No
                 "name another folder with --output"
             )
     if write:
-        write_text(path, recipes.dump(recipe))
+        write_text(path, to_yaml(recipe))

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from twofold.data.specs import SourceSpec
 from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.search.loss_space import Clipped, FixedSum, Softplus
-from twofold.train import recipe as recipes
-from twofold.train.damage import Amount
+from twofold.settings import Amount, Count, Rate, Settings, Share
+from twofold.specs import Combination, PlainSpec
 from twofold.train.found import FoundLoss
-from twofold.train.recipe import Count, Optimizer, Rate, Schedule, Share, SourceSpec
-from twofold.zoo import Combination, PlainSpec, Settings
+from twofold.train.recipe import Optimizer, Schedule
 
 UPPER = Optimizer(learning_rate=5e-4, betas=[0.5, 0.999], weight_decay=1e-4, clip=5.0)  # as published
 OMEGA = Optimizer(kind="sgd", learning_rate=5e-4, momentum=0.9, clip=5.0)
@@ -28,10 +28,6 @@ class Material(Settings):
     batch: Count = 2
     pictures: int = Field(default=0, ge=0)
     train: Annotated[list[SourceSpec], Field(min_length=1)]
-
-    def drawn(self) -> recipes.Data:
-        """The same as the data of a training recipe."""
-        return recipes.Data(crop=self.crop, batch=self.batch, train=self.train)
 
 
 class SmallJudge(Settings):

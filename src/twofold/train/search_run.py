@@ -16,6 +16,8 @@ from torch import nn
 
 from twofold.contracts import ConfigError, Sample
 from twofold.data.batches import SECOND_STREAM, Batches
+from twofold.data.sources import Crops
+from twofold.data.specs import build_mixture
 from twofold.files import write_text
 from twofold.losses import Loss
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
@@ -33,11 +35,11 @@ from twofold.search.loss_space import (
     published_terms,
 )
 from twofold.search.supernet import mixtures, network_weights
+from twofold.settings import checked
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled
-from twofold.train import data as material
-from twofold.train import drawings
+from twofold.specs import PlainSpec
+from twofold.train import drawings, reading
 from twofold.train import judge as judges
-from twofold.train import recipe as recipes
 from twofold.train.loop import JsonLines, Report, Run, fit
 from twofold.train.run import build_optimizer, feature_networks, keep_recipe, machine_of
 from twofold.train.schemes import Learner, Machine
@@ -59,7 +61,6 @@ from twofold.train.search_recipe import (
     SearchRecipe,
     SupernetSpec,
 )
-from twofold.zoo import PlainSpec
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def search(
         module, admitted = judges.competent(path, task=recipe.task, train=recipe.data.train)
         upper = judged(module.to(place, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
-    source = material.build_mixture(recipe.data.train, recipe.data.drawn(), root, channels=3)
+    source = build_mixture(recipe.data.train, root, Crops(recipe.data.crop))
     seen, held = split_source(source, pictures=recipe.data.pictures)
     size, seed = recipe.data.batch, recipe.seed
     train = Batches(seen, size, seed=seed, share=share, device=place)
@@ -327,6 +328,6 @@ def train_recipe_judge(
 
     Raises: ConfigError where another one lies there.
     """
-    settings = recipes.parse_as(JudgeRecipe, recipes.tree_of(recipe.judge), recipe.judge)
+    settings = checked(JudgeRecipe, reading.tree_of(recipe.judge), recipe.judge)
     judges.train_judge(settings, root, folder, device=device, reports=reports)
     return folder / "judge.safetensors"

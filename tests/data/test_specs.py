@@ -1,7 +1,8 @@
-"""The damage a recipe can name, and runs on made-up data for each task."""
+"""The degradations and sources that a recipe can name, and runs on synthetic data for each task."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from scipy.io import savemat
 from skimage import data
 
 from twofold.contracts import ConfigError, DataError
+from twofold.data.depth import WithDepth
+from twofold.data.sources import Crops
+from twofold.data.specs import SourceSpec
 from twofold.train import data as material
+from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import train
 
@@ -38,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 def recipe(model: dict[str, Any], *train: dict[str, Any], **more: Any) -> recipes.Recipe:
     shape = {**SMALL["data"], "train": list(train), **more.pop("data", {})}  # type: ignore[dict-item]
     tree = {**SMALL, "name": "small", "task": "any", "model": model, "data": shape, **more}
-    return recipes.parse(tree)
+    return reading.parse(tree)
 
 
 DEBLUR = {
@@ -48,6 +53,11 @@ DEBLUR = {
     "guide": {"width": 4},
     "net": {"kind": "deconvolution", "stages": 2, "layers": 3, "width": 4},
 }
+
+
+def read(settings: dict[str, Any]) -> SourceSpec:
+    source: SourceSpec = TypeAdapter(SourceSpec).validate_json(json.dumps(settings))
+    return source
 
 
 def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
@@ -73,10 +83,9 @@ def synthetic(degradation: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=lambda s: "-".join([s["kind"], *([s["kernels"]["kind"]] if "kernels" in s else [])]),
 )
-def test_every_damage_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
-    source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
-    shape = recipes.Data(crop=24, train=[source])
-    sample = material.build_source(source, shape, root, channels=3)(torch.Generator().manual_seed(0))
+def test_every_degradation_gives_crops_of_the_size_asked_for(settings: dict[str, Any], root: Path) -> None:
+    source = read(synthetic(settings))
+    sample = source.build(root, Crops(24))(torch.Generator().manual_seed(0))
     assert sample.clean.shape == sample.observed.shape == (1, 3, 24, 24)
     assert not torch.equal(sample.clean, sample.observed)
     assert sample.guidance is not None
@@ -93,8 +102,8 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
     savemat(root / "two.mat", {"kernels": cells})
     for path in ("kernels", "two.mat"):
         settings = {"kind": "blur", "kernels": {"kind": "files", "path": path}}
-        source = TypeAdapter(recipes.SourceSpec).validate_python(synthetic(settings))
-        made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=1)
+        source = read(synthetic(settings))
+        made = source.build(root, Crops(24, channels=1))
         sample = made(torch.Generator().manual_seed(0))
         assert sample.kernel is not None
         assert sample.kernel.shape == (1, 1, 7, 7)
@@ -102,8 +111,8 @@ def test_kernels_come_from_a_folder_or_a_matlab_file(root: Path) -> None:
 
 
 def test_haze_over_measured_depth_has_that_depth_as_guidance(root: Path) -> None:
-    source = recipes.WithDepth(clean="clean", depth="depth")
-    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    source = WithDepth(clean="clean", depth="depth")
+    made = source.build(root, Crops(24))
     sample = made(torch.Generator().manual_seed(0))
     assert sample.guidance is not None
     rows = sample.guidance[0, 0].mean(1)
@@ -111,8 +120,8 @@ def test_haze_over_measured_depth_has_that_depth_as_guidance(root: Path) -> None
 
 
 def test_depth_can_be_made_up_and_bent(root: Path) -> None:
-    source = recipes.WithDepth(clean="clean", bend=[1.0, 2.0])
-    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    source = WithDepth(clean="clean", bend=(1.0, 2.0))
+    made = source.build(root, Crops(24))
     one, two = (made(torch.Generator().manual_seed(seed)).guidance for seed in (0, 1))
     assert one is not None
     assert two is not None
@@ -120,8 +129,8 @@ def test_depth_can_be_made_up_and_bent(root: Path) -> None:
 
 
 def test_a_veil_lies_on_the_nearest_things_too(root: Path) -> None:
-    source = recipes.WithDepth(clean="clean", veil=[0.5, 0.5])
-    made = material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+    source = WithDepth(clean="clean", veil=(0.5, 0.5))
+    made = source.build(root, Crops(24))
     guidance = made(torch.Generator().manual_seed(0)).guidance
     assert guidance is not None
     assert float(guidance.min()) >= 0.5
@@ -129,9 +138,9 @@ def test_a_veil_lies_on_the_nearest_things_too(root: Path) -> None:
 
 def test_a_photograph_without_its_depth_is_an_error(root: Path) -> None:
     (root / "depth" / "1.png").unlink()
-    source = recipes.WithDepth(clean="clean", depth="depth")
+    source = WithDepth(clean="clean", depth="depth")
     with pytest.raises(DataError, match="no depth called 1"):
-        material.build_source(source, recipes.Data(crop=24, train=[source]), root, channels=3)
+        source.build(root, Crops(24))
 
 
 def test_a_deconvolution_trains_and_is_validated_on_pictures_spoilt_the_same_way(root: Path) -> None:
@@ -164,7 +173,17 @@ def test_a_published_dehazing_network_trains_on_depth_and_on_pairs(root: Path) -
     [
         ({"kind": "haze", "beta": [2.0, 1.0]}, "haze.beta: expected low <= high"),
         ({"kind": "blur", "kernels": {"kind": "shak"}}, "kernels.kind: unknown 'shak'; did you mean 'shake'"),
-        ({"kind": "noise", "level": [5.0, 10.0]}, "level: expected 0 <= low <= high <= 1"),
+        ({"kind": "noise", "level": [5.0, 10.0]}, "degradation: level is on the [0, 1] scale"),
+        ({"kind": "noise", "level": [0.5, 0.1]}, "degradation.level: expected low <= high"),
+        ({"kind": "noise", "layout": "halve"}, "degradation.layout: unknown 'halve'; did you mean 'halves'"),
+        (
+            {"kind": "haze", "source": {"neer": [0, 1]}},
+            "unknown key data.train.0.degradation.source.neer; did you mean 'near'",
+        ),
+        ({"kind": "haze", "betta": [0, 1]}, "unknown key data.train.0.degradation.betta; did you mean 'beta'"),
+        ({"kind": "harvested", "pairs": []}, "degradation.pairs: "),
+        ({"kind": "salt_and_pepper", "share": "0.5"}, "degradation.share: input should be a valid number, got '0.5'"),
+        ({"kind": "lowlight", "exposure": 3}, "degradation.exposure: "),
     ],
 )
 def test_a_mistake_is_named(settings: dict[str, Any], message: str) -> None:

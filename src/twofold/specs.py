@@ -1,0 +1,264 @@
+"""What a model is made of, as recipes and headers of weight files have it. Every specification builds itself.
+
+To add a network, give it a class here and add that to `NetSpec`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind
+from twofold.nets.denoiser import NonExpansiveDenoiser
+from twofold.nets.griddehaze import GridDehazeNet
+from twofold.nets.guide import Guide, UNetGuide
+from twofold.nets.hadamard import COMBINATIONS
+from twofold.nets.network import Network
+from twofold.nets.prenet import PReNet
+from twofold.nets.unet import UNet
+from twofold.nets.unfolded import UnfoldedDeconvolution
+from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
+from twofold.restorers.guided import Guided, Plain
+from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
+from twofold.search.genotype import Genotype
+from twofold.settings import Settings
+from twofold.solve.solvers import KrasnoselskiiMann
+
+GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
+
+
+class UNetSpec(Settings):
+    kind: Literal["unet"] = "unet"
+    widths: list[int] = [32, 64, 128]
+    blocks: list[int] = [1, 1, 3]
+    unshuffle: int = 1
+    context: int = 0
+    output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
+
+    def build(self, channels: int, guidance: int) -> UNet:
+        return UNet(
+            channels=channels,
+            guidance=guidance,
+            widths=self.widths,
+            blocks=self.blocks,
+            unshuffle=self.unshuffle,
+            context=self.context,
+            output=self.output,
+        )
+
+
+class PReNetSpec(Settings):
+    kind: Literal["prenet"] = "prenet"
+    recurrences: int = 6
+    width: int = 32
+
+    def build(self, channels: int, guidance: int) -> Network:
+        return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
+
+
+class DeconvolutionSpec(Settings):
+    """Grey: colour is restored channel by channel. It is told the blur kernel along with the picture.
+
+    layers, width: of the paper's denoiser; unet: another one in its place.
+    """
+
+    kind: Literal["deconvolution"] = "deconvolution"
+    stages: int = 3
+    layers: int = 9
+    width: int = 64
+    shared: bool = True
+    unet: UNetSpec | None = None
+
+    def build(self, channels: int, guidance: int) -> Network:
+        return UnfoldedDeconvolution(
+            stages=self.stages,
+            layers=self.layers,
+            width=self.width,
+            shared=self.shared,
+            denoiser=None if self.unet is None else partial(self.unet.build, 1, guidance),
+            guided=bool(guidance),
+        )
+
+
+class GridDehazeSpec(Settings):
+    kind: Literal["griddehaze"] = "griddehaze"
+    width: int = 16
+    rows: int = 3
+    columns: int = 6
+    growth: int = 16
+    dense: int = 4
+
+    def build(self, channels: int, guidance: int) -> Network:
+        return GridDehazeNet(
+            channels=channels,
+            guidance=guidance,
+            width=self.width,
+            rows=self.rows,
+            columns=self.columns,
+            growth=self.growth,
+            dense=self.dense,
+        )
+
+
+Combination = Literal["divide", "divide-sigmoid", "divide-softplus", "subtract", "none"]
+
+
+class GenotypeSpec(Settings):
+    """The operations that a search chose, as its genotype.json has them."""
+
+    groups: dict[str, list[str]]
+    ops_per_branch: int = 4
+
+
+class HadamardSpec(Settings):
+    """A searched network. A recipe may name the file of its genotype. border: pixels of its mirror image around a
+    picture in use; the published program has none.
+    """
+
+    kind: Literal["hadamard"] = "hadamard"
+    genotype: GenotypeSpec
+    width: int = 32
+    combine: Combination = "divide"
+    border: Annotated[int, Field(ge=0)] = 16
+
+    def build(self, channels: int, guidance: int) -> Network:
+        groups = {group: tuple(names) for group, names in self.genotype.groups.items()}
+        genotype = Genotype(groups, self.genotype.ops_per_branch)
+        return genotype.network(width=self.width, combine=COMBINATIONS[self.combine], border=self.border)
+
+
+NetSpec = Annotated[
+    UNetSpec | PReNetSpec | DeconvolutionSpec | GridDehazeSpec | HadamardSpec, Field(discriminator="kind")
+]
+
+
+class GuideSpec(Settings):
+    """width, stage: of the paper's four layers. unet: another network in their place, with output "map"."""
+
+    width: int = 32
+    stage: bool = False
+    unet: UNetSpec | None = None
+
+    def build(self, kind: GuidanceKind, channels: int) -> Guide | UNetGuide:
+        if self.unet is None:
+            return Guide(kind, channels=channels, width=self.width, stage=self.stage)
+        return UNetGuide(kind, self.unet.build(channels, 0), channels=channels)
+
+
+class GuidedSpec(Settings):
+    """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
+
+    kind: Literal["guided"] = "guided"
+    guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
+    channels: Literal[1, 3] = 3
+    guide: GuideSpec = GuideSpec()
+    net: NetSpec
+
+    def build(self) -> Guided:
+        guide = self.guide.build(GUIDANCE_KINDS[self.guidance], self.channels)
+        return Guided(guide, self.net.build(self.channels, 1))
+
+
+class PlainSpec(Settings):
+    """A network alone."""
+
+    kind: Literal["plain"] = "plain"
+    channels: Literal[1, 3] = 3
+    net: NetSpec
+
+    def build(self) -> Plain:
+        return Plain(self.net.build(self.channels, 0), channels=self.channels)
+
+
+class RidgeSpec(Settings):
+    """A certified denoiser: a convex prior on what its filters see. keep_mean: of a picture, not of rain."""
+
+    kind: Literal["ridge"] = "ridge"
+    filters: int = 16
+    size: int = 5
+    layers: int = 1
+    keep_mean: bool = True
+
+    def build(self, channels: int) -> nn.Module:
+        return RidgeDenoiser(
+            channels=channels, filters=self.filters, size=self.size, layers=self.layers, keep_mean=self.keep_mean
+        )
+
+
+class NonExpansiveSpec(Settings):
+    """A certified stack of convolutions; deeper, and harder to train."""
+
+    kind: Literal["non_expansive"] = "non_expansive"
+    width: int = 32
+    layers: int = 6
+
+    def build(self, channels: int) -> nn.Module:
+        denoiser = NonExpansiveDenoiser(channels=channels, guidance=0, width=self.width, layers=self.layers)
+        return starting_as_identity(denoiser)
+
+
+CertifiedSpec = Annotated[RidgeSpec | NonExpansiveSpec, Field(discriminator="kind")]
+
+
+def _picard(iterations: int) -> KrasnoselskiiMann:
+    return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
+
+
+class FixedDeconvolutionSpec(Settings):
+    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
+    at most, when restoring.
+    """
+
+    kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
+    channels: Literal[1] = 1
+    denoiser: CertifiedSpec = RidgeSpec(layers=2)
+    penalty: float = 0.03
+    iterations: int = 100
+
+    def build(self) -> Deconvolution:
+        restorer = Deconvolution(self.denoiser.build(self.channels), penalty=self.penalty)
+        restorer.solver = _picard(self.iterations)
+        return restorer
+
+
+class RainLayersSpec(Settings):
+    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
+
+    kind: Literal["rain_layers"] = "rain_layers"
+    channels: Literal[3] = 3
+    picture: CertifiedSpec = RidgeSpec()
+    rain: CertifiedSpec = RidgeSpec(size=7, keep_mean=False)
+    penalty: float = 0.3
+    iterations: int = 24
+
+    def build(self) -> RainLayers:
+        layers = self.picture.build(self.channels), self.rain.build(self.channels)
+        restorer = RainLayers(*layers, penalty=self.penalty)
+        restorer.solver = _picard(self.iterations)
+        return restorer
+
+
+class PatchCodingSpec(Settings):
+    """Sparse codes of patches, in a metric that is learned; what they cannot say is thrown away. side: of a patch.
+    frequencies: of the cosines that patches are made of, more than `side`. weight: of each code at the start.
+    """
+
+    kind: Literal["patch_coding"] = "patch_coding"
+    channels: Literal[1] = 1
+    side: int = 16
+    frequencies: int = 22
+    weight: float = 0.8
+    iterations: int = 100
+
+    def build(self) -> PatchCoding:
+        model = SparseModel(cosines(self.side, self.frequencies), self.weight)
+        restorer = PatchCoding(LearnedALM(model, tune_weights=True))
+        restorer.solver = _picard(self.iterations)
+        return restorer
+
+
+AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
+ModelSpec = Annotated[AnyModel, Field(discriminator="kind")]
