@@ -32,7 +32,7 @@ MEANINGS = {
     "quantise": "round to 8 bits, as a file would.",
     "share": "of the values that become 0 or 1.",
     "source": "how depth is synthesized where none is measured.",
-    "thickness": "range, in pixels.",
+    "thickness": "standard deviation of the drawn line, in pixels.",
     "threshold": "of the difference above which a pixel counts as rain, on the [0, 1] scale.",
     "about": "one sentence for `twofold train --list`.",
     "angle": "range of the rain's angle from the vertical, in degrees.",
