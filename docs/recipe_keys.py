@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from twofold.search.recipe import JudgeRecipe, SearchRecipe
 from twofold.train.recipe import Recipe
 
 RECIPES: dict[str, type[BaseModel]] = {
