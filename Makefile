@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench searches docs clean
+.PHONY: help demo test fuzz check bench searches docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -20,6 +20,9 @@ demo: $(STAMP)   ## degrade bundled photographs, restore them, write demo/index.
 
 test: $(STAMP)   ## the test suite, ten minutes at most
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+fuzz: $(STAMP)   ## random files, tensors, options and recipes: 2,000 cases of each kind
+	TWOFOLD_FUZZ=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .
@@ -49,8 +52,10 @@ searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/res
 	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10
 	cp runs/search-128/search.json benchmarks/results/search-128.json
 
-docs: $(STAMP)   ## the tables of README and docs, made anew from committed results
+docs: $(STAMP)   ## the tables of README and docs from committed results, and the site in build/site
 	$(BIN)/python docs/tables.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
 
 clean:           ## everything that was made
 	rm -rf $(VENV) demo runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

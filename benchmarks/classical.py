@@ -11,7 +11,6 @@ picture may trade a shift.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -21,22 +20,13 @@ import scipy.io
 import torch
 from torch import Tensor
 
+from harness import means, parser, percent, score, table, write
 from twofold import images
 from twofold.contracts import Restorer
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given, centred, check_kernel
-from twofold.files import write_text
-from twofold.metrics import psnr
 from twofold.restorers.blind import KernelSearch, similarity
 from twofold.restorers.classical import DarkChannel, HyperLaplacian, RichardsonLucy, Wiener
-
-
-def score(restored: Tensor, clean: Tensor) -> float:
-    return float(psnr(restored.clamp(0, 1), clean))
-
-
-def means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in rows[0]}
 
 
 def deblur(data: Path) -> dict[str, Any]:
@@ -113,22 +103,59 @@ def haze(data: Path) -> dict[str, Any]:
     return table
 
 
+def deblur_table(result: dict[str, Any]) -> str:
+    """Deconvolution without weights, with the true kernel."""
+    body = [
+        [percent(level), *(f"{facts[name]:.2f}" for name in ("input", "wiener", "richardson_lucy", "hyper_laplacian"))]
+        for level, facts in result["deblur"].items()
+    ]
+    return table(["noise", "input", "Wiener", "Richardson-Lucy, 10 steps", "hyper-Laplacian"], body)
+
+
+def blind_table(result: dict[str, Any]) -> str:
+    """Deconvolution by an estimated kernel."""
+    body = [
+        [
+            percent(level),
+            *(f"{facts[name]:.2f}" for name in ("input", "estimated_kernel", "true_kernel", "similarity")),
+            f"{facts['gained']:.0%}",
+        ]
+        for level, facts in result["blind"].items()
+    ]
+    head = ["noise", "input", "estimated kernel", "true kernel", "similarity of kernels", "pictures that gained"]
+    return table(head, body)
+
+
+def haze_table(result: dict[str, Any]) -> str:
+    """The dark channel prior."""
+    names = {"RESIDE_sample20": "RESIDE_sample20, outdoor", "HazeRD75": "HazeRD, 75 pictures"}
+    body = [
+        [names[name], *(f"{facts[key]:.2f}" for key in ("input", "dark_channel_0.95", "dark_channel_0.8"))]
+        for name, facts in result["haze"].items()
+    ]
+    return table(["", "input", "keep = 0.95 (published, default)", "keep = 0.8"], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "classical_deblur": deblur_table(result),
+        "classical_blind": blind_table(result),
+        "classical_haze": haze_table(result),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder with clean, deblur and haze")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--pictures", type=int, default=12, help="of Kodak24, for blind deblurring")
-    arguments = parser.parse_args()
+    options = parser(__doc__, data="clean, deblur and haze")
+    options.add_argument("--pictures", type=int, default=12, help="of Kodak24, for blind deblurring")
+    arguments = options.parse_args()
     with torch.no_grad():
         result = {
             "deblur": deblur(arguments.data),
             "haze": haze(arguments.data),
             "blind": blind(arguments.data, arguments.pictures),
         }
-    text = json.dumps(result, indent=2) + "\n"
-    print(text)
-    if arguments.json:
-        write_text(arguments.json, text)
+    print(json.dumps(result, indent=2))
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ run takes 10 to 40 minutes on one core and goes on where it was interrupted.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -19,16 +18,15 @@ from typing import Any
 import torch
 
 import twofold
+from harness import interval_of, parser, read, span, table, write
 from twofold import specs, zoo
 from twofold.contracts import Restored
-from twofold.evaluate import Evaluation, evaluate, interval
-from twofold.files import write_text
+from twofold.evaluate import Evaluation, evaluate
 from twofold.metrics import PROTOCOLS
-from twofold.search.genotype import uniform_genotype
+from twofold.space.genotype import uniform_genotype
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
-from twofold.train.found import FoundLoss
 from twofold.train.run import train
 
 RECIPES = ("lowlight", "underwater", "dehaze-hnu")
@@ -41,7 +39,7 @@ def variant(name: str, change: str) -> recipes.Recipe:
     tree = reading.tree_of(name)
     if change == "all ones":
         weights = dict.fromkeys(tree["loss"]["weights"], 1.0)
-        tree["loss"] = FoundLoss(weights=weights, layers=tree["loss"]["layers"]).model_dump()
+        tree["loss"] = {**tree["loss"], "weights": weights}
     elif change == "U-Net":
         tree["model"]["net"] = specs.UNetSpec().model_dump()
     else:
@@ -63,30 +61,52 @@ def scores(model: twofold.api.Model, recipe: recipes.Recipe, data: Path) -> dict
     }
 
 
-def means(evaluation: Evaluation) -> dict[str, float]:
+def mean_scores(evaluation: Evaluation) -> dict[str, float]:
     summary = evaluation.summary()
     return {"psnr": round(summary.psnr, 3), "ssim": round(summary.ssim, 4)}
 
 
-def lead(found: Evaluation, other: Evaluation) -> dict[str, Any]:
-    """By how many dB the found one is ahead, paired by picture."""
-    leads = [a.psnr - b.psnr for a, b in zip(found.rows, other.rows, strict=True)]
-    spread = interval(leads)
+def controls_table(result: dict[str, Any]) -> str:
+    """The shipped searched models, and their recipes trained in full with one thing of the search taken back."""
+    found = result
+    changes = list(
+        dict.fromkeys(change for facts in found.values() for change in facts if change not in ("found", "sha256"))
+    )
+    body = []
+    for name, facts in found.items():
+        for part, ours in facts["found"].items():
+            cells = [f"{ours['psnr']:.2f} / {ours['ssim']:.3f}"]
+            for change in changes:
+                if change not in facts:
+                    cells += ["", ""]
+                    continue
+                other = facts[change]["sets"][part]
+                lead = f"{other['lead']:+.2f} ({span(other['interval'], sign='+')})"
+                cells += [f"{other['psnr']:.2f} / {other['ssim']:.3f}", lead]
+            body.append([f"`{name}`, {part}", *cells])
+    head = [cell for change in changes for cell in (change, "found leads by (95 %)")]
+    return table(["PSNR / SSIM", "found", *head], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
     return {
-        "lead": round(sum(leads) / len(leads), 3),
-        "interval": None if spread is None else [round(bound, 3) for bound in spread],
+        "controls": controls_table(result),
     }
 
 
+def lead(found: Evaluation, other: Evaluation) -> dict[str, Any]:
+    """Mean PSNR difference in dB, paired by picture, with its interval."""
+    leads = [a.psnr - b.psnr for a, b in zip(found.rows, other.rows, strict=True)]
+    return {"lead": round(sum(leads) / len(leads), 3), "interval": interval_of(leads)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs/controls"), help="where the runs are kept")
-    parser.add_argument("--json", type=Path, help="where to write the numbers; those of other recipes stay")
-    parser.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options = parser.parse_args()
-    results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    made = parser(__doc__, data="lowlight, underwater and haze")
+    made.add_argument("--runs", type=Path, default=Path("runs/controls"), help="where the runs are kept")
+    made.add_argument("--recipe", nargs="+", choices=RECIPES, default=list(RECIPES))
+    made.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = made.parse_args()
+    results = read(options.json)
     for change in options.variant:
         for name in options.recipe:
             recipe, folder = variant(name, change), options.runs / f"{name}-{change.replace(' ', '-')}"
@@ -98,17 +118,16 @@ def main() -> None:
             if entry.get("sha256") != sha256:  # controls of another shipped model say nothing of this one
                 entry.clear()
             entry["sha256"] = sha256
-            entry["found"] = {part: means(evaluation) for part, evaluation in found.items()}
+            entry["found"] = {part: mean_scores(evaluation) for part, evaluation in found.items()}
             entry[change] = {
                 "parameters": sum(p.numel() for p in recipe.model.build().parameters()),
                 "steps": json.loads((folder / "best.json").read_text())["steps"],
                 "hours": facts["hours"],
                 "seed": recipe.seed,
-                "sets": {part: means(control[part]) | lead(found[part], control[part]) for part in control},
+                "sets": {part: mean_scores(control[part]) | lead(found[part], control[part]) for part in control},
             }
             print(json.dumps({name: entry}, indent=1), flush=True)
-            if options.json:
-                write_text(options.json, json.dumps(results, indent=1) + "\n")
+            write(options.json, results)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
+from harness import figure, parser, table, write
 from twofold.solve.dynamics import Bilevel, FixedPointSteps
 from twofold.solve.hypergradient import Unrolled
 from twofold.solve.linear import LinearMap, Number, matrix_map
@@ -157,7 +158,7 @@ class Lasso:
         return (z @ self.matrix.T - self.observed) @ self.matrix
 
     def data_prox(self, v: Tensor, step: Number) -> Tensor:
-        """argmin_z ½‖x − A z‖² + ‖z − v‖² / (2 step), by the eigenvectors of AᵀA: as dear as two products with A."""
+        """argmin_z ½‖x − A z‖² + ‖z − v‖² / (2 step), by the eigenvectors of AᵀA: the cost of two products with A."""
         right = v + step * (self.observed @ self.matrix)
         return (right @ self.vectors / (1 + step * self.values)) @ self.vectors.T
 
@@ -253,12 +254,7 @@ def sparse_coding() -> dict[str, object]:
 
 
 def draw(curves: dict[str, Tensor], coding: dict[str, object], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    drawing, (left, right) = figure(2, (5.0, 4.0))
     for name, history in curves.items():
         left.loglog(range(1, STEPS + 1), history.square() / history[0] ** 2, label=name)
     left.loglog([10, STEPS], [1, 10 / STEPS], "k--", label="1/k")
@@ -268,13 +264,37 @@ def draw(curves: dict[str, Tensor], coding: dict[str, object], path: Path) -> No
     right.semilogy(coding["change"], label="‖w⁺ − w‖")  # type: ignore[arg-type]
     right.set(xlabel="outer round t", title="Learning a sparse-coding scheme")
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    drawing.savefig(path, dpi=110)
+
+
+def convergence_table(result: dict[str, Any]) -> str:
+    """Rates and contraction factors, measured and predicted."""
+    found = result
+    body = [
+        [
+            f"{name}: squared residual against k",
+            f"slope {facts['slope']:.2f}, R² {facts['r_squared']:.4f}",
+            "slope ≤ −1",
+        ]
+        for name, facts in found["rates"].items()
+    ]
+    body += [
+        [f"{name}: contraction factor", f"{facts['measured']:.4f}", f"{facts['predicted']:.4f}"]
+        for name, facts in found["factors"].items()
+    ]
+    learned = found["sparse_coding"]["mean_iterations"]
+    body += [[f"{name}: iterations to a gap of 1e-6", f"{count:,.0f}", ""] for name, count in learned.items()]
+    return table(["", "measured", "theory"], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "convergence": convergence_table(result),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers here, and a plot beside it")
-    path = parser.parse_args().json
+    path = parser(__doc__).parse_args().json
     torch.set_num_threads(1)
     table, curves = rates()
     contraction, coding = factors(), sparse_coding()
@@ -291,7 +311,7 @@ def main() -> None:
     }
     print(json.dumps(result["summary"], indent=1))
     if path:
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write(path, result)
         draw(curves, coding, path.with_suffix(".png"))
 
 

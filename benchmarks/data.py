@@ -1,4 +1,4 @@
-"""What it costs to make training material, on one core: decoding, crops, damages, and their share of a training step.
+"""Cost of training data on one core: decoding, crops, degradations, and their share of a training step.
 
     python benchmarks/data.py --json benchmarks/results/data.json
 
@@ -9,12 +9,8 @@ recipe: a guide step and a network step, each on its own batch, so the material 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,12 +19,12 @@ import torch
 from skimage import data as photographs
 from torch import Tensor
 
+from harness import cpu_seconds, parser, write
 from twofold import images
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache, as_floats, plan, read_all
 from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, rain_region, streak_layers
-from twofold.files import write_text
 from twofold.train import reading
 from twofold.train.learner import machine_of
 from twofold.train.run import build_restorer, build_scheme
@@ -76,18 +72,6 @@ def cut(cache: CropCache, count: int, size: int) -> None:
         as_floats([cache.crop(size, plan(generator)) for _ in range(16)])
 
 
-def best(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """CPU seconds of each, the best of interleaved rounds after one that warms up."""
-    found: dict[str, float] = {}
-    for number in range(rounds + 1):
-        for name, task in work.items():
-            started = time.process_time()
-            task()
-            if number:
-                found[name] = min(found.get(name, float("inf")), time.process_time() - started)
-    return found
-
-
 def batch_by_batch(source: Source, count: int) -> Callable[[], None]:
     """Makes `count` batches, always the same ones."""
     batches = Batches(source, BATCH, ahead=False)
@@ -100,10 +84,9 @@ def batch_by_batch(source: Source, count: int) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    a = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    a = options.parse_args()
     torch.set_num_threads(1)
 
     clean = pictures()
@@ -119,7 +102,7 @@ def main() -> None:
             "step": guided_step(material["derain recipe"]),
         }
         work |= {name: batch_by_batch(source, 8) for name, source in material.items()}
-        seconds = best(work, a.rounds)
+        seconds = cpu_seconds(work, a.rounds)
 
     step = seconds["step"]
     milliseconds = {name: 1000 * seconds[name] / 8 for name in material}
@@ -134,12 +117,9 @@ def main() -> None:
         "guided_step_milliseconds": 1000 * step,
         "batch_milliseconds": milliseconds,
         "batch": f"{BATCH} crops of {CROP}x{CROP}",
-        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}",
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if a.json:
-        write_text(a.json, text + "\n")
+    print(json.dumps(result, indent=2))
+    write(a.json, result)
 
 
 if __name__ == "__main__":

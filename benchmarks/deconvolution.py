@@ -10,27 +10,17 @@ at its peak above what it held when it had the photograph.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import torch
 
+from harness import fresh_process, largest_resident, parser, write
 from twofold.degrade.blur import CameraShake
 from twofold.nets.fourier import inverse_reach, inverse_step, inverse_step_tiled, psf2otf
 
 MEGAPIXELS = (1, 2, 4, 8, 12, 24)
 RHO = 0.01
-
-
-def peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(megapixels: float, way: str) -> dict[str, float]:
@@ -51,31 +41,29 @@ def measure(megapixels: float, way: str) -> dict[str, float]:
     with torch.no_grad():
         if way == "compare":
             return facts | {"largest_difference": float((whole() - tiled()).abs().max())}
-        before, seconds = peak(), []
+        before, seconds = largest_resident() / 2**20, []
         for _ in range(3):
             start = time.process_time()
             tiled() if way == "tiled" else whole()
             seconds.append(time.process_time() - start)
     return facts | {
         "seconds_per_megapixel": min(seconds) / facts["megapixels"],
-        "peak_mib": peak(),
-        "extra_mib": peak() - before,
+        "peak_mib": largest_resident() / 2**20,
+        "extra_mib": largest_resident() / 2**20 - before,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--one", nargs=2, metavar=("MEGAPIXELS", "WAY"), help="measure one size and print it")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--one", nargs=2, metavar=("MEGAPIXELS", "WAY"), help="measure one size and print it")
+    arguments = options.parse_args()
     if arguments.one:
         print(json.dumps(measure(float(arguments.one[0]), arguments.one[1])))
         return
     table: dict[str, list[dict[str, float]]] = {"tiled": [], "whole": [], "compare": []}
     for way, rows in table.items():
         for megapixels in MEGAPIXELS if way != "compare" else (12,):
-            command = [sys.executable, __file__, "--one", str(megapixels), way]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            rows.append(json.loads(fresh_process(__file__, "--one", str(megapixels), way)))
             print(way, rows[-1], flush=True)
     times = [row["seconds_per_megapixel"] for row in table["tiled"]]
     kernel = CameraShake(size=25, extent=(18.0, 18.0))(torch.Generator().manual_seed(0))
@@ -87,13 +75,10 @@ def main() -> None:
             "reach_in_pixels": inverse_reach(kernel, RHO, size=2048),
         },
         "settings": {"channels": 3, "kernel": 25, "rho": RHO, "threads": 1, "torch": torch.__version__},
-        "machine": platform.processor() or platform.machine(),
         **table,
     }
     print(json.dumps(result["summary"], indent=2))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ The plot of each run is copied beside the JSON. Time is processor time of one th
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -17,8 +16,8 @@ from typing import Any
 
 import torch
 
+from harness import parser, table, write
 from twofold import zoo
-from twofold.files import write_text
 from twofold.train import reading
 from twofold.train.convergence import residuals
 from twofold.train.run import train
@@ -48,18 +47,45 @@ def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]
     }
 
 
+def gkm_table(result: dict[str, Any]) -> str:
+    """The recipes of Bilevel Meta Optimization."""
+    body = [
+        [
+            f"`{name}`",
+            f"{facts['parameters']:,}",
+            f"{facts['steps']} in {facts['cpu_seconds']} s",
+            f"{facts['dataset']}, `{facts['protocol']}`",
+            f"{facts['input_psnr']:.2f} / {facts['input_ssim']:.3f}",
+            f"{facts['psnr']:.2f} / {facts['ssim']:.3f}",
+            f"{facts['last_tenth']['contraction']:.3f}",
+        ]
+        for name, facts in result.items()
+    ]
+    head = [
+        "recipe",
+        "parameters",
+        "steps",
+        "4 pictures of",
+        "untouched (PSNR / SSIM)",
+        "restored",
+        "factor in training",
+    ]
+    return table(head, body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "gkm": gkm_table(result),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with clean/BSDS500, deblur/Set12, rain/Rain100"
-    )
-    parser.add_argument("--json", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, data="clean/BSDS500, deblur/Set12, rain/Rain100", json_required=True).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as runs:
         plots = arguments.json.parent
         found = {name: facts_of(name, arguments.data, Path(runs) / name, plots) for name in NAMES}
-    write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+    write(arguments.json, found)
     print(json.dumps(found, indent=1))
 
 

@@ -10,10 +10,7 @@ A file that is there already is gone on with, if its settings are the same. Take
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,19 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness import interval_of, parser, read, span, table, write
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.pairs import Pair
 from twofold.degrade.additive import rain_region
-from twofold.evaluate import interval
-from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 from twofold.restorers.guided import Guided
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.learner import Learner, Machine, machine_of
-from twofold.train.run import build_loss, build_scheme
+from twofold.train.run import build_scheme
 from twofold.train.schemes import Draw, Loss
 
 WAYS = {
@@ -127,7 +123,7 @@ def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
             clip=recipe.optimizer.clip,
             machine=machine,
         )
-        scheme: Any = Given(restorer, build_loss(recipe.loss), learner, machine, RULES[way])
+        scheme: Any = Given(restorer, recipe.loss.build(root / "features"), learner, machine, RULES[way])
     else:
         scheme = build_scheme(recipe, restorer, machine)
     began = time.process_time()
@@ -188,13 +184,13 @@ def summary(runs: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
         for name in mine[0]["sets"]:
             sets = [run["sets"][name] for run in mine]
             facts: dict[str, Any] = {key: round(sum(s[key] for s in sets) / seeds, 4) for key in sets[0]}
-            facts["psnr_interval"] = _rounded(interval([s["psnr"] for s in sets]))
+            facts["psnr_interval"] = interval_of([s["psnr"] for s in sets], 4)
             for other in ("none", "guided"):
                 rivals = {run["seed"]: run["sets"][name]["psnr"] for run in runs if run["way"] == other}
                 if way != other and len(rivals) == seeds:
                     gains = [run["sets"][name]["psnr"] - rivals[run["seed"]] for run in mine]
                     facts[f"over_{other}"] = round(sum(gains) / seeds, 4)
-                    facts[f"over_{other}_interval"] = _rounded(interval(gains))
+                    facts[f"over_{other}_interval"] = interval_of(gains, 4)
             row[name] = facts
         table[way] = row
     prints = {way: [run["theta_sha256"] for run in runs if run["way"] == way] for way in WAYS}
@@ -202,23 +198,53 @@ def summary(runs: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
     return {"theta_guided_equals_theta_frozen_bit_for_bit": same, "ways": table}
 
 
-def _rounded(span: tuple[float, float] | None) -> list[float] | None:
-    return None if span is None else [round(end, 4) for end in span]
+def guidance_table(result: dict[str, Any]) -> str:
+    """Ways of training with and without guidance: PSNR with its interval over seeds, the gain, the guide's error."""
+    ways = result["summary"]["ways"]
+    body = []
+    for way, facts in ways.items():
+        line = [f"`{way}`", f"{facts['theta_updates']:,}", f"{facts['cpu_seconds']:.0f} s"]
+        for rain in ("light", "heavy"):
+            found = facts[rain]
+            line.append(f"{found['psnr']:.2f} ({span(found['psnr_interval'])})")
+            gain = found.get("over_none")
+            line.append("" if gain is None else f"{gain:+.2f} ({span(found['over_none_interval'], sign='+')})")
+            line.append(f"{found['g']:.3f}" if "g" in found else "")
+        body.append(line)
+    constant = [f"{next(iter(ways.values()))[rain]['g_constant']:.3f}" for rain in ("light", "heavy")]
+    body.append(["best constant map", "", "", "", "", constant[0], "", "", constant[1]])
+    head = ["way", "θ-updates", "CPU time"]
+    for rain in ("light", "heavy"):
+        head += [f"{rain}: PSNR (95 %)", "over `none` (95 %)", "g"]
+    return table(head, body)
+
+
+def guidance_rivals_table(result: dict[str, Any]) -> str:
+    """Every way against the guided scheme, paired by seed."""
+    body = []
+    for way, facts in result["summary"]["ways"].items():
+        gains = [facts[rain] for rain in ("light", "heavy") if "over_guided" in facts[rain]]
+        if gains:
+            shown = [f"{g['over_guided']:+.2f} ({span(g['over_guided_interval'], sign='+')})" for g in gains]
+            body.append([f"`{way}` − `guided`", *shown])
+    return table(["PSNR, paired by seed (95 %)", "light", "heavy"], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "guidance": guidance_table(result),
+        "guidance_rivals": guidance_rivals_table(result),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--steps", type=int, default=1200, help="ω-updates of each run")
-    parser.add_argument("--seeds", type=int, default=3)
-    asked = parser.parse_args()
-    if not (asked.data / "rain" / "Rain100").is_dir():
-        print(f"skipped: no rain/Rain100 below --data {asked.data}")
-        return
+    options = parser(__doc__, data="rain/Rain100")
+    options.add_argument("--steps", type=int, default=1200, help="ω-updates of each run")
+    options.add_argument("--seeds", type=int, default=3)
+    asked = options.parse_args()
     torch.set_num_threads(1)
     recipe = recipe_of("guided", 0, asked.steps).model_dump(exclude={"name", "about", "terms", "seed", "scheme"})
-    kept = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else {}
+    kept = read(asked.json)
     runs = kept["runs"] if kept.get("recipe") == recipe else []
     done = {(run["way"], run["seed"]) for run in runs}
     for seed in range(asked.seeds):
@@ -232,11 +258,9 @@ def main() -> None:
                 "summary": summary(runs, asked.seeds),
                 "ways": WAYS,
                 "recipe": recipe,
-                "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
                 "runs": runs,
             }
-            if asked.json:
-                write_text(asked.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            write(asked.json, result)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -28,14 +25,24 @@ from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from harness import cpu_seconds, figure, fresh_process, parser, peak_growth, read, table, write
+from hypergradient_problems import (
+    CASES,
+    UNROLLED,
+    Case,
+    ParameterHolder,
+    differentiate,
+    ours,
+    reweighting,
+    weight_decay,
+)
 from twofold.solve.dynamics import Bilevel, GradientDescent, lower_gradient
 from twofold.solve.hypergradient import (
     ConjugateGradient,
@@ -44,152 +51,15 @@ from twofold.solve.hypergradient import (
     Strategy,
     Truncated,
     Unrolled,
-    hypergradient,
 )
 from twofold.solve.meta import Aggregated
-from twofold.solve.params import SolveError, as_function, norm
+from twofold.solve.params import SolveError, norm
 from twofold.solve.second_order import CentralDifference, Exact
 
 HORIZON = 64
 LONG = 1000
 LAW = (4, 16, 64, 256)
 MIB = 2**20
-
-
-class Case(NamedTuple):
-    """A bilevel problem with its starts; rate: the step of the lower level."""
-
-    problem: Bilevel
-    upper: Tensor
-    lower: dict[str, Tensor]
-    rate: float
-
-
-def weight_decay() -> Case:
-    """One weight decay a feature, chosen on validation data: logistic regression, 1,000 samples, 100 features."""
-    torch.manual_seed(0)
-    features, samples = 100, 1000
-    truth = torch.randn(features) * (torch.arange(features) < 20)
-    x, xv = torch.randn(samples, features), torch.randn(samples // 4, features)
-    y, yv = ((z @ truth + 2 * torch.randn(len(z)) > 0).float() for z in (x, xv))
-
-    def fit(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.binary_cross_entropy_with_logits(x @ u["weight"], y) + (w.exp() * u["weight"] ** 2).sum() / 2
-
-    def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.binary_cross_entropy_with_logits(xv @ u["weight"], yv)
-
-    return Case(Bilevel(validate, fit), torch.full((features,), -3.0), {"weight": torch.zeros(features)}, 0.5)
-
-
-def reweighting() -> Case:
-    """One weight a training sample, half of the labels wrong: a small convolutional net, 32 pictures of 28×28."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.Softplus(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2),
-        nn.Softplus(),
-        nn.Conv2d(32, 32, 3, padding=1, stride=2),
-        nn.Softplus(),
-        nn.Flatten(),
-        nn.Linear(32 * 49, 4),
-    )
-    function, lower = as_function(net)
-    x, t = _pictures(32)
-    xv, tv = _pictures(32)
-    t = torch.where(torch.rand(32) < 0.5, torch.randint(0, 4, (32,)), t)
-
-    def fit(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return (F.cross_entropy(function(u, x), t, reduction="none") * w.sigmoid()).mean()
-
-    def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.cross_entropy(function(u, xv), tv)
-
-    return Case(Bilevel(validate, fit), torch.zeros(32), lower, 0.05)
-
-
-class MixedNet(nn.Module):
-    """Two nodes, each a softmax mixture of four operations, as DARTS relaxes them; the logits come from outside."""
-
-    def __init__(self, width: int = 12) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, width, 3, padding=1)
-        self.threes = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.ones = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(2))
-        self.head = nn.Conv2d(width, 1, 3, padding=1)
-
-    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        h = self.stem(x)
-        for three, one, mixture in zip(self.threes, self.ones, logits.softmax(1), strict=True):
-            blurred = F.avg_pool2d(h, 3, stride=1, padding=1)
-            h = mixture[0] * three(h).tanh() + mixture[1] * one(h).tanh() + mixture[2] * blurred + mixture[3] * h
-        return x + self.head(h)
-
-
-def mixed_operation() -> Case:
-    """Architecture weights of a small denoiser, chosen on validation pictures: 16 crops of 24×24."""
-    torch.manual_seed(0)
-    net = MixedNet()
-    function, lower = as_function(net)
-    clean, held = (F.avg_pool2d(torch.rand(16, 1, 28, 28), 5, stride=1) for _ in range(2))
-    noisy, noisy_held = (z + 0.1 * torch.randn_like(z) for z in (clean, held))
-
-    def fit(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.mse_loss(function(u, noisy, w), clean)
-
-    def validate(w: Tensor, u: dict[str, Tensor]) -> Tensor:
-        return F.mse_loss(function(u, noisy_held, w), held)
-
-    return Case(Bilevel(validate, fit), torch.zeros(2, 4), lower, 0.1)
-
-
-CASES = {"weight decay": weight_decay, "reweighting": reweighting, "mixed operation": mixed_operation}
-
-
-def ours(case: Case, steps: int, *, keep_every: int = 1) -> Tensor:
-    return differentiate(case, Unrolled(steps, GradientDescent(case.rate), keep_every))
-
-
-def differentiate(case: Case, strategy: Strategy) -> Tensor:
-    return hypergradient(case.problem, case.upper, case.lower, strategy=strategy).gradient
-
-
-def ours_sparse(case: Case, steps: int) -> Tensor:
-    return ours(case, steps, keep_every=math.isqrt(steps))
-
-
-def ours_together(case: Case, steps: int) -> Tensor:
-    return differentiate(case, Unrolled(steps, GradientDescent(case.rate), together=4))
-
-
-def torchopt_unrolled(case: Case, steps: int) -> Tensor:
-    import torchopt
-
-    w, holder = case.upper.clone().requires_grad_(), _Holder(case.lower)
-    optimizer = torchopt.MetaSGD(holder, lr=case.rate)
-    for _ in range(steps):
-        optimizer.step(holder(case.problem.lower, w))
-    return torch.autograd.grad(holder(case.problem.upper, w), w)[0]
-
-
-def higher_unrolled(case: Case, steps: int) -> Tensor:
-    import higher
-
-    w, holder = case.upper.clone().requires_grad_(), _Holder(case.lower)
-    with higher.innerloop_ctx(holder, torch.optim.SGD(holder.parameters(), case.rate)) as (fast, optimizer):
-        for _ in range(steps):
-            optimizer.step(fast(case.problem.lower, w))
-        return torch.autograd.grad(fast(case.problem.upper, w), w)[0]
-
-
-UNROLLED: dict[str, Callable[[Case, int], Tensor]] = {
-    "twofold": ours,
-    "twofold, √T states": ours_sparse,
-    "twofold, 4 together": ours_together,
-    "torchopt": torchopt_unrolled,
-    "higher": higher_unrolled,
-}
 
 
 def strategies(case: Case, steps: int) -> dict[str, Strategy]:
@@ -207,49 +77,6 @@ def strategies(case: Case, steps: int) -> dict[str, Strategy]:
     }
 
 
-class _Holder(nn.Module):
-    """The lower parameters as a module's, for libraries that ask for one; the loss is called through `forward`."""
-
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.names = list(parameters)
-        self.values = nn.ParameterList(nn.Parameter(p.clone()) for p in parameters.values())
-
-    def forward(self, loss: Callable[[Tensor, dict[str, Tensor]], Tensor], w: Tensor) -> Tensor:
-        return loss(w, dict(zip(self.names, self.values, strict=True)))
-
-
-def _pictures(count: int) -> tuple[Tensor, Tensor]:
-    """Bars in four directions under noise, and which."""
-    kind = torch.randint(0, 4, (count,))
-    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
-    waves = torch.stack([(x * a + y * b).sin() for a, b in ((1, 0), (0, 1), (0.7, 0.7), (0.7, -0.7))])
-    return waves[kind][:, None] + 0.5 * torch.randn(count, 1, 28, 28), kind
-
-
-def cpu_seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The least CPU time of each, interleaved: at least `rounds` of them, and more where they take under 5 s.
-
-    What is short is repeated for at least 20 ms.
-    """
-    best, repeats = dict.fromkeys(work, math.inf), dict.fromkeys(work, 1)
-    began, number = time.process_time(), -1
-    while (number := number + 1) <= rounds or time.process_time() - began < 5:
-        for name, function in work.items():
-            gc.collect()
-            gc.disable()
-            before = time.process_time()
-            for _ in range(repeats[name]):
-                function()
-            spent = (time.process_time() - before) / repeats[name]
-            gc.enable()
-            if number == 0:  # the first round warms up
-                repeats[name] = max(1, math.ceil(0.02 / spent))
-            else:
-                best[name] = min(best[name], spent)
-    return best
-
-
 def peak_mib(work: Callable[[], object]) -> float:
     """The most that tensors held at once while `work` ran, beyond what they held before."""
     gc.collect()
@@ -262,16 +89,9 @@ def peak_mib(work: Callable[[], object]) -> float:
 def resident_mib(case: Case, steps: int) -> float:
     """How far the resident set of this process, which should be fresh, grows at its peak; needs Linux."""
 
-    def status(key: str) -> float:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-        return int(line.split()[1]) / 1024
-
     ours(case, 2)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = status("VmRSS")
-    ours(case, steps)
-    return status("VmHWM") - before
+    return peak_growth(lambda: ours(case, steps)) / MIB
 
 
 def betty_seconds(case: Case, kind: str, rounds: int) -> float:
@@ -296,7 +116,7 @@ def betty_seconds(case: Case, kind: str, rounds: int) -> float:
         def training_step(self, batch: object) -> Tensor:
             return self.module(case.problem.lower, self.upper())
 
-    holder, leader = _Holder(case.lower), Upper()
+    holder, leader = ParameterHolder(case.lower), Upper()
     loader = [(torch.zeros(1),)]
     settings = {
         "type": kind,
@@ -337,7 +157,7 @@ def unrolled_exactly(rounds: int) -> dict[str, dict[str, object]]:
         gradients = {key: function(case, HORIZON) for key, function in UNROLLED.items()}
         reference = gradients["torchopt"]
         table[name] = {
-            "seconds": cpu_seconds({k: partial(f, case, HORIZON) for k, f in UNROLLED.items()}, rounds),
+            "seconds": cpu_seconds({k: partial(f, case, HORIZON) for k, f in UNROLLED.items()}, rounds, at_least=5),
             "peak_mib": {key: peak_mib(partial(f, case, HORIZON)) for key, f in UNROLLED.items()},
             "relative_difference": {k: (norm(g - reference) / norm(reference)).item() for k, g in gradients.items()},
         }
@@ -360,7 +180,7 @@ def costs(rounds: int) -> dict[str, dict[str, float]]:
             for terms in (2, 12):  # with a tiny step: early in training a net's I − s ∇²f is no contraction
                 few = Neumann(0, descent, case.rate / 100, terms, 1.0, cross)
                 work[f"{terms} terms, {way}"] = partial(differentiate, case, few)
-        seconds = cpu_seconds(work, rounds)
+        seconds = cpu_seconds(work, rounds, at_least=5)
         unit = seconds["gradient"]
         table[name] = {"seconds_of_a_lower_gradient": unit}
         for way in ("exact", "differences"):
@@ -390,8 +210,7 @@ def memory_laws() -> dict[str, dict[int, float]]:
 
 def long_horizon() -> dict[str, float]:
     """T = 1,000 on the reweighting problem: what a fresh process grew by at its peak, the worst of three."""
-    command = [sys.executable, __file__, "--long"]
-    runs = [json.loads(subprocess.check_output(command, text=True))["resident_mib"] for _ in range(3)]
+    runs = [json.loads(fresh_process(__file__, "--long"))["resident_mib"] for _ in range(3)]
     print("resident MiB", runs, flush=True)
     return {"resident_mib": max(runs), "least_resident_mib": min(runs)}
 
@@ -417,7 +236,7 @@ def betty(rounds: int) -> dict[str, object]:
         }
         for key, strategy in same.items():
             try:
-                row[key] = cpu_seconds({key: partial(differentiate, case, strategy)}, 3)[key]
+                row[key] = cpu_seconds({key: partial(differentiate, case, strategy)}, 3, at_least=5)[key]
             except SolveError as refused:
                 row[key] = f"refused: {refused}"[:200]
         table[name] = row
@@ -426,17 +245,12 @@ def betty(rounds: int) -> dict[str, object]:
 
 
 def draw(laws: dict[str, dict[int, float]], beside: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    drawing, axes = figure(1, (7.0, 4.5))
     for method, law in laws.items():
         axes.loglog(list(law), list(law.values()), "o-", label=method)
     axes.set(xlabel="lower steps T", ylabel="peak memory above the start, MiB", title="Hypergradient memory")
     axes.legend(fontsize=8)
-    figure.savefig(beside.with_suffix(".png"), dpi=110)
+    drawing.savefig(beside.with_suffix(".png"), dpi=110)
 
 
 def summary(facts: dict[str, Any]) -> dict[str, Any]:
@@ -475,34 +289,69 @@ PARTS: dict[str, Callable[[int], object]] = {
 }
 
 
+def unrolled_table(result: dict[str, Any]) -> str:
+    """Exact unrolled hypergradients over 64 steps: time against TorchOpt, memory."""
+    ways = {
+        "twofold": "`Unrolled`",
+        "twofold, √T states": "`Unrolled`, every 8th state kept",
+        "twofold, 4 together": "`Unrolled`, 4 steps together",
+        "torchopt": "TorchOpt",
+        "higher": "higher",
+    }
+    found = result["unrolled"]
+    body = []
+    for key, name in ways.items():
+        line = [name]
+        for facts in found.values():
+            ratio = facts["seconds"][key] / facts["seconds"]["torchopt"]
+            line += [f"{1e3 * facts['seconds'][key]:,.0f} ms ({ratio:.2f}×)", f"{facts['peak_mib'][key]:.3g} MiB"]
+        body.append(line)
+    return table(["64 steps", *(f"{name}: {what}" for name in found for what in ("time", "memory"))], body)
+
+
+def costs_table(result: dict[str, Any]) -> str:
+    """What the other strategies cost, in gradients of the lower loss."""
+    found = result["costs"]
+    names = {
+        "lower_gradients_an_implicit_iteration": "an iteration of `Neumann` or `ConjugateGradient`",
+        "lower_gradients_of_the_cross_derivative_of_one_step": "the cross derivative of `OneStepUnrolled`",
+    }
+    body = [
+        [f"{name}, `{cross}`", *(f"{facts[f'{key}, {way}']:.2f}" for facts in found.values())]
+        for key, name in names.items()
+        for way, cross in (("exact", "Exact"), ("differences", "CentralDifference"))
+    ]
+    return table(["gradients of the lower loss", *found], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "hypergradient_unrolled": unrolled_table(result),
+        "hypergradient_costs": costs_table(result),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers here, and the plot of the memory laws beside it")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each timing; the best one counts")
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="renew these parts of the JSON")
-    parser.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=5, help="rounds of each timing; the best one counts")
+    options.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="renew these parts of the JSON")
+    options.add_argument("--long", action="store_true", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if arguments.long:
         print(json.dumps({"resident_mib": resident_mib(reweighting(), LONG)}))
         return
     path: Path | None = arguments.json
-    facts: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    facts: dict[str, Any] = read(path)
     for part in arguments.only:
         facts[part] = PARTS[part](arguments.rounds)
-    facts["machine"] = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "torchopt": version("torchopt"),
-        "higher": version("higher"),
-        "load_average": os.getloadavg(),
-    }
+    facts["versions"] = {name: version(name) for name in ("torchopt", "higher")}
     if set(PARTS) <= set(facts):
         facts = {"summary": summary(facts), **{name: found for name, found in facts.items() if name != "summary"}}
         print(json.dumps(facts["summary"], indent=1))
     if path is not None:
-        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        write(path, facts)
         laws = facts.get("memory_laws_mib", {})
         draw({name: {int(k): mib for k, mib in law.items()} for name, law in laws.items()}, path)
 

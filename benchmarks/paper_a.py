@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -27,13 +26,14 @@ import torch
 from skimage import data as photographs
 from torch import Tensor, nn
 
+import paper_a_claims
+from harness import figure, parser, read, write
+from paper_a_claims import ASSUMED, LEVELS, SUMMARIES, TRUE, UNEVEN, WAYS, Runs, percent, summary_of_model
 from twofold import images, zoo
 from twofold.contracts import Restored, Sample
 from twofold.degrade import additive
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given, read_kernels
-from twofold.evaluate import interval
-from twofold.files import write_text
 from twofold.metrics import PROTOCOLS, grey
 from twofold.restorers.classical import HyperLaplacian, Wiener
 from twofold.sheets import contact_sheet
@@ -43,12 +43,11 @@ from twofold.train import recipe as recipes
 from twofold.train.learner import machine_of
 from twofold.train.run import build_scheme
 
-LEVELS = (0.006, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)
-ASSUMED = (0.01, 0.02, 0.03, 0.04, 0.05)
-TRUE = 0.03
 CORNERS = (0.01, 0.02, 0.03, 0.04)
 TYPICAL = {"deblur": 0.03, "haze": 0.0}
 """The constant map of the way `none`."""
+
+tables = paper_a_claims.tables
 
 RECIPES = {
     "deblur": ("paper-a-deconvolution-small", "paper-a-deconvolution"),
@@ -57,18 +56,10 @@ RECIPES = {
 """Small, and with --full."""
 STEPS = {"deblur": 800, "haze": 400}
 """ω-updates of a small training."""
-UNEVEN = ("estimated map", "its mean", "its root mean square", "true map", "true mean", "true root mean square")
-"""Which map is given where the noise is uneven."""
-Runs = Sequence[dict[str, Any]]
-WAYS = {
-    "deblur": [("none", 6), ("guided", 6), ("none", 9), ("guided", 9), ("naive", 9), ("frozen", 9)],
-    "haze": [("none", 0), ("guided", 0)],
-}
-"""(way, layers of the denoiser) of each part."""
 
 
 class Unguided(nn.Module):
-    """A network whose map is the same number everywhere and always: as large as the guided one, and told nothing."""
+    """A network whose map is the same number everywhere and always: as large as the guided one, without information."""
 
     def __init__(self, net: nn.Module, level: float) -> None:
         super().__init__()
@@ -160,10 +151,6 @@ def uneven(generator: torch.Generator, level: tuple[float, float], size: tuple[i
     return nn.functional.interpolate(corners, size=size, mode="nearest")
 
 
-def percent(level: float) -> str:
-    return f"{100 * level:g}"
-
-
 def constant(level: float) -> Callable[[Sample], Tensor]:
     return lambda sample: torch.full_like(sample.observed[:, :1], level)
 
@@ -193,7 +180,7 @@ def score(restorer: Any, samples: Sequence[Sample], rule: Callable[[Sample], Ten
 
 
 def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Every level; of the guided way also with levels that are told, wrong, or uneven."""
+    """Every level; of the guided way also with given, wrong and uneven levels."""
     even = {level: degraded(asked, lambda at=level: GaussianNoise((at, at))) for level in LEVELS}  # type: ignore[misc]
     found: dict[str, Any] = {"levels": {percent(level): score(restorer, even[level]) for level in LEVELS}}
     if way != "guided":
@@ -220,7 +207,7 @@ def deblurred(restorer: nn.Module, way: str, asked: argparse.Namespace) -> dict[
 
 
 def classical(asked: argparse.Namespace) -> dict[str, Any]:
-    """What methods without weights make of 3 % of noise: with their own estimate of it, and told wrong levels."""
+    """What methods without weights make of 3 % of noise: with their own estimate of it, and with wrong levels."""
     rivals: dict[str, Any] = {"Wiener": Wiener(), "hyper-Laplacian": HyperLaplacian()}
     samples = degraded(asked, lambda: GaussianNoise((TRUE, TRUE)))
     return {
@@ -257,12 +244,7 @@ def maps(restorer: nn.Module, path: Path) -> None:
 
 def draw_curves(runs: Runs, path: Path) -> None:
     """f and g over the steps of the three ways of training, first seed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    drawing, axes = figure(2, (4.5, 3.2))
     chosen = [run for run in runs if run["layers"] == 9 and run["seed"] == 0 and run["way"] != "none"]
     for run in chosen:
         for axis, name in zip(axes, ("restoration", "guidance"), strict=True):
@@ -274,126 +256,7 @@ def draw_curves(runs: Runs, path: Path) -> None:
     ):
         axis.set(title=title, xlabel="share of the updates of that half")
         axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-# Which claims hold.
-
-
-def values(runs: Runs, way: str, layers: int, *keys: str) -> dict[int, float]:
-    """seed → the number that stands under these keys of what was found."""
-    found = {}
-    for run in runs:
-        if (run["way"], run["layers"]) == (way, layers):
-            fact = run["found"]
-            for key in keys:
-                fact = fact[key]
-            found[run["seed"]] = fact
-    return found
-
-
-def mean(numbers: dict[int, float]) -> float | None:
-    return float(f"{sum(numbers.values()) / len(numbers):.5g}") if numbers else None
-
-
-def gain(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
-    """Mean of `one` − `other`, paired by seed, and its 95 % interval.
-
-    >>> gain({0: 30.0, 1: 31.0}, {0: 29.0, 1: 30.0})
-    {'mean': 1.0, 'interval': [1.0, 1.0], 'n': 2}
-    """
-    gains = [value - other[seed] for seed, value in sorted(one.items()) if seed in other]
-    ends = interval(gains)
-    return {
-        "mean": round(sum(gains) / len(gains), 3) if gains else None,
-        "interval": None if ends is None else [round(end, 3) for end in ends],
-        "n": len(gains),
-    }
-
-
-COMPARED = {
-    "A1, tiny: guided − none": (("guided", 6), ("none", 6)),
-    "A1, general: guided − none": (("guided", 9), ("none", 9)),
-    "A2: tiny guided − general none": (("guided", 6), ("none", 9)),
-    "A3: guided − naive": (("guided", 9), ("naive", 9)),
-    "control: guided − frozen": (("guided", 9), ("frozen", 9)),
-}
-
-
-def steered(psnr: Callable[..., dict[int, float]]) -> dict[str, Any]:
-    """A4 and A5. psnr: keys of what was found → numbers by seed, or by picture."""
-    own, uneven_map = psnr("levels", percent(TRUE)), psnr("uneven", "estimated map")
-    return {
-        "A4": {
-            "adaptive": mean(own),
-            "assumed": {
-                at: {"psnr": mean(psnr("assumed", at)), "adaptive gains": gain(own, psnr("assumed", at))}
-                for at in map(percent, ASSUMED)
-            },
-        },
-        "A5": {
-            name: {
-                "psnr": mean(psnr("uneven", name)),
-                "estimated map gains": gain(uneven_map, psnr("uneven", name)),
-            }
-            for name in UNEVEN
-        },
-    }
-
-
-def summary_of_model(found: dict[str, Any]) -> dict[str, Any]:
-    """A trained model: every level, and A4 and A5 with intervals over the pictures."""
-
-    def psnr(*keys: str) -> dict[int, float]:
-        fact = found
-        for key in keys:
-            fact = fact[key]
-        return dict(enumerate(fact["pictures"]))
-
-    names = [percent(level) for level in LEVELS]
-    return {
-        "psnr": {name: found["levels"][name]["psnr"] for name in names},
-        "level told": {name: found["told"][name]["psnr"] for name in names},
-        **steered(psnr),
-        "maps": {name: {fact: found["levels"][name][fact] for fact in ("level", "deviation", "g")} for name in names},
-    }
-
-
-def summary_of_deblur(runs: Runs) -> dict[str, Any]:
-    names = [percent(level) for level in LEVELS]
-    return {
-        "psnr": {
-            f"{way}, {layers} layers": {name: mean(values(runs, way, layers, "levels", name, "psnr")) for name in names}
-            for way, layers in WAYS["deblur"]
-        },
-        "level told": {name: mean(values(runs, "guided", 9, "told", name, "psnr")) for name in names},
-        "gains": {
-            title: {name: gain(*(values(runs, *which, "levels", name, "psnr") for which in both)) for name in names}
-            for title, both in COMPARED.items()
-        },
-        **steered(lambda *keys: values(runs, "guided", 9, *keys, "psnr")),
-        "maps": {
-            way: {
-                name: {fact: mean(values(runs, way, 9, "levels", name, fact)) for fact in ("level", "deviation", "g")}
-                for name in names
-            }
-            for way in ("guided", "naive", "frozen")
-        },
-    }
-
-
-def summary_of_haze(runs: Runs) -> dict[str, Any]:
-    table = {}
-    for name, facts in runs[0]["found"].items():
-        none, guided = (values(runs, way, 0, name, "psnr") for way in ("none", "guided"))
-        table[name] = {
-            "input": facts["input_psnr"],
-            "none": mean(none),
-            "guided": mean(guided),
-            "A7: guided − none": gain(guided, none),
-        }
-    return table
+    drawing.savefig(path, dpi=110)
 
 
 def hazed(restorer: nn.Module, recipe: recipes.Recipe, root: Path) -> dict[str, Any]:
@@ -403,9 +266,6 @@ def hazed(restorer: nn.Module, recipe: recipes.Recipe, root: Path) -> dict[str, 
         dataset, fact = name.rsplit("/", 1)
         found.setdefault(dataset, {})[fact] = round(value, 4)
     return found
-
-
-SUMMARIES = {"deblur": summary_of_deblur, "haze": summary_of_haze}
 
 
 def papers() -> dict[str, dict[str, float]]:
@@ -420,18 +280,16 @@ def papers() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
-    parser.add_argument("--json", type=Path, required=True, help="gone on with where it is there already")
-    parser.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
-    parser.add_argument("--steps", type=int, help="ω-updates of a training, if not the usual number")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--pictures", default="deblur/Set12", help="test photographs below --data")
-    parser.add_argument("--kernels", default="deblur/kernels/kernels_12.mat", help="test kernels below --data")
-    parser.add_argument("--model", default="deblur", help="of the part `model`: a shipped one or a file")
-    asked = parser.parse_args()
+    options = parser(__doc__, data="clean/BSDS500, deblur and haze", json_required=True)
+    options.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
+    options.add_argument("--steps", type=int, help="ω-updates of a training, if not the usual number")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--pictures", default="deblur/Set12", help="test photographs below --data")
+    options.add_argument("--kernels", default="deblur/kernels/kernels_12.mat", help="test kernels below --data")
+    options.add_argument("--model", default="deblur", help="of the part `model`: a shipped one or a file")
+    asked = options.parse_args()
     if asked.device == "cpu":
         torch.set_num_threads(1)
     for part in asked.part:
@@ -453,7 +311,7 @@ def judge_model(asked: argparse.Namespace) -> None:
 def run_part(part: str, asked: argparse.Namespace) -> None:
     name, steps = RECIPES[part][asked.full], asked.steps or (None if asked.full else STEPS[part])
     settings = recipe_of(name, "none", 0, 0, steps=steps)
-    kept = json.loads(asked.json.read_text()).get(part) if asked.json.exists() else None
+    kept = read(asked.json).get(part)
     runs = kept["runs"] if kept and reading.parse(kept["recipe"]) == settings else []
     done = {(run["way"], run["layers"], run["seed"]) for run in runs}
     for seed in range(asked.seeds):
@@ -474,13 +332,12 @@ def run_part(part: str, asked: argparse.Namespace) -> None:
 
 def keep(part: str, facts: dict[str, Any], asked: argparse.Namespace) -> None:
     """Writes one part and leaves the others as the file has them."""
-    kept = json.loads(asked.json.read_text()) if asked.json.exists() else {}
+    kept = read(asked.json)
     kept[part] = facts
     if part != "haze":
         kept[part] |= {"test": {"pictures": asked.pictures, "kernels": asked.kernels, "whole": asked.full}}
     kept["papers"] = papers()
-    kept["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    write_text(asked.json, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write(asked.json, kept)
 
 
 if __name__ == "__main__":

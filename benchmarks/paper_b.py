@@ -1,7 +1,11 @@
 """Paper B's experiments at a small scale: does a searched loss, a searched network, a division help? (Zhu et al. 2022)
 
     python benchmarks/paper_b.py --data DATA --task lowlight --json benchmarks/results/paper_b-lowlight.json
-    python benchmarks/paper_b.py --data DATA --steps 20000 --search-steps 4000 --width 32 --units 7 --crop 128 --batch 8
+    python benchmarks/paper_b.py --data DATA --task lowlight --json paper_b-lowlight-gpu.json --steps 20000 \\
+      --search-steps 4000 --width 32 --units 7 --ops 4 --pictures 0 --crop 128 --batch 8 --device cuda
+
+The second one, for a GPU, has the published size: seven units of two branches with four operations each, width 32, on
+all pictures.
 
 Trained on the pictures that the shipped search of the task takes, measured on the middle of those that its final recipe
 holds out (LOL, EUVP, HazeRD), by the protocol `rgb`. Everything that is compared sees the same batches, from the same
@@ -17,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,28 +31,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import paper_b_claims
+from harness import parser, rounded, write
+from paper_b_claims import summary
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.batches import SECOND_STREAM, Batches
-from twofold.data.sources import Crops, Source
-from twofold.data.specs import build_mixture
-from twofold.evaluate import interval
-from twofold.files import write_text
-from twofold.losses import Loss
+from twofold.data.sources import Source
+from twofold.losses import Loss, LossSpec
 from twofold.metrics import PROTOCOLS
 from twofold.nets.hadamard import COMBINATIONS, HadamardNet
 from twofold.nets.perceptual import DirectionDistance, perceptual_squeeze
 from twofold.nets.unet import UNet
-from twofold.search.genotype import Genotype, agreement, derive, entropy, uniform_genotype
-from twofold.search.loss_space import LossFile
+from twofold.search import judge as judges
+from twofold.search.halves import split_source
+from twofold.search.judge import judged
+from twofold.search.recipe import HierarchicalSpec, JudgeRecipe, SearchRecipe, Stage, SupernetSpec
+from twofold.search.scheme import Found, Search
 from twofold.settings import checked
-from twofold.train import judge as judges
+from twofold.space.genotype import Genotype, derive, entropy, uniform_genotype
 from twofold.train import reading
 from twofold.train.learner import Learner, Machine, Optimizer, Schedule
-from twofold.train.run import feature_networks
-from twofold.train.search import judged, split_source
-from twofold.train.search_recipe import JudgeRecipe, SearchRecipe, SupernetSpec
-from twofold.train.search_run import Stage, build_net, build_search, build_space
+
+tables, RESULTS = paper_b_claims.tables, paper_b_claims.RESULTS
 
 HELD_OUT = {"lowlight": "lol", "underwater": "euvp", "haze": "hazerd"}  # task → validation group of its final recipe
 
@@ -121,22 +125,19 @@ class Bench:
             branches=branches,
         )
 
-    def search(self, stage: Stage, net: nn.Module, given: LossFile | None, seed: int) -> tuple[LossFile, float]:
+    def search(self, stage: Stage, net: nn.Module, given: LossSpec | None, seed: int) -> tuple[LossSpec, float]:
         """Runs one stage on `net`, in place; the loss at its end, and the CPU seconds it took."""
         began = time.process_time()
         recipe = self.recipe.model_copy(update={"seed": seed})
-        space = build_space(recipe, self.root, self.device, clipped=given is not None)
-        if given is not None:
-            space.assume(given)
-        upper = None if stage.what == "architecture" else judged(self.judge)
-        scheme = build_search(recipe, stage, net, space, upper, Machine())
+        space = recipe.loss.build(self.root, self.device, seed=seed, given=given)
+        scheme = Search.with_optimizers(recipe, stage.what, net, space, judged(self.judge), Machine())
         batches = self.pairs(seed)
         for n in range(stage.steps):
             scheme.step(*batches(n))
         return space.derive(), time.process_time() - began
 
     def supernet(self, seed: int) -> HadamardNet:
-        net = build_net(self.recipe.model_copy(update={"seed": seed}))
+        net = self.recipe.model_copy(update={"seed": seed}).build_net()
         assert isinstance(net, HadamardNet)
         return net.to(self.device, memory_format=torch.channels_last)
 
@@ -156,8 +157,23 @@ class Bench:
             learner.descend(loss(net(sample.observed), sample.clean))
         return net.eval()
 
-    def loss(self, file: LossFile) -> Loss:
-        return file.build(feature_networks(file.needs, self.root, self.device))
+    def alternation(self, rounds: int, seed: int) -> tuple[Found, float]:
+        """Eq. (4): loss and architecture in turn, in all as many steps as one round; CPU seconds."""
+        began = time.process_time()
+        steps = max(self.asked.search_steps // rounds, 1)
+        recipe = self.recipe.model_copy(update={"seed": seed, "warmup": steps // 3})
+        batches, found = self.pairs(seed), Found()
+        for stage in HierarchicalSpec(loss=steps, architecture=steps, rounds=rounds).stages():
+            scheme = Search.of_stage(
+                recipe, stage, self.root, found=found, upper=judged(self.judge), device=self.device
+            )
+            for n in range(steps):
+                scheme.step(*batches(n))
+            found = scheme.found(found)
+        return found, time.process_time() - began
+
+    def loss(self, file: LossSpec) -> Loss:
+        return file.build(self.root / "features")
 
     @torch.no_grad()
     def score(self, net: nn.Module) -> dict[str, float]:
@@ -171,9 +187,9 @@ class Bench:
         return {**facts, "parameters": sum(p.numel() for p in net.parameters())}
 
 
-def ones(found: LossFile) -> LossFile:
+def ones(found: LossSpec) -> LossSpec:
     """The same losses with every weight 1."""
-    return LossFile(dict.fromkeys(found.weights, 1.0), found.layers)
+    return LossSpec(dict.fromkeys(found.weights, 1.0), found.layers)
 
 
 def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
@@ -208,19 +224,28 @@ def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     synchronous = bench.supernet(seed)
     together, both = bench.search(Stage("synchronous", "both", 2 * asked.search_steps), synchronous, None, seed)
     genotype, other = derive(hierarchical), derive(synchronous)
+    twice, alternating = bench.alternation(2, seed)
+    assert twice.genotype is not None
+    assert twice.loss is not None
+    both_rounds = twice.genotype
     matched = matched_width(bench, sum(p.numel() for p in bench.hadamard(genotype).parameters()))
-    nets: dict[str, tuple[Callable[[], nn.Module], LossFile]] = {
+    nets: dict[str, tuple[Callable[[], nn.Module], LossSpec]] = {
         "supernet": (lambda: bench.supernet(seed), found),
         **{op: ((lambda op=op: bench.hadamard(bench.uniform(op))), found) for op in ("1-C", "3-C", "1-RC", "3-RC")},
         "3-C, as many parameters": (lambda: bench.hadamard(bench.uniform("3-C"), width=matched), found),
         "synchronous": (lambda: bench.hadamard(other), together),
         "hierarchical": (lambda: bench.hadamard(genotype), found),
+        "hierarchical, two rounds": (lambda: bench.hadamard(both_rounds), twice.loss),
         "hierarchical, all ones": (lambda: bench.hadamard(genotype), ones(found)),
     }
     table5: dict[str, Any] = {}
     for name, (make, file) in nets.items():
         table5[name] = bench.score(bench.trained(make, bench.loss(file), seed))
         say(seed, name, table5[name])
+    table5["hierarchical, two rounds"] |= {
+        "skip_ratio": both_rounds.skip_ratio,
+        "search_seconds": alternating,
+    }
     table5["synchronous"] |= {"skip_ratio": other.skip_ratio, "entropy": entropy(synchronous), "search_seconds": both}
     table5["hierarchical"] |= {
         "skip_ratio": genotype.skip_ratio,
@@ -245,7 +270,7 @@ def one_seed(bench: Bench, seed: int) -> dict[str, Any]:
     return {**result, "black_box": black} if black else result
 
 
-def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budget: float, seed: int) -> dict[str, Any]:
+def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossSpec, budget: float, seed: int) -> dict[str, Any]:
     """TPE and random search over the weights for `budget` CPU seconds each; the network trained with the best."""
     import optuna
 
@@ -255,7 +280,7 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
 
     def objective(trial: Any) -> float:
         weights = {name: trial.suggest_float(name, 0.0, 3.0) for name in found.weights}
-        file = LossFile(weights, found.layers)
+        file = LossSpec(weights, found.layers)
         net = bench.trained(make, bench.loss(file), seed, steps=max(bench.asked.steps // 4, 1), source=bench.seen)
         upper = judged(bench.judge)
         with torch.no_grad():
@@ -271,7 +296,7 @@ def black_box(bench: Bench, make: Callable[[], nn.Module], found: LossFile, budg
         began = time.process_time()
         while time.process_time() - began < budget or not study.trials:
             study.optimize(objective, n_trials=1)
-        best = LossFile(dict(study.best_params), found.layers)
+        best = LossSpec(dict(study.best_params), found.layers)
         score = bench.score(bench.trained(make, bench.loss(best), seed))
         results[name] = {**score, "trials": len(study.trials), "weights": dict(best.weights)}
         say(seed, name, results[name])
@@ -289,70 +314,6 @@ def matched_width(bench: Bench, parameters: int) -> int:
 
 def say(seed: int, name: str, *scores: dict[str, Any]) -> None:
     print(f"seed {seed}  {name}: " + "  ".join(f"{s['psnr']:.2f} dB" for s in scores), flush=True)
-
-
-def summary(seeds: Sequence[dict[str, Any]], ops_per_branch: int) -> dict[str, Any]:
-    """Means over the seeds with Student's intervals, and of the paired differences that the claims are about."""
-
-    def of(values: Sequence[float]) -> dict[str, Any]:
-        span = interval(list(values))
-        return {"mean": sum(values) / len(values), "interval": None if span is None else list(span)}
-
-    def each(part: str, name: str, key: str, *inner: str) -> list[float]:
-        found = []
-        for seed in seeds:
-            node = seed[part][name]
-            for step in inner:
-                node = node[step]
-            found.append(float(node[key]))
-        return found
-
-    def apart(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-        return of([x - y for x, y in zip(a, b, strict=True)])
-
-    keys = ("psnr", "ssim", "perceptual_squeeze")
-    first = seeds[0]
-    table5 = {name: {k: of(each("table5", name, k)) for k in (*keys, "parameters")} for name in first["table5"]}
-    combine = {name: {k: of(each("combine", name, k)) for k in (*keys, "parameters")} for name in first["combine"]}
-    fig6 = {
-        name: {
-            **{way: {k: of(each("fig6", name, k, way)) for k in keys} for way in ("ones", "searched")},
-            "gain": {k: apart(each("fig6", name, k, "searched"), each("fig6", name, k, "ones")) for k in keys},
-        }
-        for name in first["fig6"]
-    }
-
-    def over(other: str) -> dict[str, Any]:
-        return apart(each("table5", "hierarchical", "psnr"), each("table5", other, "psnr"))
-
-    weights = [seed["loss"]["hierarchical"] for seed in seeds]
-    same = agreement([Genotype(seed["genotype"], ops_per_branch) for seed in seeds]) if len(seeds) > 1 else None
-    result: dict[str, Any] = {
-        "fig6": fig6,
-        "table5": table5,
-        "combine": combine,
-        "claims": {
-            "B1 searched weights over all ones, same found network": over("hierarchical, all ones"),
-            "B2 found network over the supernet": over("supernet"),
-            "B2 found network over 3-C of as many parameters": over("3-C, as many parameters"),
-            "B2 found network over 3-RC": over("3-RC"),
-            "B3 hierarchical over synchronous": over("synchronous"),
-            "B4 division over subtraction": apart(
-                each("combine", "divide", "psnr"), each("combine", "subtract", "psnr")
-            ),
-            "B4 division over none": apart(each("combine", "divide", "psnr"), each("combine", "none", "psnr")),
-        },
-        "weights": {name: of([w[name] for w in weights]) for name in weights[0]},
-        "same_choice": None if same is None else same[0],
-        "chance": None if same is None else same[1],
-        "skip_ratio": {
-            name: of([seed["table5"][name]["skip_ratio"] for seed in seeds]) for name in ("hierarchical", "synchronous")
-        },
-    }
-    if all("black_box" in seed for seed in seeds):
-        result["black_box"] = {name: {k: of(each("black_box", name, k)) for k in keys} for name in first["black_box"]}
-        result["trials"] = [seed["black_box"]["TPE"]["trials"] for seed in seeds]
-    return result
 
 
 def middle(picture: Tensor, side: int) -> Tensor:
@@ -373,7 +334,7 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
         judges.train_judge(checked(JudgeRecipe, reading.tree_of(recipe.judge)), asked.data, folder, device=asked.device)
         path = folder / "judge.safetensors"
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
-    whole = build_mixture(recipe.data.train, asked.data, Crops(recipe.data.crop))
+    whole = recipe.data.source(asked.data)
     seen, held = split_source(whole, pictures=recipe.data.pictures)
     group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
     test = []
@@ -386,25 +347,23 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--task", choices=HELD_OUT, default="lowlight")
-    parser.add_argument("--judge", type=Path, help="a judge of the task; without it one is trained beside --json")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=240, help="of every training that is scored")
-    parser.add_argument("--search-steps", type=int, default=120, help="of each stage; a third of them warms up")
-    parser.add_argument("--rate", type=float, default=0.02, help="of what is searched")
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--units", type=int, default=3)
-    parser.add_argument("--ops", type=int, default=2, help="operations in a branch of a unit")
-    parser.add_argument("--crop", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--test-side", type=int, default=192)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-optuna", dest="optuna", action="store_false")
-    asked = parser.parse_args()
+    options = parser(__doc__, data="what the recipe search-TASK names")
+    options.add_argument("--task", choices=HELD_OUT, default="lowlight")
+    options.add_argument("--judge", type=Path, help="a judge of the task; without it one is trained beside --json")
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--steps", type=int, default=240, help="of every training that is scored")
+    options.add_argument("--search-steps", type=int, default=120, help="of each stage; a third of them warms up")
+    options.add_argument("--rate", type=float, default=0.02, help="of what is searched")
+    options.add_argument("--width", type=int, default=16)
+    options.add_argument("--units", type=int, default=3)
+    options.add_argument("--ops", type=int, default=2, help="operations in a branch of a unit")
+    options.add_argument("--crop", type=int, default=48)
+    options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--pictures", type=int, default=64)
+    options.add_argument("--test-side", type=int, default=192)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--no-optuna", dest="optuna", action="store_false")
+    asked = options.parse_args()
     bench = prepared(asked, (asked.json or Path("paper_b.json")).parent / f"judge-{asked.task}")
     settings = {name: value for name, value in vars(asked).items() if not isinstance(value, Path)}
     untouched = bench.score(nn.Identity())
@@ -417,20 +376,10 @@ def main() -> None:
             "pictures": len(bench.test),
             "settings": settings,
             "cpu_seconds": round(time.process_time() - began, 1),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "seeds": seeds,
         }
-        if asked.json:
-            write_text(asked.json, json.dumps(rounded(result), indent=1) + "\n")
+        write(asked.json, rounded(result))
     print(json.dumps(rounded(result["summary"]["claims"]), indent=1))
-
-
-def rounded(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: rounded(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [rounded(value) for value in node]
-    return float(f"{node:.5g}") if isinstance(node, float) else node
 
 
 if __name__ == "__main__":

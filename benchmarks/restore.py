@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,8 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from harness import largest_resident, parser, table, write
 
 WEIGHTS = {"light": "logs/Rain100L/PReNet6/net_latest.pth", "heavy": "logs/Rain100H/PReNet6/net_latest.pth"}
 HUGE = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -50,12 +50,29 @@ Image.fromarray(photo).save(sys.argv[3], quality=95)
 OFFICIAL, RECIPE = "official, float32", "+ bfloat16, fused (the recipe)"
 
 
+def restore_speed_table(result: dict[str, Any]) -> str:
+    """What each ingredient of running a network brings, PReNet at two sizes."""
+    speed = result["speed"]
+    body = []
+    for variant, large in speed["512"]["variants"].items():
+        small = speed["256"]["variants"][variant]
+        cells = [f"{row['cpu_seconds']:.2f} s ({row['speedup']:.1f}×)" for row in (large, small)]
+        body.append([variant, *cells])
+    return table(["PReNet, CPU seconds of one thread", "512 × 512", "256 × 256"], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "restore_speed": restore_speed_table(result),
+    }
+
+
 def main() -> None:
     options = parse()
     if options.worker:
         work(options)
         return
-    results: dict[str, Any] = {"summary": {}, "machine": machine(options.threads)}
+    results: dict[str, Any] = {"summary": {}, "threads": options.threads}
     results["speed"] = {str(side): speed(options, side) for side in (512, 256)}
     results["quality"] = quality(options)
     results["denormals"] = ask(options, {"do": "denormals"}, {})
@@ -67,35 +84,18 @@ def main() -> None:
         "peak_gib_12mp": results["photograph"]["peak_gib_above_imports"],
     }
     print(json.dumps(results, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    write(options.json, results)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--official", type=Path, help="a checkout of the official implementation")
-    parser.add_argument("--data", type=Path, help="folder with rain/Rain100/{clean,light,heavy}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--megapixels", type=float, default=12.0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def machine(threads: int) -> dict[str, Any]:
-    import torch
-
-    from twofold.runtime import processor
-
-    return {
-        "processor": processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": threads,
-        "load_before": round(os.getloadavg()[0], 2),
-    }
+    made = parser(__doc__)
+    made.add_argument("--official", type=Path, help="a checkout of the official implementation")
+    made.add_argument("--data", type=Path, help="folder with rain/Rain100/{clean,light,heavy}")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--megapixels", type=float, default=12.0)
+    made.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return made.parse_args()
 
 
 def speed(options: argparse.Namespace, side: int) -> dict[str, Any]:
@@ -324,13 +324,13 @@ def photograph(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]
         run = runtime.runner(network, recipe)
         per_pixel = runtime.peak_bytes(run, example) // 128**2
         budget = tiling.Budget(per_pixel=per_pixel)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = largest_resident()
         cpu, wall = time.process_time(), time.perf_counter()
         picture = images.read(path)
         out = tiling.tiled(run, picture.pixels, halo=network.halo, tile=budget)
         images.write(Path(folder) / "restored.jpg", images.Picture(out))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = largest_resident() - before
     part = picture.pixels[..., :700, :900]
     differences = {}
     for name, settings in (("float32", runtime.plain()), ("recipe", recipe)):
@@ -340,7 +340,7 @@ def photograph(options: argparse.Namespace, _: dict[str, Any]) -> dict[str, Any]
     return {
         "width": width,
         "height": height,
-        "peak_gib_above_imports": round(peak * 1024 / 2**30, 3),
+        "peak_gib_above_imports": round(peak / 2**30, 3),
         "bytes_per_pixel": per_pixel,
         "compute_over_untiled": round(tiling.overhead(height, width, halo=network.halo, tile=budget), 3),
         "cpu_seconds": round(cpu, 1),

@@ -12,28 +12,22 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from twofold.files import write_text
-from twofold.losses import Loss, l1, ssim_distance
+from harness import RETURN_MEMORY_AT_ONCE, cpu_seconds, fresh_process, parser, peak_growth, write
+from twofold.losses import PLAIN, Loss, l1, ssim
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
-from twofold.search.difference import ForwardDifference
-from twofold.search.loss_space import PLAIN, LossSpace
-from twofold.search.supernet import Mixture, architecture, mixtures, network_weights
+from twofold.solve.difference import ForwardDifference
 from twofold.solve.dynamics import Bilevel
 from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.second_order import CentralDifference, Cross
+from twofold.space.loss_space import LossSpace, searchable
+from twofold.space.supernet import Mixture, architecture, mixtures, network_weights
 
 STEP = 5e-4  # ξ, the learning rate of the published search
 RADIUS = 0.01  # of the central difference, as published
@@ -43,7 +37,7 @@ Pair = tuple[Tensor, Tensor]
 
 def restoration(restored: Tensor, clean: Tensor) -> Tensor:
     """The loss of both levels: cheap, so that the network's share of a step is seen."""
-    return l1(restored, clean) + 0.1 * ssim_distance(restored, clean)
+    return l1(restored, clean) + 0.1 * ssim(restored, clean)
 
 
 class PlainMixture(Mixture):
@@ -128,16 +122,6 @@ def pictures(size: int, batch: int, dtype: torch.dtype = torch.float32) -> tuple
     return (dark[0] * 0.3, clean[0]), (dark[1] * 0.3, clean[1])
 
 
-def cpu_seconds(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    best = dict.fromkeys(steps, float("inf"))
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.process_time()
-            step()
-            best[name] = min(best[name], time.process_time() - started)
-    return best
-
-
 def apart(a: list[Tensor], b: list[Tensor]) -> float:
     """Relative difference of two gradients in the Euclidean norm."""
     a_, b_ = (torch.cat([t.flatten() for t in ts]) for ts in (a, b))
@@ -162,32 +146,22 @@ def gradient_differences() -> dict[str, float]:
 def peak_bytes(step: str, kind: str, size: int, batch: int) -> int:
     """Peak of the resident memory of a fresh process during one step, above what was resident before."""
     arguments = ["--peak-of", step, "--kind", kind, "--size", str(size), "--batch", str(batch)]
-    # Every large tensor is a mapping of its own and goes back at once, so that what is resident is what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, *arguments]
-    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    return int(fresh_process(__file__, *arguments, environment=RETURN_MEMORY_AT_ONCE))
 
 
 def measure_peak(step: str, kind: str, size: int, batch: int) -> int:
-    def resident(what: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
-
     net, data = supernet(kind), pictures(size, batch)
     chosen = STEPS[step][0 if kind == "plain" else 1]
     chosen(net, *pictures(16, 1))  # what libraries keep for good
     net.zero_grad()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the former peak
-    before = resident("VmRSS")
-    chosen(net, *data)
-    return resident("VmHWM") - before
+    return peak_growth(lambda: chosen(net, *data))
 
 
 def beta_step(size: int, batch: int) -> dict[str, Callable[[], object]]:
     """A step for the losses' weights, and a plain training step of the same network with the same losses."""
     torch.manual_seed(0)
     net, judge = supernet("merged"), Judge().eval().requires_grad_(False)
-    space = LossSpace(PLAIN)
+    space = LossSpace(searchable(PLAIN))
     train, validation = pictures(size, batch)
     alpha = {name: p.detach() for name, p in architecture(net).items()}
     omega = {name: p.detach() for name, p in network_weights(net).items()}
@@ -219,14 +193,13 @@ def beta_step(size: int, batch: int) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-of", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--kind", choices=KINDS, default="plain", help=argparse.SUPPRESS)
-    a = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--size", type=int, default=128)
+    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--peak-of", choices=STEPS, help=argparse.SUPPRESS)
+    options.add_argument("--kind", choices=KINDS, default="plain", help=argparse.SUPPRESS)
+    a = options.parse_args()
     torch.set_num_threads(1)
     if a.peak_of:
         print(measure_peak(a.peak_of, a.kind, a.size, a.batch))
@@ -261,16 +234,9 @@ def main() -> None:
         "cpu_seconds": seconds,
         "peak_bytes": peaks,
         "pictures": {"size": a.size, "batch": a.batch},
-        "machine": {
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg(),
-        },
     }
     print(json.dumps(result, indent=1))
-    if a.json:
-        write_text(a.json, json.dumps(result, indent=1) + "\n")
+    write(a.json, result)
 
 
 if __name__ == "__main__":

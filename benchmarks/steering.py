@@ -8,14 +8,13 @@ projection; 0 is an untouched picture, 1 all of it. Held-out scenes of Rain100, 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+from harness import parser, table, write
 from twofold import api
 from twofold.data.pairs import every, find_pairs, read_pair
-from twofold.files import write_text
 from twofold.metrics import PROTOCOLS
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -37,17 +36,30 @@ def measured(model: api.Model, root: Path, rain: str) -> dict[str, dict[str, flo
     return total
 
 
+def steering_table(result: dict[str, Any]) -> str:
+    """How much of the rain goes at each strength, and what that does to PSNR."""
+    found = result["strengths"]
+    head = ["strength", *found["light"]]
+    body = []
+    for rain, by in found.items():
+        body.append([f"{rain}: share of the rain removed", *(f"{facts['removed']:.0%}" for facts in by.values())])
+        body.append([f"{rain}: PSNR", *(f"{facts['psnr']:.2f}" for facts in by.values())])
+    return table(head, body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "steering": steering_table(result),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser(__doc__, data="rain/Rain100").parse_args()
     model = api.load("derain", precision="exact")  # a number should not depend on the machine
     results = {rain: measured(model, options.data / "rain" / "Rain100", rain) for rain in ("light", "heavy")}
     summary = {rain: {s: round(facts["removed"], 3) for s, facts in rows.items()} for rain, rows in results.items()}
     print(json.dumps(summary, indent=1))
-    if options.json:
-        write_text(options.json, json.dumps({"summary": summary, "strengths": results}, indent=1) + "\n")
+    write(options.json, {"summary": summary, "strengths": results})
 
 
 if __name__ == "__main__":

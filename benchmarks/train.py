@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +23,13 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
+from harness import interval_of, parser, read, score, table, write
 from twofold.contracts import Sample
 from twofold.data.batches import Batches
 from twofold.data.crops import CropCache
 from twofold.data.sources import PairCrops
 from twofold.degrade.additive import RainStreaks, quantised, rain_region
 from twofold.degrade.blur import CameraShake
-from twofold.evaluate import interval
-from twofold.files import write_text
-from twofold.metrics import psnr
 from twofold.restorers.guided import Guided
 from twofold.train import reading
 from twofold.train import recipe as recipes
@@ -49,7 +45,7 @@ CASES = {
     "paper-a-sots-indoor": ["data.batch=1", "precision=bf16", "loss={smooth_l1: 1.0}"],
 }
 """Recipes that are timed, with changes. The papers' batches need more memory than a small machine has, and VGG16's
-weights are not at hand."""
+weights are not available."""
 
 
 def plain_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -73,7 +69,7 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sample], None]:
     """Algorithm 1 as one would write it first."""
-    weights = recipe.loss
+    weights = recipe.loss.weights
     halves = (restorer.guide, recipe.guide_optimizer), (restorer.net, recipe.optimizer)
     theta, omega = (torch.optim.Adam(part.parameters(), settings.learning_rate) for part, settings in halves)
     factor = recipe.schedule.build(recipe.steps)
@@ -84,8 +80,8 @@ def plain_step(recipe: recipes.Recipe, restorer: Guided) -> Callable[[Sample, Sa
         F.mse_loss(restorer.guide(known_cause.observed), known_cause.guidance).backward()
         theta.step()
         omega.zero_grad()
-        told = () if sample.kernel is None else (sample.kernel,)
-        restored = restorer.net(sample.observed, restorer.guide(sample.observed).detach(), *told)
+        kernel = () if sample.kernel is None else (sample.kernel,)
+        restored = restorer.net(sample.observed, restorer.guide(sample.observed).detach(), *kernel)
         sum(weight * PLAIN[name](restored, sample.clean) for name, weight in weights.items()).backward()
         if recipe.optimizer.clip:
             torch.nn.utils.clip_grad_norm_(restorer.net.parameters(), recipe.optimizer.clip)
@@ -184,8 +180,7 @@ def learned(steps: int, seeds: int) -> dict[str, Any]:
             scores = []
             with torch.no_grad():
                 for observed, clean in zip(seen, true, strict=True):
-                    restored = restorer((observed / 255)[None]).image.clamp(0, 1)
-                    scores.append(psnr(restored, (clean / 255)[None]).item())
+                    scores.append(score(restorer((observed / 255)[None]).image, (clean / 255)[None]))
             values.append(sum(scores) / len(scores))
     differences = [a - b for a, b in zip(found["ours"], found["plain"], strict=True)]
     return {
@@ -193,27 +188,52 @@ def learned(steps: int, seeds: int) -> dict[str, Any]:
         "psnr_ours": [round(value, 3) for value in found["ours"]],
         "psnr_plain": [round(value, 3) for value in found["plain"]],
         "difference": round(sum(differences) / seeds, 4),
-        "difference_interval": [round(end, 4) for end in interval(differences) or ()],
+        "difference_interval": interval_of(differences, 4),
+    }
+
+
+def train_steps_table(result: dict[str, Any]) -> str:
+    """A training step of ours against the plain loop."""
+    names = {
+        "derain": "`derain`, guided U-Net",
+        "paper-a-rain100h": "`paper-a-rain100h`, PReNet",
+        "paper-a-deconvolution": "`paper-a-deconvolution`, unfolded network",
+        "paper-a-sots-indoor": "`paper-a-sots-indoor`, GridDehazeNet",
+    }
+    body = [
+        [
+            names[case],
+            ", ".join(facts["changes"]),
+            *(f"{facts[f'{way}_seconds']:.2f} s" for way in ("plain", "ours")),
+            f"{facts['speedup']:.1f}×",
+        ]
+        for case, facts in result["steps"].items()
+    ]
+    return table(["recipe", "changed", "plain loop", "ours", "ratio"], body)
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "train_steps": train_steps_table(result),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(CASES), help="time these anew, and keep the rest of --json")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=8)
+    options.add_argument("--steps", type=int, default=300)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--only", nargs="+", choices=list(CASES), help="time these anew, and keep the rest of --json")
+    options.add_argument("--worker", help=argparse.SUPPRESS)
+    options.add_argument("--case", help=argparse.SUPPRESS)
+    asked = options.parse_args()
     if asked.worker:
         worker(asked.worker, asked.case)
         return
     if asked.only and not (asked.json and asked.json.exists()):
-        parser.error("--only needs a --json that is there already")
+        options.error("--only needs a --json that is there already")
     torch.set_num_threads(1)
-    kept = json.loads(asked.json.read_text()) if asked.only else {}
+    kept = read(asked.json) if asked.only else {}
     load = f"{os.getloadavg()[0]:.1f}"
     steps = kept.get("steps", {})
     for case in asked.only or CASES:
@@ -230,11 +250,9 @@ def main() -> None:
         },
         "steps": steps,
         "learning": quality,
-        "machine": kept.get("machine") or f"{platform.machine()}, one thread, torch {torch.__version__}, load {load}",
     }
     print(json.dumps(result, indent=1))
-    if asked.json:
-        write_text(asked.json, json.dumps(result, indent=1) + "\n")
+    write(asked.json, result)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from twofold.data.crops import CropCache
 from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
 from twofold.nets.unet import UNet
-from twofold.search.loss_space import PLAIN, LossSpace
+from twofold.search.scheme import Search
 from twofold.solve.hypergradient import OneStepUnrolled
+from twofold.space.loss_space import LossSpace, searchable
 from twofold.train.learner import Learner
-from twofold.train.search import Search
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=200)
@@ -38,7 +38,8 @@ def crops(*pictures: object, seed: int) -> Batches:
 seen = crops(photographs.coffee(), photographs.rocket(), seed=0)
 held = crops(photographs.chelsea(), photographs.astronaut(), seed=1)
 torch.manual_seed(0)
-net, space = UNet(channels=3, guidance=0, widths=[16, 32], blocks=[1, 1]), LossSpace(PLAIN)
+net = UNet(channels=3, guidance=0, widths=[16, 32], blocks=[1, 1])
+space = LossSpace(searchable(losses.PLAIN))
 search = Search(
     restorer=net,
     space=space,

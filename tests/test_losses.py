@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +15,7 @@ from twofold import losses
 from twofold.contracts import ImageError
 from twofold.nets.perceptual import FeatureDistance, squeezenet
 
-ALL = [
-    losses.l1,
-    losses.l2,
-    losses.smooth_l1,
-    losses.charbonnier,
-    losses.negative_ssim,
-    losses.ssim_distance,
-    losses.colour_angle,
-    losses.total_variation,
-    losses.laplacian,
-]
+ALL = [loss for loss in losses.LOSSES.values() if not isinstance(loss, losses.DistanceLoss | losses.LayerLoss)]
 
 
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -124,7 +115,7 @@ def test_a_batch_counts_as_the_mean_of_its_pictures(loss: losses.Loss) -> None:
 
 def test_a_perceptual_loss_is_the_mean_distance_and_pulls_on_the_restored_picture_alone() -> None:
     distance = FeatureDistance(squeezenet(), (1, 4))
-    loss = losses.Perceptual(distance)
+    loss = losses.DistanceLoss(lambda folder: distance).build(Path())
     x, y = pictures(2, 3, 32, 32)
     x.requires_grad_()
     value = loss(x, y)
@@ -137,10 +128,10 @@ def test_a_perceptual_loss_is_the_mean_distance_and_pulls_on_the_restored_pictur
 
 def test_colour_angle_ignores_brightness_and_sees_hue() -> None:
     x, _ = pictures(2, 3, 8, 8)
-    assert losses.colour_angle(0.5 * x, x) < 0.01
+    assert losses.colour(0.5 * x, x) < 0.01
     grey, blue = torch.full((1, 3, 4, 4), 0.5), torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     degrees = math.degrees(math.acos(1 / math.sqrt(3)))  # between the grey diagonal and an axis of the cube
-    assert losses.colour_angle(grey, blue).item() == pytest.approx(0.1 * degrees, rel=1e-5)
+    assert losses.colour(grey, blue).item() == pytest.approx(0.1 * degrees, rel=1e-5)
 
 
 def test_laplacian_of_a_single_bright_pixel_is_counted_at_it_and_its_neighbours() -> None:

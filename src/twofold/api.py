@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
 from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, Restorer, TwofoldError
@@ -241,6 +241,8 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "auto", preci
     """
     place = _device(device)
     restorer = zoo.load_restorer(name_or_path, device=place)
+    if not isinstance(restorer, nn.Module):  # a classical one: there are no layers to run differently
+        precision = "exact"
     if precision == "auto":
         card = zoo.cards().get(str(name_or_path))
         half = card is not None and card.allows_bf16 and runtime.has_bf16(place)

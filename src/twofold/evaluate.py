@@ -26,6 +26,7 @@ from twofold.contracts import DataError, Restored, Sample, TwofoldError
 from twofold.data.pairs import middle
 from twofold.files import write_text
 from twofold.metrics import Protocol
+from twofold.printing import printable, table_cell
 from twofold.settings import nearest
 
 
@@ -181,11 +182,17 @@ class Evaluation:
             ]
         lines += ["", "| picture | PSNR | SSIM | input PSNR | input SSIM | s |", "|---|---|---|---|---|---|"]
         lines += [
-            f"| {r.name} | {r.psnr:.2f} | {r.ssim:.4f} | {r.input_psnr:.2f} | {r.input_ssim:.4f} | {r.seconds:.2f} |"
+            f"| {table_cell(r.name)} | {r.psnr:.2f} | {r.ssim:.4f} | {r.input_psnr:.2f} | {r.input_ssim:.4f} "
+            f"| {r.seconds:.2f} |"
             for r in self.rows
         ]
         if self.failures:
-            lines += ["", "Failed:", "", *(f"* {failure.name}: {failure.error}" for failure in self.failures)]
+            lines += [
+                "",
+                "Failed:",
+                "",
+                *(f"* {printable(failure.name)}: {printable(failure.error)}" for failure in self.failures),
+            ]
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:

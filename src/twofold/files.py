@@ -1,16 +1,24 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and two processes do not work in one folder."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twofold.contracts import TwofoldError
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there, and temporary files of killed processes stay
+    fcntl = None  # type: ignore[assignment]
+
 WHAT_TO_DO = "choose another place or make room"
+TEMPORARY = ".part"
+"""Suffix of what is being written."""
 
 
 @contextmanager
@@ -21,13 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises: TwofoldError where the folder cannot be written or the disk is full.
     """
-    temporary: Path | None = None
+    temporary, handle = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        start = path.name[:40]  # of a name as long as may be, all would leave no room
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{start}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary, handle = _temporary(path)
         yield temporary
         mask = os.umask(0)
         os.umask(mask)
@@ -40,9 +45,82 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, and its handle, which holds a lock: `remove_orphans` leaves locked files alone."""
+    start = path.name[:40]  # of a name as long as may be, all would leave no room
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{start}.", suffix=TEMPORARY)
+        _lock(handle)
+        if os.path.exists(name):  # not removed as an orphan just before it was locked
+            return Path(name), handle
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether this process now has the file for itself; true where the file system knows no locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def remove_orphans(folder: Path) -> list[Path]:
+    """Removes temporary files in `folder` that a killed process left, and returns their names."""
+    removed = []
+    for file in folder.glob(f".*{TEMPORARY}") if fcntl is not None else ():
+        with suppress(OSError), file.open("rb") as opened:
+            if _lock(opened.fileno()):
+                file.unlink()
+                removed.append(file)
+    return removed
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, which is made where it is missing; removes it again if it is empty.
+
+    Raises: TwofoldError where another process has the folder, or it cannot be made.
+    """
+    path = folder / ".lock"
+    handle = _opened(path)
+    try:
+        while not os.fstat(handle).st_nlink:  # removed by the process that had it, just before it was locked
+            os.close(handle)
+            handle = _opened(path)
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """The lock file, locked by this process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise TwofoldError(f"cannot write {path}: {error.strerror or error}; {WHAT_TO_DO}") from error
+    if not _lock(handle):
+        owner = os.read(handle, 20).decode("ascii", "replace")
+        os.close(handle)
+        raise TwofoldError(f"{path.parent}: process {owner} works in this folder; wait for it or name another folder")
+    return handle
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by `replacing`; what UTF-8 has not, such as a file name of old, is escaped as in JSON."""
+    """Writes UTF-8 text by `replacing`; characters that UTF-8 cannot encode are escaped as in JSON."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -20,12 +20,13 @@ from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
+from twofold.restorers.classical import CLASSICAL, Classical
 from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
-from twofold.search.genotype import Genotype
 from twofold.settings import Settings
 from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.space.genotype import Genotype
 
 GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
@@ -258,6 +259,26 @@ class PatchCodingSpec(Settings):
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
         restorer.solver = _picard(self.iterations)
         return restorer
+
+
+class ClassicalSpec(Settings):
+    """A restorer without weights; nothing in it can be trained."""
+
+    kind: Literal["classical"] = "classical"
+    method: Literal[
+        "wiener",
+        "richardson-lucy",
+        "hyper-laplacian",
+        "dark-channel",
+        "gamma",
+        "clahe",
+        "grey-world",
+        "retinex",
+        "underwater-stretch",
+    ]
+
+    def build(self) -> Classical:
+        return CLASSICAL[self.method]
 
 
 AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | RainLayersSpec | PatchCodingSpec

@@ -10,12 +10,13 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,14 +25,17 @@ from twofold.contracts import Restorer, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.runtime import flush_denormals_
 from twofold.settings import nearest
-from twofold.specs import AnyModel, ModelSpec
+from twofold.sizes import check_size
+from twofold.specs import AnyModel, ClassicalSpec, ModelSpec
 
 _MODEL: TypeAdapter[AnyModel] = TypeAdapter(ModelSpec)
 
 
 class Card(BaseModel):
-    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a
-    run. bf16_difference: largest root mean square difference from float32, in grey levels, over degraded photographs.
+    """What a user should know of a shipped model before trusting it. Numbers carry their protocol and come from a run.
+
+    A classical model has no weights: its parameters, bytes and hours are 0. bf16_difference: largest root mean square
+    difference from float32, in grey levels, over degraded photographs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +43,7 @@ class Card(BaseModel):
     name: str
     task: str
     about: str
-    model: ModelSpec
+    model: Annotated[AnyModel | ClassicalSpec, Field(discriminator="kind")]
     parameters: int
     bytes: int
     sha256: str
@@ -60,9 +64,13 @@ class Card(BaseModel):
 
 
 def cards() -> dict[str, Card]:
-    """Every shipped model by name."""
+    """Every shipped model by name. A damaged card is left out: it disables no other model."""
     folder = resources.files("twofold") / "weights"
-    found = [Card.model_validate_json(f.read_text()) for f in folder.iterdir() if f.name.endswith(".json")]
+    found = []
+    for file in folder.iterdir():
+        if file.name.endswith(".json"):
+            with suppress(OSError, ValueError):  # ValidationError and UnicodeDecodeError are ValueErrors
+                found.append(Card.model_validate_json(file.read_text(encoding="utf-8")))
     return {card.name: card for card in sorted(found, key=lambda card: card.name)}
 
 
@@ -127,6 +135,8 @@ def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None
     if not str(name_or_path).strip():
         raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")
     card = shipped.get(str(name_or_path))
+    if card is not None and isinstance(card.model, ClassicalSpec):
+        return card.model.build()
     if card is not None:
         with resources.as_file(resources.files("twofold") / "weights" / f"{card.name}.safetensors") as file:
             if hashlib.sha256(file.read_bytes()).hexdigest() != card.sha256:
@@ -134,9 +144,12 @@ def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None
             spec, state = read_weights(file)
     elif path.suffix or _may_be_there(path):
         spec, state = read_weights(path)
+    elif (resources.files("twofold") / "weights" / f"{path.name}.json").is_file():
+        raise WeightsError(f"the card of {path.name!r} is damaged; install twofold again")
     else:
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:
+        check_size(spec.build, state)
         restorer = spec.build()
         restorer.load_state_dict(state)
     except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:

@@ -29,7 +29,7 @@ def test_sound_pairs_have_no_findings(pairs: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "0 findings\n"
 
 
-def test_a_broken_file_and_a_shared_scene_are_named_with_exit_code_1(
+def test_a_broken_file_and_a_shared_scene_are_named_with_exit_code_3(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = tmp_path / "held"
@@ -40,12 +40,12 @@ def test_a_broken_file_and_a_shared_scene_are_named_with_exit_code_1(
     for folder in ("gt", "input"):
         (held / folder / "xxx.png").rename(held / folder / "other.png")
     (pairs / "input" / "x.png").write_bytes(b"")
-    assert run_command_line(["audit", str(pairs), "--test", str(held), "--json"]) == 1
+    assert run_command_line(["audit", str(pairs), "--test", str(held), "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert [finding["kind"] for finding in found] == ["unreadable", "same scene"]
     assert found[0]["detail"].startswith("the file is empty")
     assert {Path(file).name for file in found[1]["files"]} == {"xxx.png", "other.png"}
-    assert run_command_line(["audit", str(pairs), "--test", str(held)]) == 1
+    assert run_command_line(["audit", str(pairs), "--test", str(held)]) == 3
     printed = capsys.readouterr().out
     assert printed.endswith("2 findings\n")
     assert printed.splitlines()[0].count("x.png") == 1
@@ -66,7 +66,7 @@ def test_single_photographs_are_compared_by_scene(
     (tmp_path / "test").mkdir()
     shutil.copy(shown, tmp_path / "test" / "z.png")
     asked = ["audit", str(tmp_path / "train"), "--photographs"]
-    assert run_command_line([*asked, "--test", str(tmp_path / "test")]) == 1
+    assert run_command_line([*asked, "--test", str(tmp_path / "test")]) == 3
     assert "same scene" in capsys.readouterr().out
 
 
@@ -75,9 +75,9 @@ def test_photographs_are_not_compared_with_an_empty_folder(
 ) -> None:
     full, empty = picture("train/a.png").parent, tmp_path / "empty"
     empty.mkdir()
-    (empty / "a.heic").write_bytes(b"of a format that is not read")
+    (empty / "a.nef").write_bytes(b"of a format that is not read")
     for first, second in ((full, empty), (empty, full)):
         assert run_command_line(["audit", str(first), "--photographs", "--test", str(second)]) == 1
         told = capsys.readouterr()
         assert told.out == ""
-        assert told.err.startswith(f"twofold: no pictures in {empty}; known suffixes")
+        assert told.err.startswith(f"twofold: no images in {empty}; known suffixes")

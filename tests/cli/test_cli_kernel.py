@@ -196,25 +196,25 @@ def test_a_kernel_that_is_given_is_not_replaced(
                 run_command_line(
                     ["restore", str(photo), "-m", str(deblurring), "--kernel", str(given), output, str(kernel)]
                 )
-                == 1
+                == 2
             )
             assert f"{kernel} would replace an input" in capsys.readouterr().err
     assert kernel.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "message", "code"),
     [
-        ([], "needs --kernel FILE, or --kernel estimate"),
-        (["--kernel", "nowhere.png"], "nowhere.png"),
-        (["--kernel", "estimate", "--kernel-size", "30"], "odd"),
-        (["--kernel", "estimate", "--noise-level", "7"], "looks like grey levels"),
+        ([], "needs --kernel FILE, or --kernel estimate", 2),
+        (["--kernel", "nowhere.png"], "nowhere.png", 1),
+        (["--kernel", "estimate", "--kernel-size", "30"], "odd", 2),
+        (["--kernel", "estimate", "--noise-level", "7"], "looks like grey levels", 1),
     ],
 )
 def test_a_mistake_is_one_line(
-    deblurring: Path, picture: Maker, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    deblurring: Path, picture: Maker, more: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command_line(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == 1
+    assert run_command_line(["restore", str(picture("a.png", 130, 130)), "-m", str(deblurring), *more]) == code
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -222,8 +222,8 @@ def test_other_models_take_no_kernel_and_no_noise_level(
     guided_model: Path, picture: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["restore", str(picture("a.png")), "-m", str(guided_model)]
-    assert run_command_line([*arguments, "--kernel", "estimate"]) == 1
-    assert run_command_line([*arguments, "--noise-level", "0.02"]) == 1
+    assert run_command_line([*arguments, "--kernel", "estimate"]) == 2
+    assert run_command_line([*arguments, "--noise-level", "0.02"]) == 2
     error = capsys.readouterr().err
     assert "removes no blur" in error
     assert "steered by it" in error
@@ -238,13 +238,13 @@ def test_blurred_pairs_are_measured_with_their_kernels(
         images.write(tmp_path / side / "a.png", images.Picture(pixels))
     np.save(tmp_path / "k.npy", line()[0, 0].numpy())
     sides = ["--observed", "blurred", "--clean", "sharp", "--protocol", "grey", "--data", str(tmp_path)]
-    table = ["--json", str(tmp_path / "result.json")]
+    table = ["-o", str(tmp_path / "result.json")]
     assert (
         run_command_line(["evaluate", "-m", str(deblurring), *sides, "--kernels", str(tmp_path / "k.npy"), *table]) == 0
     )
     summary = json.loads((tmp_path / "result.json").read_text())["summary"]
     assert summary["psnr"] > summary["input_psnr"]
-    assert run_command_line(["evaluate", "-m", str(deblurring), *sides]) == 1
+    assert run_command_line(["evaluate", "-m", str(deblurring), *sides]) == 2
     assert "needs --kernels" in capsys.readouterr().err
 
 

@@ -18,8 +18,8 @@ from twofold.nets.hadamard import (
     softplus_divisor,
     subtract_branches,
 )
-from twofold.search.genotype import uniform_genotype
-from twofold.search.operations import CONVERT_CANDIDATES, Convolution
+from twofold.space.genotype import uniform_genotype
+from twofold.space.operations import CONVERT_CANDIDATES, Convolution
 from twofold.tiling import padded
 
 

@@ -184,7 +184,7 @@ def test_lpips_reads_the_published_layout_of_heads(tmp_path: Path) -> None:
     heads = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))}
     torch.save(heads, tmp_path / "alex.pth")
     distance = p.lpips(p.ALEXNET, features=features, heads=tmp_path / "alex.pth")
-    assert distance.name == "lpips-alexnet"
+    assert distance.name == "lpips_alexnet"
     assert (distance(*pictures(64)) > 0).all()
     with pytest.raises(WeightsError, match="no LPIPS heads"):
         p.lpips(p.ALEXNET, features=features, heads=tmp_path / "none.pth")
@@ -200,7 +200,7 @@ def test_the_published_squeezenet_ranks_damage_by_its_strength() -> None:
     from skimage import data
 
     distance = p.perceptual_squeeze(SQUEEZE)
-    assert distance.name == "perceptual-squeeze"
+    assert distance.name == "perceptual_squeeze"
     photo = torch.from_numpy(data.astronaut()[:256, :256]).permute(2, 0, 1)[None].float() / 255
     noise = torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))
     values = [distance((photo + s * noise).clamp(0, 1), photo).item() for s in (0.0, 0.02, 0.1)]

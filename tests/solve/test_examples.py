@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from twofold.search.loss_space import PLAIN, LossFile
+from twofold.losses import PLAIN, LossSpec
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -51,6 +51,6 @@ def test_a_picture_is_restored_and_drawn(tmp_path: Path, name: str) -> None:
 def test_a_loss_search_leaves_a_file_that_training_reads(tmp_path: Path) -> None:
     said = run("loss_search.py", "--steps", "40", "--output", str(tmp_path / "loss.yaml"))
     assert "l1" in said
-    found = LossFile.from_yaml((tmp_path / "loss.yaml").read_text())
+    found = LossSpec.from_yaml((tmp_path / "loss.yaml").read_text())
     assert set(found.weights) == set(PLAIN)
     assert any(abs(weight - 1) > 0.05 for weight in found.weights.values())

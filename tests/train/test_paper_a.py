@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -14,25 +14,22 @@ from safetensors.torch import save_file
 
 from twofold.contracts import WeightsError
 from twofold.data.sources import Synthetic
+from twofold.losses import LossSpec
 from twofold.nets.perceptual import vgg16
 from twofold.restorers.guided import Guided
 from twofold.settings import to_yaml
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train.learner import machine_of
-from twofold.train.run import build_loss, build_restorer
+from twofold.train.run import build_restorer
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_a.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_a", BENCHMARK)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("paper_a")
 
 
 def test_the_papers_deconvolution_has_its_denoiser_data_and_schedule() -> None:
@@ -70,7 +67,7 @@ def test_the_papers_dehazing_trains_the_published_network_and_halves_its_rate_fo
 
 
 def test_a_perceptual_loss_asks_for_its_weights_when_it_is_first_called(tmp_path: Path) -> None:
-    loss = build_loss(reading.read_recipe("paper-a-sots-indoor").loss, tmp_path)
+    loss = reading.read_recipe("paper-a-sots-indoor").loss.build(tmp_path / "features")
     with pytest.raises(WeightsError, match=r"no weights of vgg16 at .*features; put the file there"):
         loss(*torch.rand(2, 1, 3, 32, 32))
 
@@ -85,7 +82,7 @@ def test_the_vgg16_term_is_the_mean_squared_difference_of_three_layers_of_pictur
     for layer in (4, 9, 16):  # one past relu1_2, relu2_2, relu3_3
         x, y = network.features[:layer](restored), network.features[:layer](clean)
         terms.append((x - y).square().mean())
-    found = build_loss({"perceptual_vgg16": 2.0}, tmp_path)(restored, clean)
+    found = LossSpec({"perceptual_vgg16": 2.0}).build(tmp_path / "features")(restored, clean)
     torch.testing.assert_close(found, 2 * sum(terms) / 3)
 
 
@@ -131,7 +128,7 @@ def test_without_guidance_every_picture_has_the_same_map_and_the_guided_network_
 
 
 def test_a_gain_is_paired_by_seed_and_ignores_seeds_that_one_side_lacks(benchmark: ModuleType) -> None:
-    found = benchmark.gain({0: 30.0, 1: 31.2, 2: 9.0}, {0: 29.0, 1: 30.0})
+    found = benchmark.paper_a_claims.gain({0: 30.0, 1: 31.2, 2: 9.0}, {0: 29.0, 1: 30.0})
     assert found["n"] == 2
     assert found["mean"] == pytest.approx(1.1)
     low, high = found["interval"]

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import bar
+from twofold.cli.options import JsonOption
+from twofold.cli.pipeline import bar
 
 
 def command(
@@ -24,7 +25,7 @@ def command(
     photographs: Annotated[
         bool, typer.Option("--photographs", help="The folders hold single photographs: look for shared scenes alone.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Says what is wrong with pairs before a model learns it: files that cannot be read, sizes that do not fit,
     pictures that are shifted or lie beside the wrong partner, scenes that occur twice, and scenes of --test in DATA.
@@ -33,12 +34,12 @@ def command(
 
     twofold audit my-photographs --photographs --test BSD68
 
-    Exit code 1 where anything was found.
+    Exit code 3 where anything was found.
     """
     from twofold.contracts import ConfigError, ImageError
     from twofold.data.audit import audit, leaks
     from twofold.data.pairs import find_pairs
-    from twofold.images import SUFFIXES, find
+    from twofold.images import READABLE, find
 
     if test is None and (test_observed or test_clean):
         raise Misuse("--test-observed and --test-clean are sub-folders of --test; name that folder too")
@@ -50,7 +51,7 @@ def command(
         taught, asked = find([data]), find([test])
         for photos, found in ((data, taught), (test, asked)):
             if not found:  # nothing compared is no clean bill
-                raise ImageError(f"no pictures in {photos}; known suffixes: {' '.join(SUFFIXES)}")
+                raise ImageError(f"no images in {photos}; known suffixes: {' '.join(READABLE)}")
         with bar(len(taught) + len(asked), "reading") as show:
             findings = leaks(taught, asked, progress=lambda done, total: show(done))
     else:
@@ -68,4 +69,4 @@ def command(
         for finding in findings:
             print(finding)
         print(f"{len(findings)} findings" if len(findings) != 1 else "1 finding")
-    return 1 if findings else 0
+    return 3 if findings else 0

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from twofold import images
 from twofold.cli.misuse import Misuse
-from twofold.cli.pictures import FORMATS, Advance, Job, beside, check_places, frames_of, jobs, run_jobs, save_picture
+from twofold.cli.options import (
+    DryRunOption,
+    FormatOption,
+    JobsOption,
+    JsonOption,
+    QualityOption,
+    QuietOption,
+    RecursiveOption,
+    SkipOption,
+    place,
+)
+from twofold.cli.pictures import STREAM, Job, beside, check_places, check_quality, jobs, left_out
+from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 Options = Mapping[str, str]
 
@@ -94,10 +102,14 @@ DEGRADATIONS = {
 
 
 def command(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Clean pictures, or folders of them.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Clean images, folders (with sub-folders), patterns, or - (stdin)."),
+    ],
     kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File or folder. Without it: photo-KIND.jpg, FOLDER-KIND.")
+        str | None,
+        typer.Option("-o", "--output", help="File, folder, or - (stdout). Without it: photo-KIND.jpg, FOLDER-KIND."),
     ] = None,
     level: Annotated[
         str | None,
@@ -114,18 +126,25 @@ def command(
         typer.Option(help="blur: shake, gaussian, defocus, motion, or the file of a kernel. Without it shake."),
     ] = None,
     guidance_out: Annotated[
-        Path | None, typer.Option(help="Keep the true cause as a map: a file for one picture, a folder for several.")
+        Path | None,
+        typer.Option(parser=place, help="Save the ground-truth map: a file for one image, a folder for several."),
     ] = None,
-    kernel_out: Annotated[Path | None, typer.Option(help="Keep the blur kernel likewise; white is its peak.")] = None,
+    kernel_out: Annotated[
+        Path | None, typer.Option(parser=place, help="Save the blur kernel likewise; white is its peak.")
+    ] = None,
     clean_out: Annotated[
-        Path | None, typer.Option(help="Keep the clean picture likewise; a blurred one has lost its border.")
+        Path | None,
+        typer.Option(parser=place, help="Save the clean image likewise; blur loses its border."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed and file name give the same damage.")] = 0,
-    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")] = None,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    format: FormatOption = None,
+    quality: QualityOption = None,
+    parallel: JobsOption = 1,
+    recursive: RecursiveOption = True,
+    skip_existing: SkipOption = False,
+    dry: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Degrades clean photographs in a known way, to test and compare what restores them.
 
@@ -157,16 +176,22 @@ def command(
         raise
     except ValueError as error:
         raise Misuse(str(error)) from error
-    work = jobs(inputs, output, others=[guidance_out, kernel_out, clean_out], format=format, marker=kind)
+    outs = [guidance_out, kernel_out, clean_out]
+    work = jobs(inputs, output, others=outs, format=format, marker=kind, recursive=recursive)
+    check_quality(quality, work)
+    if as_json and work[0].target == STREAM:
+        raise Misuse("--json and the image would both be printed; name a file with --output")
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
     check_places(work, maps, kernels, cleans, given=[Path(kernel)] if kernel else [])
+    if message := left_out(inputs, recursive=recursive):
+        print(f"twofold: {message}", file=sys.stderr)
+    if dry:
+        return dry_run(work, skip=skip_existing, as_json=as_json)
 
-    def act(job: Job, step: Advance) -> dict[str, Any]:
-        started = time.perf_counter()
-        picture = images.read(job.source)
-        # By the name, so that a picture's damage depends neither on the others nor on where a run was interrupted.
+    def compute(job: Job, picture: images.Picture, advance: Advance) -> Computed:
+        # By the name, so that an image's damage depends neither on the others nor on where a run was interrupted.
         # Hashed, because this generator looks at the lower 32 bits of a seed alone.
         name = os.fsencode(job.name.as_posix())  # as the disk has it: not every name is UTF-8
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
@@ -175,33 +200,29 @@ def command(
         height, width = sample.clean.shape[-2:]
         rims = tuple((a - b) // 2 for a, b in zip(picture.pixels.shape[-2:], (height, width), strict=True))
         alpha = None if picture.alpha is None else crop(picture.alpha, *rims)
-
-        def keep(path: Path | None, pixels: Tensor | None, **other: Any) -> None:
-            if path is not None and pixels is not None:
-                save_picture(path, replace(picture, pixels=pixels, **{"alpha": alpha, **other}))
-
-        plain = {"alpha": None, "bits": 16, "exif": b"", "profile": b""}
-        keep(maps.get(job), sample.guidance / chosen.white, **plain)
-        keep(cleans.get(job), sample.clean)
-        if sample.kernel is not None:
-            keep(kernels.get(job), sample.kernel / sample.kernel.max(), **plain)
-        keep(job.target, sample.observed)
+        files = []
+        if job in maps:
+            files.append((maps[job], images.Picture(sample.guidance / chosen.white, bits=16)))
+        if job in cleans:
+            files.append((cleans[job], replace(picture, pixels=sample.clean, alpha=alpha)))
+        if job in kernels and sample.kernel is not None:
+            files.append((kernels[job], images.Picture(sample.kernel / sample.kernel.max(), bits=16)))
         psnr = float(metrics.psnr(sample.observed.clamp(0, 1), sample.clean))
-        return {
-            "input": str(job.source),
-            "output": str(job.target),
+        facts = {
             "kind": kind,
             "seed": seed,
             "guidance": chosen.map,
             "guidance_mean": round(float(sample.guidance.mean()), 5),
-            "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small picture may catch no drop of rain
+            "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small image may catch no drop of rain
             "width": width,
             "height": height,
-            **frames_of(picture),
-            "seconds": round(time.perf_counter() - started, 3),
         }
+        return Computed(facts, files, replace(picture, pixels=sample.observed, alpha=alpha))
 
-    return run_jobs(work, act, skip=skip_existing, what="degrading").close(as_json=as_json, verb="degraded")
+    outcome = run_jobs(
+        work, compute, parallel=parallel, skip=skip_existing, quality=quality, quiet=quiet, what="degrading"
+    )
+    return outcome.close(as_json=as_json, verb="degraded", quiet=quiet or work[0].target == STREAM)
 
 
 T = TypeVar("T")

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from twofold.cli.options import place
+from twofold.files import locked
+
 
 def command(
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder that gets index.html, sheet.png and the pictures.")
+        Path,
+        typer.Option("-o", "--output", parser=place, help="The folder that gets index.html, sheet.png and the images."),
     ] = Path("demo"),
     seconds: Annotated[float, typer.Option(min=0, help="How long to train afterwards; 0 leaves it out.")] = 60.0,
 ) -> int:
@@ -19,6 +23,11 @@ def command(
 
     twofold demo --output demo --seconds 60
     """
+    with locked(output):  # which also fails at once, not after the work, where nothing can be written
+        return _shown_and_trained(output, seconds)
+
+
+def _shown_and_trained(output: Path, seconds: float) -> int:
     from twofold import demo
     from twofold.cli.train import Bar
 

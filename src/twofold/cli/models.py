@@ -8,18 +8,46 @@ from typing import Annotated
 import typer
 
 from twofold import zoo
+from twofold.cli.misuse import Misuse
+from twofold.cli.options import JsonOption
+from twofold.settings import nearest
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False) -> None:
-    """Lists the shipped models: what each is for, its size, and what it was measured at on held-out pictures.
+def command(
+    name: Annotated[str | None, typer.Argument(help="One model, with all that is known of it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Lists the shipped models: what each is for, its size, and what it was measured at on held-out images.
 
-    twofold models --json prints the whole cards: data, terms, command, seed, time.
+    twofold models derain tells everything of one: data, terms, command, seed, time.
+
+    twofold models --json prints the whole cards.
     """
-    found = list(zoo.cards().values())
+    cards = zoo.cards()
+    if name is not None and name not in cards:
+        raise Misuse(f"unknown model {name!r}; {nearest(name, list(cards))}")
+    found = list(cards.values()) if name is None else [cards[name]]
     if as_json:
-        print(json.dumps([zoo.describe(card) for card in found], indent=2))
+        described = [zoo.describe(card) for card in found]
+        print(json.dumps(described if name is None else described[0], indent=2))
         return
     print("\n\n".join(shown(card) for card in found))
+    if name is not None:
+        print(details(found[0]))
+
+
+def details(card: zoo.Card) -> str:
+    """What `shown` leaves out."""
+    facts = {
+        "task": card.task,
+        "parameters": f"{card.parameters:,}",
+        "training data": ", ".join(card.data),
+        "made by": card.command,
+        "seed": card.seed,
+        "hours of training": f"{card.hours:g}",
+        "sha256": card.sha256,
+    }
+    return "\n".join(f"  {name}: {value}" for name, value in facts.items())
 
 
 def shown(card: zoo.Card) -> str:

@@ -1,93 +1,157 @@
-"""What the verbs that turn pictures into pictures share: where outputs go, and how a run over many files is shown."""
+"""What the verbs that turn images into images share: where inputs come from and where outputs go."""
 
 from __future__ import annotations
 
-import errno
 import glob
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Literal
 
 from twofold import images
 from twofold.cli.misuse import Misuse
 from twofold.contracts import ImageError, TwofoldError
 
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-
-Advance = Callable[[int, int], None]
-"""Told how much of one picture is done: (tiles done, tiles in all)."""
+_SAME_FORMAT = {".jpeg": ".jpg", ".tif": ".tiff"}
+STREAM = Path("-")
+"""As an input standard input, as an output standard output."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: where it comes from, where its result goes, and its name below the folder it was found in."""
+    """One image: where it comes from, where its result goes, and its name below the folder it was found in.
+
+    suffix: says the format of the output.
+    """
 
     source: Path
     target: Path
     name: Path
+    suffix: str
 
 
 def jobs(
-    inputs: Sequence[Path],
-    output: Path | None,
+    inputs: Sequence[str],
+    output: str | None,
     *,
     others: Sequence[Path | None] = (),
     format: str | None = None,
     marker: str,
+    recursive: bool = True,
 ) -> list[Job]:
     """Pairs inputs with outputs.
 
-    One picture goes to `output` if that has a suffix, else into the folder `output`, as several do. Without an output,
-    `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`. Sub-folders are kept. Outputs of an earlier
-    run that lie inside an input folder are no inputs.
+    One image goes to `output` if that has a suffix, else into the folder `output`, as several do; so does a name that
+    ends in a slash. Without an output, `photo.jpg` goes to `photo-MARKER.jpg` and a folder to `FOLDER-MARKER`.
+    Sub-folders are kept, or left out if not recursive. Outputs of an earlier run that lie inside an input folder are no
+    inputs. A pattern such as `photos/*.jpg` that names no file stands for the files it matches. `-` is standard input
+    or output.
 
     others: where else the run writes: files, folders, or None for what is not asked for.
 
     Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
-    if format is not None and format not in FORMATS:
-        raise Misuse(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    suffix = FORMATS[format] if format else None
-    inputs = list(dict.fromkeys(inputs))
-    if output is not None and len(inputs) == 1 and output.suffix and not (output.is_dir() or inputs[0].is_dir()):
-        _check_name(output, suffix)
-        found = [Job(source, output, Path(source.name)) for source in images.find(inputs)]
+    suffix = suffix_of(format)
+    if not all(text.strip() for text in inputs):  # as of a variable of the shell that is not set
+        raise Misuse("an INPUT is empty; name a file or a folder (. is the current one)")
+    if output is not None and not output.strip():
+        raise Misuse("--output is empty; name a file or a folder (. is the current one), or leave it out")
+    if "-" in inputs or output == "-":
+        return [_stream_job(inputs, output, suffix)]
+    paths = [path for text in dict.fromkeys(inputs) for path in _expanded(text)]
+    place = None if output is None else Path(output)
+    as_folder = place is not None and (os.path.isdir(place) or str(output).endswith(("/", os.sep)))
+    if place is not None and len(paths) == 1 and place.suffix and not (as_folder or os.path.isdir(paths[0])):
+        _check_name(place, suffix)
+        (source,) = images.find(paths)
+        found = [Job(source, place, Path(source.name), place.suffix)]
     else:
-        if output is not None and (output.suffix.lower() in images.SUFFIXES or output.is_file()):
-            raise Misuse(f"{output} names one file, but a folder is needed for a folder or several pictures")
-        places = [place.resolve() for place in others if place is not None]
-        found = [job for path in inputs for job in _jobs_of(path, output, places, suffix, marker)]
+        if place is not None and (os.path.isfile(place) or (place.suffix.lower() in images.SUFFIXES and not as_folder)):
+            raise Misuse(f"{place} names one file, but a folder is needed for a folder or several images")
+        kept = [other.resolve() for other in others if other is not None]
+        found = [job for path in paths for job in _jobs_of(path, place, kept, suffix, marker, recursive)]
     if not found:
-        raise ImageError(f"no pictures in {', '.join(map(str, inputs))}; known suffixes: {' '.join(images.SUFFIXES)}")
-    found = list({(job.source.resolve(), job.target.resolve()): job for job in found}.values())  # each picture once
+        raise ImageError(f"no images in {', '.join(map(str, paths))}; known suffixes: {' '.join(images.READABLE)}")
+    found = list({(job.source.resolve(), job.target.resolve()): job for job in found}.values())  # each image once
     check_places(found)
     return found
 
 
-def _jobs_of(path: Path, output: Path | None, others: Sequence[Path], suffix: str | None, marker: str) -> Iterator[Job]:
-    if path.is_dir():
+def suffix_of(format: str | None) -> str | None:
+    """The suffix of what --format names, in any case and spelling. Raises: Misuse."""
+    if format is None:
+        return None
+    suffix = "." + format.lower().removeprefix(".")
+    suffix = _SAME_FORMAT.get(suffix, suffix)
+    if suffix not in FORMATS.values():
+        raise Misuse(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    return suffix
+
+
+def _expanded(text: str) -> list[Path]:
+    """The files that a pattern matches, or the path itself."""
+    if glob.has_magic(text) and not os.path.lexists(text):
+        found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise ImageError(f"{text}: no file matches this pattern")
+        return [Path(name) for name in found]
+    return [Path(text)]
+
+
+def _stream_job(inputs: Sequence[str], output: str | None, suffix: str | None) -> Job:
+    if len(inputs) > 1 or (inputs[0] != "-" and os.path.isdir(Path(inputs[0]))):
+        raise Misuse("- (standard input or output) is for one image; name the others in a second command")
+    name = Path("standard-input.png" if inputs[0] == "-" else Path(inputs[0]).name)
+    if inputs[0] != "-":
+        images.find([inputs[0]])
+    if output in (None, "-"):
+        if sys.stdout.isatty():
+            raise Misuse("the image would be printed on the terminal; name a file with --output, or use a pipe")
+        return Job(Path(inputs[0]), STREAM, name, suffix or _ending(name, None).suffix)
+    place = Path(output or "")
+    if os.path.isdir(place) or not place.suffix or str(output).endswith(("/", os.sep)):
+        place = _ending(place / name, suffix)
+    _check_name(place, suffix)
+    return Job(STREAM, place, name, place.suffix)
+
+
+def left_out(inputs: Sequence[str], *, recursive: bool = True) -> str:
+    """One line on the images in folders whose formats are not read; empty where there are none."""
+    found: Counter[str] = Counter()
+    for folder in (Path(text) for text in inputs if text != "-" and os.path.isdir(Path(text))):
+        files = folder.rglob("*") if recursive else folder.glob("*")
+        found.update(file.suffix.lower() for file in files if file.suffix.lower() in images.UNREADABLE)
+    if not found:
+        return ""
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.items()))
+    return f"left out, as these formats are not read: {listed}; convert them to TIFF or PNG first"
+
+
+def _jobs_of(
+    path: Path, output: Path | None, others: Sequence[Path], suffix: str | None, marker: str, recursive: bool
+) -> Iterator[Job]:
+    if os.path.isdir(path):
         root = path.resolve()
         if output is None and not root.name:
-            raise TwofoldError(f"{path} has no name to call a folder of outputs by; name one with -o")
+            raise Misuse(f"{path} has no name to call a folder of outputs by; name one with -o")
         folder = output or (root if path.name in ("", "..") else path).with_name(f"{root.name}-{marker}")
         # At the folder itself or above it, a place leaves all in, so that replacing an input is noticed.
         inside = [place for place in (folder.resolve(), *others) if root in place.parents]
-        for source in images.find([path]):
+        for source in images.find([path], recursive=recursive):
             if not any(source.resolve().is_relative_to(place) for place in inside):
                 name = source.relative_to(path)
-                yield Job(source, _ending(folder / name, suffix), name)
+                target = _ending(folder / name, suffix)
+                yield Job(source, target, name, target.suffix)
     else:
         (source,) = images.find([path])
         target = output / source.name if output else source.with_name(f"{source.stem}-{marker}{source.suffix}")
-        yield Job(source, _ending(target, suffix), Path(source.name))
+        target = _ending(target, suffix)
+        yield Job(source, target, Path(source.name), target.suffix)
 
 
 def _ending(path: Path, suffix: str | None) -> Path:
@@ -97,8 +161,8 @@ def _ending(path: Path, suffix: str | None) -> Path:
 
 def _check_name(output: Path, suffix: str | None) -> None:
     check_suffix(output, folder=True)
-    same = {".jpeg": ".jpg", ".tif": ".tiff"}
-    if suffix and same.get(output.suffix.lower(), output.suffix.lower()) != suffix:
+    own = output.suffix.lower()
+    if suffix and _SAME_FORMAT.get(own, own) != suffix:
         raise Misuse(f"{output} and --format {suffix[1:]} disagree; leave one of them out")
 
 
@@ -110,11 +174,11 @@ def beside(work: Sequence[Job], place: Path | None, *, option: str, deep: bool =
     """
     if place is None:
         return {}
-    if place.is_file() and place.suffix.lower() not in images.SUFFIXES:
+    if os.path.isfile(place) and place.suffix.lower() not in images.SUFFIXES:
         raise Misuse(f"{option} {place} is a file, but no picture; name another place")
-    if len(work) == 1 and place.suffix and not place.is_dir():  # as for the result of one picture
+    if len(work) == 1 and place.suffix and not os.path.isdir(place):  # as for the result of one picture
         check_suffix(place, folder=True)
-    if place.suffix.lower() not in images.SUFFIXES or place.is_dir():
+    if place.suffix.lower() not in images.SUFFIXES or os.path.isdir(place):
         return {job: (place / job.name).with_suffix(".png") for job in work}
     if len(work) > 1:
         raise Misuse(f"{option} {place} is one file, but there are {len(work)} pictures; name a folder")
@@ -132,7 +196,7 @@ def twin_of(folder: Path, name: Path) -> Path:
     for place in (folder / name.parent, folder):
         # The pattern finds `photo.alt.png` for `photo.jpg` too; only a whole stem is a twin.
         found = sorted(
-            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and file.is_file()
+            file for file in place.glob(f"{glob.escape(name.stem)}*") if file.stem == name.stem and os.path.isfile(file)
         )
         if len(found) > 1:
             raise TwofoldError(f"{place} has several files called {name.stem}: {_listed(found)}; keep one")
@@ -143,7 +207,7 @@ def twin_of(folder: Path, name: Path) -> Path:
 
 def twins(work: Sequence[Job], place: Path) -> dict[Job, Path]:
     """The file `place` for every picture, or each one's twin in the folder `place`, where it has one."""
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return dict.fromkeys(work, place)
     found = {}
     for job in work:
@@ -169,7 +233,7 @@ def check_suffix(path: Path, *, folder: bool = False) -> None:
 def check_places(
     work: Sequence[Job], *outputs: Mapping[Job, Path], sheet: Path | None = None, given: Iterable[Path] = ()
 ) -> None:
-    """Raises: ImageError where an output would replace an input or another output.
+    """Raises: Misuse where an output would replace an input or another output.
 
     outputs: what is kept of each picture beside its result. sheet: one file of all pictures. given: what is read beside
     the pictures.
@@ -180,15 +244,17 @@ def check_places(
     inputs = {path.resolve() for path in (*(job.source for job in work), *given)}
     taken: dict[Path, Job | None] = {}
     for path, job in places:
+        if path == STREAM:
+            continue
         place = path.resolve()
         if place in inputs:
-            raise ImageError(f"{path} would replace an input; name another output")
+            raise Misuse(f"{path} would replace an input; name another output")
         if place in taken:
             first = taken[place]
             mend = "; name different places for the two"
             if first and job and first != job:
                 mend = f", for {first.source} and for {job.source}; rename one of them"
-            raise ImageError(f"{path} would be written twice{mend}")
+            raise Misuse(f"{path} would be written twice{mend}")
         taken[place] = job
 
 
@@ -201,106 +267,31 @@ def tile_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def save_picture(path: Path, picture: images.Picture) -> None:
-    """Writes a picture, and the folder it goes into. Raises: TwofoldError."""
+def check_quality(quality: int | None, work: Sequence[Job]) -> None:
+    """What --quality says. Raises: Misuse."""
+    if quality is not None and not any(job.suffix.lower() in (".jpg", ".jpeg", ".webp") for job in work):
+        raise Misuse("--quality is for JPEG and WebP; leave it out, or add --format jpg or webp")
+
+
+def read_input(job: Job) -> images.Picture:
+    """Of a damaged JPEG file as much as there is. Raises: ImageError."""
+    if job.source == STREAM:
+        return images.decoded(sys.stdin.buffer, name="standard input", partial=True)
+    return images.read(job.source, partial=True)
+
+
+def save_picture(path: Path, picture: images.Picture, *, suffix: str = "", quality: int | None = None) -> None:
+    """Writes an image, and the folder it goes into. suffix: for standard output. Raises: TwofoldError."""
+    if path == STREAM:
+        content = images.encoded(picture, suffix, quality=quality)
+        try:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise TwofoldError(f"cannot write to standard output: {error.strerror or error}") from error
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TwofoldError(f"{path.parent}: cannot be made ({error.strerror}); choose another output") from error
-    images.write(path, picture)
-
-
-@dataclass
-class Outcome:
-    """What happened to the files of a run, printed at its end. stopped: why it ended early."""
-
-    done: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    stopped: str = ""
-
-    def close(self, *, as_json: bool, verb: str) -> int:
-        """Prints the summary; returns the exit code."""
-        if as_json:
-            failed = [{"input": name, "error": message} for name, message in self.failed.items()]
-            print(json.dumps({"done": self.done, "skipped": self.skipped, "failed": failed}, indent=2))
-        else:
-            for facts in self.done[:20]:
-                print(f"{facts['input']} → {facts['output']} ({facts['seconds']:.1f} s)")
-            if len(self.done) + len(self.skipped) > 1:
-                more = " (the first 20 are named)" if len(self.done) > 20 else ""
-                print(f"{len(self.done)} {verb}{more}" + (f", {len(self.skipped)} skipped" if self.skipped else ""))
-        for facts in self.done:
-            if "frames" in facts:
-                print(f"twofold: {facts['input']}: only the first of {facts['frames']} frames", file=sys.stderr)
-        for message in self.failed.values():
-            print(f"twofold: {message}", file=sys.stderr)
-        if self.failed:
-            print(f"twofold: {len(self.failed)} of {len(self.done) + len(self.failed)} failed", file=sys.stderr)
-        if self.stopped:
-            print(f"twofold: {self.stopped}; nothing is half-written, --skip-existing goes on later", file=sys.stderr)
-        return 130 if self.stopped == INTERRUPTED else 1 if self.failed else 0
-
-
-INTERRUPTED = "interrupted"
-# What the next picture would meet too, after being computed: a full or read-only disk, a folder that cannot be used.
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
-@contextmanager
-def bar(total: int, what: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on standard error; the function yielded says how much is done. Silent where nobody watches."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-def run_jobs(
-    work: Sequence[Job],
-    act: Callable[[Job, Advance], dict[str, Any]],
-    *,
-    skip: bool = False,
-    passing: Callable[[Job], None] | None = None,
-    what: str,
-) -> Outcome:
-    """Runs `act(job, step)` on every job, in which `step` moves the progress bar. What fails is noted and the rest goes
-    on; Ctrl-C and a place that takes no more files end the run, with what was done noted.
-
-    skip: leave jobs whose target is there. passing: called with each of those.
-    """
-    outcome = Outcome()
-
-    def one(number: int, job: Job, show: Callable[[float], None]) -> None:
-        if skip and job.target.exists():
-            if passing is not None:
-                passing(job)
-            outcome.skipped.append(str(job.source))
-        else:
-            outcome.done.append(act(job, lambda done, total: show(number + done / total)))
-
-    with bar(len(work), what) as show:
-        for number, job in enumerate(work):
-            try:
-                one(number, job, show)
-            except TwofoldError as error:
-                source, message = str(job.source), str(error)
-                outcome.failed[source] = message if message.startswith(source) else f"{source}: {message}"
-                if getattr(error.__cause__, "errno", None) in _LASTING:
-                    outcome.stopped = "stopped, as the others could not be written either"
-                    break
-            except KeyboardInterrupt:
-                outcome.stopped = INTERRUPTED
-                break
-            show(number + 1)
-    return outcome
-
-
-def frames_of(picture: images.Picture) -> dict[str, int]:
-    """What an outcome tells of a picture that has more frames than the first, which is the one that is read."""
-    return {"frames": picture.frames} if picture.frames > 1 else {}
-
-
-def cache_folder() -> Path:
-    """Where this machine's answers are remembered: $XDG_CACHE_HOME/twofold, or ~/.cache/twofold."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"
+    images.write(path, picture, quality=quality)

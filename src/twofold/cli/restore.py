@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,51 +13,73 @@ from torch import Tensor
 
 from twofold import images
 from twofold.cli.misuse import Misuse
+from twofold.cli.options import (
+    MODEL_HELP,
+    DeviceOption,
+    DryRunOption,
+    FormatOption,
+    JobsOption,
+    JsonOption,
+    QualityOption,
+    QuietOption,
+    RecursiveOption,
+    SkipOption,
+    check_device,
+    place,
+)
 from twofold.cli.pictures import (
-    FORMATS,
-    Advance,
+    STREAM,
     Job,
     beside,
     check_places,
+    check_quality,
     check_suffix,
-    frames_of,
     jobs,
-    run_jobs,
+    left_out,
     save_picture,
     tile_size,
     twin_of,
     twins,
 )
+from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import TwofoldError
 from twofold.sheets import contact_sheet, small
 
 
 def command(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="Pictures, or folders of them (sub-folders are kept).")
+        list[str],
+        typer.Argument(metavar="INPUT", help="Images, folders (with sub-folders), patterns, or - (standard input)."),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A name from `twofold models`, or a .safetensors file.")],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help=f"{MODEL_HELP} Repeated: one after the other, in this order.")
+    ],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="File or folder. Without it: photo-restored.jpg, FOLDER-restored."),
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File, folder, or - (stdout). Without it photo-restored.jpg, FOLDER-restored.",
+        ),
     ] = None,
     guidance_out: Annotated[
-        Path | None, typer.Option(help="Keep the guidance map: a file for one picture, a folder for several.")
+        Path | None, typer.Option(parser=place, help="Save the guidance map: a file for one image, else a folder.")
     ] = None,
     guidance: Annotated[
         str | None,
-        typer.Option(help="Use this instead of the estimated map: a picture of it, a folder of them, or one number."),
+        typer.Option(help="Use this instead of the estimated map: an image of it, a folder of them, or one number."),
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help="Of the blur: a picture, .npy or text file, a folder of them by name, or estimate."),
+        typer.Option(help="Of the blur: an image, .npy or text file, a folder of them by name, or estimate."),
     ] = None,
     kernel_size: Annotated[
         int | None,
         typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur. Without it 31."),
     ] = None,
     kernel_out: Annotated[
-        Path | None, typer.Option(help="Keep the kernel that was used: a file for one picture, a folder for several.")
+        Path | None,
+        typer.Option(parser=place, help="Save the kernel that was used: a file for one image, else a folder."),
     ] = None,
     noise_level: Annotated[
         float | None, typer.Option(help="Of the noise, a standard deviation where white is 1; 0.02 is 5 grey levels.")
@@ -65,15 +88,19 @@ def command(
         float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")
     ] = 1.0,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also one picture of everything: before, map or kernel, and after, row by row.")
+        Path | None,
+        typer.Option(parser=place, help="Also one image of everything: before, map or kernel, and after, row by row."),
     ] = None,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    format: Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")] = None,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave outputs that are already there.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    device: DeviceOption = "auto",
+    format: FormatOption = None,
+    quality: QualityOption = None,
+    parallel: JobsOption = 1,
+    recursive: RecursiveOption = True,
+    skip_existing: SkipOption = False,
+    dry: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Restores photographs. An input is never changed, and an output appears whole or not at all.
 
@@ -100,6 +127,10 @@ def command(
     A whole folder; after an interruption the same command goes on:
 
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
+
+    Two models one after the other, within a pipe:
+
+    cat photo.jpg | twofold restore - -o - --model derain --model lowlight --format jpg > out.jpg
     """
     size = tile_size(tile)
     if noise_level is not None and guidance is not None:
@@ -109,35 +140,56 @@ def command(
     for option, name in (("--guidance", guidance), ("--kernel", kernel)):
         if name is not None and not name.strip():  # as of a variable of the shell that is not set
             raise Misuse(f"{option} is empty; name a file or a folder, or leave it out")
-    work = jobs(inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored")
+    work = jobs(
+        inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored", recursive=recursive
+    )
+    check_quality(quality, work)
     if sheet is not None:
         check_suffix(sheet)
+    if as_json and work[0].target == STREAM:
+        raise Misuse("--json and the image would both be printed; name a file with --output")
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     level = noise_level if noise_level is not None else _number(guidance)
     painted = {} if guidance is None or level is not None else twins(work, Path(guidance))
     blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
-    check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), Path(model)])
+    check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), *map(Path, model)])
+    if message := left_out(inputs, recursive=recursive):
+        print(f"twofold: {message}", file=sys.stderr)
+    check_device(device)
+    if dry:
+        return dry_run(work, skip=skip_existing, as_json=as_json)
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
-    loaded = api.load(model, device=device)
-    kind = loaded.kind
-    api.check_strength(strength)
+    chain = [api.load(name, device=device) for name in model]
+    named = " + ".join(Path(name).stem if Path(name).suffix else name for name in model)
+    steered = [one for one in chain if one.kind is not None]
+    kind = steered[0].kind if len(steered) == 1 else None
+    if not 0 <= strength <= 1.5:
+        raise Misuse(f"--strength goes from 0 to 1.5, got {strength:g}")
+    if not steered and (maps or guidance is not None or noise_level is not None):
+        raise Misuse(f"{named} has no guidance map; leave --guidance and --guidance-out out")
     if kind is None and (maps or guidance is not None or noise_level is not None):
-        raise TwofoldError(f"{model} has no guidance map; leave --guidance and --guidance-out out")
+        raise Misuse(f"several of {named} have a guidance map; leave --guidance out, or restore with one at a time")
     if noise_level is not None and (kind is None or kind.name != "noise_level"):
-        raise TwofoldError(f"--noise-level is for models that are steered by it; {model} is not")
-    if loaded.takes_kernel and kernel is None:
-        raise TwofoldError(f"{model} needs --kernel FILE, or --kernel estimate")
-    if not loaded.takes_kernel and (kernel is not None or kernel_out is not None):
-        raise TwofoldError(f"{model} removes no blur; leave --kernel and --kernel-out out")
-    search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+        raise Misuse(f"--noise-level is for models that are steered by it; {named} is not")
+    takes_kernel = [one for one in chain if one.takes_kernel]
+    if takes_kernel and kernel is None:
+        raise Misuse(f"{takes_kernel[0].name} needs --kernel FILE, or --kernel estimate")
+    if not takes_kernel and (kernel is not None or kernel_out is not None):
+        raise Misuse(f"{named} removes no blur; leave --kernel and --kernel-out out")
+    if len(takes_kernel) > 1:
+        raise Misuse(f"several of {named} take a kernel; restore with one at a time")
+    try:
+        search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+    except ValueError as error:
+        raise Misuse(f"--kernel-size: {error}") from error
 
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":
             return search if kernel else None
-        return blurs.get(job) or twin_of(Path(kernel), job.name)  # which says what is amiss with the one there is not
+        return blurs.get(job) or twin_of(Path(kernel), job.name)  # which reports the missing file
 
     def guidance_of(job: Job) -> Path | float | None:
         if guidance is None or level is not None:
@@ -146,50 +198,74 @@ def command(
 
     rows: list[list[Tensor]] = []
 
-    def act(job: Job, step: Advance) -> dict[str, Any]:
-        started = time.perf_counter()
-        picture = images.read(job.source)
-        blur, estimate = api.kernel_for(picture, kernel_of(job))
-        restored, drawn = loaded.restore(
-            picture, kernel=blur, guidance=guidance_of(job), strength=strength, tile=size, progress=step
-        )
-        facts: dict[str, Any] = {"input": str(job.source), "output": str(job.target), "model": model}
-        if blur is not None:
-            facts["kernel"] = "given" if estimate is None else "estimated"
-            if estimate is not None:
-                facts["kernel_confidence"] = round(estimate.confidence, 3)
-            if job in kernels:
-                save_picture(kernels[job], images.Picture(blur / blur.max(), bits=16))
-                facts["kernel_out"] = str(kernels[job])
-        if drawn is not None and kind is not None:
-            facts |= {"guidance": kind.name, "guidance_mean": round(float(drawn.mean()), 5), "strength": strength}
-            if job in maps:  # before the picture: where that is there, the map is too, so --skip-existing loses none
-                save_picture(maps[job], images.Picture(drawn / kind.white, bits=16))
-                facts["guidance_out"] = str(maps[job])
-        save_picture(job.target, restored)
+    def compute(job: Job, picture: images.Picture, advance: Advance) -> Computed:
+        facts: dict[str, Any] = {"models": model, "strength": strength}
+        files: list[tuple[Path, images.Picture]] = []
+        between: list[Tensor] = []
+        restored = picture
+        for index, one in enumerate(chain):
+            if index:  # as if a file lay between two models
+                restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
+
+            def part(done: int, total: int, index: int = index) -> None:
+                advance(index * total + done, len(chain) * total)
+
+            blur, estimate = api.kernel_for(restored, kernel_of(job) if one.takes_kernel else None)
+            restored, drawn = one.restore(
+                restored,
+                kernel=blur,
+                guidance=guidance_of(job) if one.kind is not None and kind is not None else None,
+                strength=strength,
+                tile=size,
+                progress=part,
+            )
+            if drawn is not None and one.kind is not None:
+                between.insert(0, drawn / one.kind.white)
+                facts |= {"guidance": one.kind.name, "guidance_mean": round(float(drawn.mean()), 5)}
+                if job in maps:
+                    files.append((maps[job], images.Picture(between[0], bits=16)))
+                    facts["guidance_out"] = str(maps[job])
+            if blur is not None:
+                between.append(blur / blur.max())
+                facts["kernel"] = "given" if estimate is None else "estimated"
+                facts |= {} if estimate is None else {"kernel_confidence": round(estimate.confidence, 3)}
+                if job in kernels:
+                    files.append((kernels[job], images.Picture(between[-1], bits=16)))
+                    facts["kernel_out"] = str(kernels[job])
         if sheet is not None:
-            between = [] if drawn is None or kind is None else [drawn / kind.white]
-            between += [] if blur is None else [blur / blur.max()]
-            rows.append([small(pixels) for pixels in (picture.pixels, *between, restored.pixels)])
+            shown = between if len(chain) == 1 else []
+            rows.append([small(pixels) for pixels in (picture.pixels, *shown, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
-        facts |= {"width": width, "height": height, **frames_of(picture)}
-        return {**facts, "seconds": round(time.perf_counter() - started, 3)}
+        return Computed({**facts, "width": width, "height": height}, files, restored)
+
+    # Of several models, a sheet shows only the first image and the last.
+    columns = [] if kind is None or len(chain) > 1 else [kind.name.replace("_", " ")]
+    columns += ["kernel"] if kernel and len(chain) == 1 else []
 
     def show_again(job: Job) -> None:
-        """The row of a picture that an earlier run restored; a map or kernel that was not kept stays blank."""
-        before, after = images.read(job.source).pixels, images.read(job.target).pixels
-        kept = ([] if kind is None else [maps.get(job)]) + ([kernels.get(job)] if kernel else [])
+        """The row of an image that an earlier run restored; a map or kernel that was not saved stays blank."""
+        before, after = images.read(job.source, partial=True).pixels, images.read(job.target).pixels
+        kept = [kernels.get(job) if column == "kernel" else maps.get(job) for column in columns]
         blank = torch.ones_like(before[:, :1])
         between = [images.read(path).pixels if path and path.exists() else blank for path in kept]
         rows.append([small(pixels) for pixels in (before, *between, after)])
 
-    passing = None if sheet is None else show_again
-    outcome = run_jobs(work, act, skip=skip_existing, passing=passing, what="restoring")
-    code = outcome.close(as_json=as_json, verb="restored")
-    if sheet is not None and rows:  # after the report, which a sheet that cannot be written must not cost
-        between = ([] if kind is None else [kind.name.replace("_", " ")]) + (["kernel"] if kernel else [])
-        save_picture(sheet, images.Picture(contact_sheet(["before", *between, "after"], rows)))
-    return code
+    outcome = run_jobs(
+        work,
+        compute,
+        parallel=parallel,
+        skip=skip_existing,
+        passing=None if sheet is None else show_again,
+        quality=quality,
+        quiet=quiet,
+        what="restoring",
+    )
+    if sheet is not None and rows:
+        try:
+            save_picture(sheet, images.Picture(contact_sheet(["before", *columns, "after"], rows)))
+        except TwofoldError as error:
+            outcome.errors.append(str(error))
+    return outcome.close(as_json=as_json, verb="restored", quiet=quiet or work[0].target == STREAM)
 
 
 def _number(text: str | None) -> float | None:

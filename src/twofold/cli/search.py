@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from twofold.cli.train import Bar
-from twofold.contracts import ConfigError
+from twofold.cli.misuse import Misuse
+from twofold.cli.options import DeviceOption, JsonOption, check_device, place
+from twofold.cli.train import Bar, for_one_process, recipe_table, run_folder
 from twofold.settings import checked, to_yaml
 from twofold.train import reading
 
@@ -30,7 +31,7 @@ class Live(Bar):
         if done % max(until // 5, 1) == 0 or done == until:
             facts = {n: shown[n] for n in ("entropy", "skip_ratio") if n in shown} | weights
             text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
-            self.console.print(f"{self.stage}, after {done:,} steps: {text}", highlight=False)
+            self.console.print(f"{self.stage}, after {done:,} steps: {text}", highlight=False, markup=False)
 
 
 def command(
@@ -38,10 +39,13 @@ def command(
     data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The search's folder; one found there goes on. Without it runs/RECIPE."),
+        typer.Option(
+            "-o", "--output", parser=place, help="The search's folder; one found there goes on. Without it runs/RECIPE."
+        ),
     ] = None,
     judge: Annotated[
-        Path | None, typer.Option(help="A judge.safetensors; without it one is trained first, by the recipe's judge.")
+        Path | None,
+        typer.Option(parser=place, help="A judge.safetensors; without it one is trained first, by the recipe's judge."),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")
@@ -49,10 +53,10 @@ def command(
     seeds: Annotated[
         int, typer.Option(min=1, help="Search from so many seeds, and say what they agree on: stability.json, .png.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    device: DeviceOption = "auto",
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 5.0,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Finds a loss and a network for a task: twofold search list names the shipped recipes, --show prints one.
 
@@ -64,22 +68,26 @@ def command(
     command again: the search goes on as if it had never stopped. The same seed finds the same on the same machine.
     """
     if recipe == "list":
-        print("\n".join(reading.names("search")))
+        print(recipe_table("search", as_json=as_json))
         return
     tree = reading.tree_of(recipe, change)
     if reading.kind_of(tree) != "search":
-        raise ConfigError(f"{recipe} is no search; `twofold search list` names those, `twofold train` takes the others")
-    from twofold.train.search_recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
+        raise Misuse(
+            f"{recipe} is not a search; run it with `twofold train {recipe}`; `twofold search list` names those"
+        )
+    from twofold.search.recipe import HierarchicalSpec, SearchRecipe, SupernetSpec
 
     chosen = checked(SearchRecipe, tree, recipe)
     if show:
         print(to_yaml(chosen), end="")
         return
-    from twofold.train.search_run import search
-    from twofold.train.search_seeds import searches
+    from twofold.search.judge import train_judge_of
+    from twofold.search.run import search
+    from twofold.search.seeds import searches
 
     reading.read_recipe(chosen.final)  # the one that the last line names: a slip should not show after an hour
-    folder = output or Path("runs") / chosen.name
+    check_device(device)
+    folder = run_folder(output, chosen.name)
     finished = (folder / "search.json").exists()
     bars: list[Live] = []
 
@@ -87,16 +95,19 @@ def command(
         bars.append(Live(stage))
         return [bars[-1]]
 
-    try:
-        if seeds > 1:
-            result = searches(
-                chosen, data, folder, seeds=seeds, judge=judge, device=device, minutes=minutes, reports=live
-            )
-        else:
-            result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
-    finally:
-        for bar in bars:
-            bar.progress.stop()
+    with for_one_process(folder):
+        try:
+            if judge is None and chosen.needs_judge and not finished:
+                judge = train_judge_of(chosen, data, folder / "judge", device=device, reports=live("judge"))
+            if seeds > 1:
+                result = searches(
+                    chosen, data, folder, seeds=seeds, judge=judge, device=device, minutes=minutes, reports=live
+                )
+            else:
+                result = search(chosen, data, folder, judge=judge, device=device, minutes=minutes, reports=live)
+        finally:
+            for bar in bars:
+                bar.progress.stop()
     if as_json:
         print(json.dumps(result, indent=2))
         return

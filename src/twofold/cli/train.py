@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from twofold.cli.misuse import Misuse
+from twofold.cli.options import DeviceOption, JsonOption, check_device, place
+from twofold.contracts import ConfigError, TwofoldError
+from twofold.files import locked
 from twofold.settings import checked, to_yaml
 from twofold.train import reading
 
@@ -20,14 +29,17 @@ class Bar:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        text = TextColumn("{task.description}", markup=False)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text)
         self.progress = Progress(*columns, console=self.console, disable=not sys.stderr.isatty())
         self.task = self.progress.add_task("", total=None)
         self.speed = 0.0
+        self.stepped = False
         self.shown: dict[str, float] = {}
 
     def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         self.progress.start()
+        self.stepped = True
         self.speed = 0.95 * self.speed + 0.05 * images_per_second if self.speed else images_per_second
         for name, value in losses.items():  # a single batch says little: a running mean is shown
             if "/" in name:  # one of a series, as the residual at each step
@@ -40,7 +52,7 @@ class Bar:
 
     def validated(self, done: int, scores: dict[str, float]) -> None:
         text = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        self.console.print(f"after {done:,} steps: {text}", highlight=False)
+        self.console.print(f"after {done:,} steps: {text}", highlight=False, markup=False)
 
 
 def command(
@@ -48,18 +60,20 @@ def command(
     data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The run's folder; a run found there goes on. Without it runs/RECIPE."),
+        typer.Option(
+            "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
+        ),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting: --set data.batch=4. May be repeated.")
     ] = None,
     loss: Annotated[
-        Path | None, typer.Option(help="A loss.yaml that a search wrote, in place of the recipe's loss.")
+        Path | None, typer.Option(parser=place, help="A loss.yaml that a search wrote, in place of the recipe's loss.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    device: DeviceOption = "auto",
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 5.0,
     show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Trains a model from a recipe: twofold train list names the shipped ones, --show prints one.
 
@@ -78,29 +92,86 @@ def command(
     Several processes: `accelerate launch -m twofold train …`.
     """
     if recipe == "list":
-        print("\n".join(reading.names("train", "judge")))
+        print(recipe_table("train", "judge", as_json=as_json))
         return
     tree = reading.tree_of(recipe, change, loss=loss)
     if reading.kind_of(tree) == "judge":
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
         return
+    if reading.kind_of(tree) == "search":
+        raise Misuse(f"{recipe} is a search, not a training recipe; run it with `twofold search {recipe}`")
     chosen = reading.parse(tree, recipe)
     if show:
         print(to_yaml(chosen), end="")
         return
+    check_device(device)
+    folder = run_folder(output, chosen.name)
     from twofold.train.run import train
 
-    folder = output or Path("runs") / chosen.name
     bar = Bar()
-    try:
-        result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
-    finally:
-        bar.progress.stop()
+    with for_one_process(folder):
+        try:
+            result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+        finally:
+            bar.progress.stop()
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in result["validation"].items())
-        print(f"{folder / 'model.safetensors'}" + (f": {scores}" if scores else " was finished before"))
+        before = " (was finished before)" if not bar.stepped else ""
+        print(f"{folder / 'model.safetensors'}" + (f": {scores}" if scores else "") + before)
+
+
+def recipe_table(*kinds: str, as_json: bool) -> str:
+    """The shipped recipes of some kinds, each with what it is for."""
+    folder = resources.files("twofold") / "configs"
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in reading.names(*kinds)}
+    found = {name: str(yaml.safe_load(text).get("about", "")) for name, text in texts.items()}
+    if as_json:
+        return json.dumps([{"name": name, "about": about} for name, about in found.items()], indent=2)
+    wide = max(map(len, found))
+    return "\n".join(f"{name:<{wide}}  {about}".rstrip() for name, about in found.items())
+
+
+def run_folder(output: Path | None, name: str) -> Path:
+    """--output, or a folder below `runs` called like the recipe.
+
+    Raises: ConfigError for a name that leads elsewhere.
+    """
+    if output is not None:
+        return output
+    if name != Path(name).name or name in ("", ".", ".."):
+        raise ConfigError(f"the recipe's name {name!r} is no name of a folder; change it, or name one with --output")
+    return Path("runs") / name
+
+
+@contextmanager
+def for_one_process(folder: Path) -> Iterator[None]:
+    """A lock on a run's folder, for the first of the processes that `accelerate launch` starts.
+
+    A first start that fails leaves no recipe.yaml, which would keep a corrected recipe out.
+    """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with locked(folder):
+        first = not (folder / "recipe.yaml").exists()
+        try:
+            yield
+        except TwofoldError:
+            if first and not any((folder / name).exists() for name in ("state.safetensors", "log.jsonl")):
+                _forget_recipes(folder)
+            raise
+
+
+def _forget_recipes(folder: Path) -> None:
+    """Of a run that failed before its first step, and of those below it (a search has several); empty folders too."""
+    if any(folder.rglob("state.safetensors")):
+        return
+    for recipe in list(folder.rglob("recipe.yaml")):
+        recipe.unlink()
+        with suppress(OSError):
+            recipe.parent.rmdir()
 
 
 def _train_judge(
@@ -114,19 +185,21 @@ def _train_judge(
     show: bool,
     as_json: bool,
 ) -> None:
-    from twofold.train import judge
-    from twofold.train.search_recipe import JudgeRecipe
+    from twofold.search import judge
+    from twofold.search.recipe import JudgeRecipe
 
     chosen = checked(JudgeRecipe, tree, origin)
     if show:
         print(to_yaml(chosen), end="")
         return
-    folder = output or Path("runs") / chosen.name
+    check_device(device)
+    folder = run_folder(output, chosen.name)
     bar = Bar()
-    try:
-        result = judge.train_judge(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
-    finally:
-        bar.progress.stop()
+    with for_one_process(folder):
+        try:
+            result = judge.train_judge(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+        finally:
+            bar.progress.stop()
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 from twofold import images
 from twofold.contracts import DataError, Progress, TwofoldError
 from twofold.data.pairs import Pair, middle
+from twofold.printing import printable
 
 ALIKE = 0.8
 """Fingerprints of one scene, saved anew, resized, brightened or cropped by 2 % on each side, agree by 0.85 and more;
@@ -29,7 +30,7 @@ class Finding:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.kind}: {' | '.join(map(str, self.files))}: {self.detail}"
+        return f"{self.kind}: {' | '.join(map(printable, self.files))}: {printable(self.detail)}"
 
 
 def audit(train: Sequence[Pair], test: Sequence[Pair], *, progress: Progress | None = None) -> list[Finding]:

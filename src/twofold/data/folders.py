@@ -39,7 +39,7 @@ class Folder:
             held = {*picked, *copies(files, picked)}  # the same scene under another name stays on its side of the split
             kept = picked if self.keep == "picked" else [file for file in files if file not in held]
         if not kept:
-            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.SUFFIXES)}")
+            raise DataError(f"{place}: no pictures to train on; known suffixes: {' '.join(images.READABLE)}")
         return kept
 
     def __str__(self) -> str:

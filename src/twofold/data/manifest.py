@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from twofold.contracts import DataError
 from twofold.data.digests import digest
@@ -46,10 +46,13 @@ def read_manifest(path: Path, *, root: Path) -> list[Pair]:
             for entry in entries
         ]
         digests = {root / file: told for entry in entries for file, told in (entry["observed"], entry["clean"])}
+        inside = all(_is_below(file) for entry in entries for file, _ in (entry["observed"], entry["clean"]))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f"{path}: is not a manifest; write one with write_manifest") from error
+    if not inside:
+        raise DataError(f"{path}: names files outside its folder ({root}); write a manifest with names below it")
     wrong = [str(file) for file, told in digests.items() if not file.is_file() or digest(file) != told]
     if wrong:
         raise DataError(
@@ -57,3 +60,8 @@ def read_manifest(path: Path, *, root: Path) -> list[Pair]:
             f"{', '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}"
         )
     return pairs
+
+
+def _is_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not PureWindowsPath(name).drive

@@ -152,7 +152,7 @@ def _matched(root: Path, layout: Layout) -> list[Pair]:
     if layout.clean == ".":  # both sides share a folder, or one lies in the other's
         wet, dry = [p for p in wet if WET.match(p.stem)], [p for p in dry if DRY.match(p.stem)]
     if not wet:
-        raise DataError(f"{root}: no pictures in {layout.observed}; known suffixes: {' '.join(images.SUFFIXES)}")
+        raise DataError(f"{root}: no pictures in {layout.observed}; known suffixes: {' '.join(images.READABLE)}")
     cleans = {path.stem: path for path in dry}
     if len(cleans) < len(dry):
         twice = sorted(path.name for path in dry if cleans[path.stem] != path)
@@ -233,4 +233,4 @@ def _pictures(root: Path, side: str) -> list[Path]:
     folder = root / side
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.READABLE and not p.name.startswith("."))

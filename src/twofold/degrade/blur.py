@@ -109,6 +109,10 @@ def check_noise_level(level: float | Tensor) -> float | Tensor:
     return level
 
 
+LARGEST_KERNEL = 4096**2
+"""Values of the largest kernel file that is read."""
+
+
 def read_kernel(path: str | Path) -> Tensor:
     """A checked kernel `(1, 1, h, w)` from a picture, `.npy`, or text (`.dlm`, `.txt`, `.csv`: one row a line).
 
@@ -117,7 +121,10 @@ def read_kernel(path: str | Path) -> Tensor:
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            array = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # checks the size that the header promises
+            if mapped.size > LARGEST_KERNEL:
+                raise ValueError(f"its shape is {mapped.shape}, more than a kernel can have")
+            array = torch.from_numpy(mapped.astype(np.float32))
         elif path.suffix in (".dlm", ".txt", ".csv"):
             rows = path.read_text().replace(",", " ").replace(";", " ").split("\n")
             array = torch.tensor([[float(word) for word in row.split()] for row in rows if row.strip()])

@@ -1,9 +1,9 @@
-"""What people have at hand (paths, PIL images, arrays, tensors) ↔ `Picture`."""
+"""Paths, bytes, streams, PIL images, arrays and tensors ↔ `Picture`."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from twofold.contracts import ImageError, check_images
 from twofold.images.picture import DECODING_ERRORS, Picture, integer_samples, interleaved, picture_of
-from twofold.images.reading import from_pil, read
+from twofold.images.reading import decoded, from_pil, read
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | NDArray[Any] | Tensor"
 
 _FAR = 4.0
 """Noise and ringing leave [0, 1] by less than this; grey levels, unless the picture is all black, by more."""
 
 
 def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
-    """A `Picture` of a path, a PIL image, an array, or a tensor.
+    """A `Picture` of a path, the bytes of a file, a binary stream, a PIL image, an array, or a tensor.
 
     Arrays: `(H, W)` or `(H, W, 1 to 4)` (the second or fourth is alpha), uint8, uint16, or floating-point in [0, 1].
     Tensors: floating-point `(C, H, W)` or `(1, C, H, W)`, C 1 or 3, in [0, 1]; they are used as they are, and may
@@ -34,6 +34,8 @@ def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
     """
     if isinstance(source, (str, os.PathLike)):
         return read(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decoded(bytes(source))
     if isinstance(source, Image.Image):
         try:
             return from_pil(source)
@@ -45,7 +47,10 @@ def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
             raise ImageError(f"image: expected one picture, got a batch of {pixels.shape[0]}")
         return Picture(pixels if any_range else _check_range(pixels, name="image"))
     if not isinstance(source, np.ndarray):
-        raise ImageError(f"expected a path, PIL image, numpy array or tensor, got {type(source).__name__}")
+        if hasattr(source, "read"):
+            return decoded(source, name=str(getattr(source, "name", type(source).__name__)))
+        kind = type(source).__name__
+        raise ImageError(f"expected a path, bytes, a binary stream, PIL image, numpy array or tensor, got {kind}")
     samples = source[..., None] if source.ndim == 2 else source
     if samples.ndim != 3 or samples.shape[2] not in (1, 2, 3, 4) or samples.size == 0:
         raise ImageError(f"array: expected (H, W) or (H, W, 1 to 4), got {source.shape}; give the pictures one by one")
@@ -53,7 +58,8 @@ def from_any(source: ImageLike, *, any_range: bool = False) -> Picture:
         return picture_of(samples)
     if not np.issubdtype(samples.dtype, np.floating):
         raise ImageError(f"array: expected uint8, uint16 or floating-point samples, got {samples.dtype}")
-    picture = picture_of(samples.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):  # of float64: infinite values are refused below
+        picture = picture_of(samples.astype(np.float32, copy=False))
     check_images(picture.pixels, name="array")
     if picture.alpha is not None:
         check_images(picture.alpha, name="alpha of the array")
@@ -74,7 +80,7 @@ def _check_range(pixels: Tensor, *, name: str) -> Tensor:
 
 
 def to_kind_of(picture: Picture, original: ImageLike) -> Image.Image | NDArray[Any] | Tensor:
-    """`picture` as the kind of thing that `original` is: PIL image (also for a path), array or tensor of its dtype.
+    """`picture` as the kind of thing that `original` is: array or tensor of its dtype, else a PIL image.
 
     PIL images and integer arrays are clamped and rounded; tensors and floating-point arrays are left as they are. A
     16-bit colour picture becomes an 8-bit PIL image, because PIL has no other.

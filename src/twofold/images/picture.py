@@ -9,7 +9,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from twofold.contracts import ImageError, check_images
+from twofold.images.metadata import Metadata
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 ORIENTATION = 0x0112
 ICC_TAG = 34675
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
@@ -39,7 +39,8 @@ class Picture:
     pixels: `(1, C, H, W)` float32 in [0, 1], C 1 (grey) or 3 (RGB). alpha: `(1, 1, H, W)` or None.
     bits: 8 or 16, per sample. exif: a block without its `Exif` header, orientation 1, no thumbnail (it would show the
     picture as it was); empty if there is none. profile: ICC, empty if there is none. frames: more than 1 for an
-    animation or a document of several pages, of which this is the first.
+    animation or a document of several pages, of which this is the first. metadata: what else the file says of it.
+    damage: what is missing of an image that was read from a damaged file, else empty.
 
     A restored picture is `dataclasses.replace(picture, pixels=restored)`.
     """
@@ -50,6 +51,8 @@ class Picture:
     exif: bytes = b""
     profile: bytes = b""
     frames: int = 1
+    metadata: Metadata = field(default_factory=Metadata)
+    damage: str = ""
 
 
 def picture_of(samples: NDArray[Any]) -> Picture:
@@ -86,15 +89,13 @@ def integer_samples(picture: Picture, bits: int, *, alpha: bool) -> NDArray[Any]
     return np.ascontiguousarray(samples.cpu().numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 
-def upright(picture: Picture, orientation: object, exif: bytes, profile: bytes, frames: int = 1) -> Picture:
-    def turned(planes: Tensor) -> Tensor:
-        if orientation in (5, 6, 7, 8):
-            planes = planes.transpose(2, 3)
-        across = [3] if orientation in (2, 3, 6, 7) else []
-        return planes.flip(across + ([2] if orientation in (3, 4, 7, 8) else [])).contiguous()
-
-    alpha = None if picture.alpha is None else turned(picture.alpha)
-    return Picture(turned(picture.pixels), alpha, picture.bits, _neutral_exif(exif), profile, frames)
+def upright(samples: NDArray[Any], orientation: object) -> NDArray[Any]:
+    """A view of `(H, W, S)` samples, turned and mirrored as the EXIF orientation 1 to 8 says."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return samples[::-1] if orientation in (3, 4, 7, 8) else samples
 
 
 def descriptive(exif: Image.Exif) -> Image.Exif:
@@ -129,7 +130,7 @@ def quietly() -> Iterator[None]:
             logger.disabled = before
 
 
-def _neutral_exif(exif: bytes) -> bytes:
+def neutral_exif(exif: bytes) -> bytes:
     """The block with orientation 1 and no link to its thumbnail; patched, since rewriting would break maker notes."""
     block = bytearray(exif.removeprefix(b"Exif\0\0"))
     order = "<" if block[:2] == b"II" else ">"

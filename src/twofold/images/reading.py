@@ -1,4 +1,4 @@
-"""Files and PIL images → `Picture`. Pillow decodes; 16-bit colour, which it would read as 8-bit, in two halves."""
+"""Files, bytes, PIL images → `Picture`. Pillow decodes; 16-bit colour, which it would read as 8-bit, in two halves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,41 +16,33 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from twofold.contracts import ImageError
+from twofold.images.formats import HEAD, READABLE, opener_of
+from twofold.images.metadata import XMP_TAG, Metadata, metadata_of, without_orientation
 from twofold.images.picture import (
     DECODING_ERRORS,
     ICC_TAG,
     ORIENTATION,
-    SUFFIXES,
     Picture,
     descriptive,
+    neutral_exif,
     picture_of,
     quietly,
     upright,
 )
 
-LARGEST = 250_000_000
-"""Pixels of the largest picture that is read by default."""
+LARGEST = 2**31
+"""Bytes of the largest image that is read by default, as 32-bit floating-point samples (RGB of 178 megapixels)."""
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _PREMULTIPLIED = 1
-# By plugin rather than by Image.open, whose size check warns, cannot be set per call, and which lets other formats in.
-_OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"RIFF", WebPImageFile),
-    (b"II*\0", TiffImageFile),
-    (b"MM\0*", TiffImageFile),
-    (b"II+\0", TiffImageFile),
-    (b"MM\0+", TiffImageFile),
-    (b"BM", BmpImageFile),
-)
+_FLOAT = 3
+_BLOCK = 16
+"""Rows that a JPEG file stores together, at most."""
+_END_OF_JPEG = 64 * b"\xff\xd9"
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, recursive: bool = True) -> list[Path]:
@@ -74,52 +67,107 @@ def _pictures(folder: Path, *, recursive: bool) -> list[Path]:
     return sorted(
         file
         for file in (folder.rglob("*") if recursive else folder.glob("*"))
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in READABLE
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     )
 
 
-def read(path: str | os.PathLike[str], *, largest: int = LARGEST) -> Picture:
-    """The picture in a JPEG, PNG, WebP, TIFF or BMP file, whatever its suffix says.
+def read(path: str | os.PathLike[str], *, largest: int = LARGEST, partial: bool = False) -> Picture:
+    """The image in a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file, whatever its suffix says.
 
-    largest: pixels; a file whose header promises more is refused before anything is decoded, and so is one that
-    promises more than any compression could hold in a file of its size. For WebP, Pillow's own limit of 179 megapixels
-    also holds.
+    largest: bytes of its samples as 32-bit floating-point numbers; a file whose header promises more is refused before
+    anything is decoded, and so is one that promises more than a photograph in a file of its size can hold. For WebP,
+    Pillow's own limit of 179 megapixels also holds. partial: decode a JPEG file that ends early as far as it goes,
+    which `Picture.damage` then says.
 
-    EXIF orientation is applied. A palette becomes RGB; CMYK becomes sRGB, by its ICC profile where it has one.
+    EXIF orientation is applied. A palette becomes RGB; CMYK becomes sRGB, by its ICC profile where it has one. Of
+    several frames or pages the first is read.
     Raises: ImageError for anything that cannot be read.
     """
     path = Path(path)
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(mode):  # opening a pipe could wait for ever
+            raise ImageError("is a pipe or a device, not a file; pass the content of a pipe as standard input, named -")
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise ImageError(f"{path}: the file is empty (0 bytes)")
-            head = file.read(12)
-            opener = next((opener for magic, opener in _OPENERS if head.startswith(magic)), None)
-            if opener is None or (opener is WebPImageFile and head[8:] != b"WEBP"):
-                raise ImageError(f"{path}: not a JPEG, PNG, WebP, TIFF or BMP file, it begins with {head[:8]!r}")
-            return _decode_file(file, opener, size, largest)
+            return _read(file, os.fstat(file.fileno()).st_size, str(path), largest, partial)
     except ImageError as error:
         raise error if str(error).startswith(str(path)) else ImageError(f"{path}: {error}") from error
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ImageError(f"{path}: no such file") from None
     except PermissionError:
         raise ImageError(f"{path}: may not be read; change its permissions") from None
     except IsADirectoryError:
-        raise ImageError(f"{path}: is a folder, expected a picture file") from None
+        raise ImageError(f"{path}: is a folder, expected an image file") from None
+    except (OSError, ValueError) as error:  # a failing disk; a zero byte in the name
+        raise ImageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def decoded(
+    content: bytes | IO[bytes], *, name: str = "bytes", largest: int = LARGEST, partial: bool = False
+) -> Picture:
+    """The image in the bytes of a file, or in a binary stream from where it stands; otherwise as `read`.
+
+    name: of the image in error messages.
+    """
+    if not isinstance(content, bytes):
+        try:
+            content = content.read()
+        except (OSError, ValueError) as error:  # the latter: a closed stream
+            raise ImageError(f"{name}: cannot be read ({error})") from error
+        if not isinstance(content, bytes):
+            raise ImageError(
+                f"{name}: expected a stream of bytes, got one of {type(content).__name__}; open it in 'rb'"
+            )
+    return _read(io.BytesIO(content), len(content), name, largest, partial)
+
+
+def _read(file: IO[bytes], size: int, name: str, largest: int, partial: bool) -> Picture:
+    try:
+        if size == 0:
+            raise ImageError("the file is empty (0 bytes)")
+        opener = opener_of(file.read(HEAD))
+        try:
+            return _decode(file, opener, size, largest)
+        except ImageError:
+            raise
+        except DECODING_ERRORS:
+            if not (partial and opener is JpegImageFile):
+                raise
+            return _partial(file, size, largest)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
     except MemoryError:
-        raise ImageError(f"{path}: not enough memory to decode it") from None
+        raise ImageError(f"{name}: not enough memory to decode it") from None
     except Image.DecompressionBombError as error:  # WebP: Pillow's own check, whose limit belongs to the whole process
         limit = str(error).partition(",")[0].lower()
-        raise ImageError(f"{path}: {limit}; make it smaller or save it as PNG or TIFF") from error
+        raise ImageError(f"{name}: {limit}; make it smaller or save it as PNG or TIFF") from error
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: cannot be decoded, the file is damaged or unusual ({reason})") from error
+        raise ImageError(f"{name}: cannot be decoded, the file is damaged or unusual ({reason})") from error
 
 
-def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
+def _partial(file: IO[bytes], size: int, largest: int) -> Picture:
+    """A JPEG file that ends early. Behind an end marker, the decoder fills with grey what it has no data for."""
+    file.seek(0)
+    whole = io.BytesIO(file.read() + _END_OF_JPEG)
+    picture = _decode(whole, JpegImageFile, size, largest)
+    whole.seek(0)
+    stored = JpegImageFile(whole)  # anew, since the rows that are missing are those of the file, not the upright ones
+    stored.load()
+    samples = np.asarray(stored)
+    blank = (samples == 128).reshape(samples.shape[0], -1).all(1)
+    rows = int(np.flatnonzero(~blank).max(initial=-1)) + 1
+    if rows <= _BLOCK and blank.any():
+        raise ImageError("the file ends within the first rows of the image")
+    lost = "detail is missing" if rows == len(blank) else f"{len(blank) - rows} of {len(blank)} rows are missing"
+    return replace(picture, damage=f"the file ends early, {lost}")
+
+
+def _decode(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, largest: int) -> Picture:
     def opened() -> ImageFile.ImageFile:
         file.seek(0)
         with quietly():
@@ -132,10 +180,10 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
         if picture is not None:
             return picture
     image = opened()
-    _check_size(*image.size, size, largest)
+    _check_size(*image.size, len(image.getbands()), size, largest)
     deep = _deep_modes(image)
     if not deep:
-        return from_pil(image)
+        return replace(from_pil(image), metadata=metadata_of(image, file))
     halves = []
     for mode in deep:
         half = opened()
@@ -146,7 +194,8 @@ def _decode_file(file: IO[bytes], opener: type[ImageFile.ImageFile], size: int, 
         samples = halves[0].view(">u2").astype(np.uint16)
     else:
         samples = halves[0].astype(np.uint16) << 8 | halves[1]
-    return _with_metadata(picture_of(_with_transparent_colour(samples, half)), half)
+    picture = _with_metadata(_with_transparent_colour(samples, half), half)
+    return replace(picture, metadata=metadata_of(half, file))
 
 
 def _load(image: Image.Image) -> None:
@@ -154,13 +203,19 @@ def _load(image: Image.Image) -> None:
         image.load()
 
 
-def _check_size(width: int, height: int, size: int, largest: int) -> None:
-    pixels = width * height
-    if pixels > largest:
-        raise ImageError(f"{width} x {height} is {pixels / 1e6:.0f} megapixels, the limit is {largest / 1e6:g}")
-    # DEFLATE shrinks at most 1032 times; lossless WebP has no such bound, but nobody's photograph is that flat.
-    if pixels > 1000 * size and pixels > 16_000_000:
-        raise ImageError(f"promises {width} x {height} pixels in {size} bytes, which no photograph can keep")
+def _check_size(width: int, height: int, channels: int, size: int, largest: int) -> None:
+    """Before decoding. size: bytes of the file."""
+    samples = width * height * channels
+    needed = samples * 4
+    shape = f"{width} x {height} pixels of {channels} channel{'s' * (channels > 1)}"
+    if needed > largest:
+        raise ImageError(
+            f"{shape} need {needed / 1e6:.0f} MB, the limit is {largest / 1e6:g} MB; make it smaller or cut it in parts"
+        )
+    # DEFLATE shrinks at most 1032 times, and photographs a hundred times at most; flat masks of usual size may pass.
+    flat = 1000 * size if needed <= 2**30 else 200 * size
+    if samples > flat and width * height > 16_000_000:
+        raise ImageError(f"its header promises {shape} in {size} bytes; no photograph compresses so far: file damaged")
 
 
 def _deep_modes(image: ImageFile.ImageFile) -> tuple[str, ...]:
@@ -187,16 +242,25 @@ def _unknown_to_pillow(file: IO[bytes], size: int, largest: int) -> Picture | No
     """A 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane; None for all others."""
     document = tifffile.TiffFile(file)
     page: Any = document.pages[0]
+    if page.sampleformat == _FLOAT:
+        raise ImageError("holds floating-point samples, whose range is unknown; convert it to 16-bit integers first")
     unusual = page.samplesperpixel == 2 or (page.samplesperpixel > 2 and page.planarconfig == 2)
     if page.bitspersample != 16 or not unusual:
         return None
-    _check_size(page.imagewidth, page.imagelength, size, largest)
-    picture = picture_of(_tifffile_samples(page))
+    _check_size(page.imagewidth, page.imagelength, page.samplesperpixel, size, largest)
+    samples = _tifffile_samples(page)
     exif = Image.Exif()
     exif.bigtiff, exif.endian = document.is_bigtiff, document.byteorder
     exif.load_from_fp(file, page.offset)
     profile = _profile(page.tags.valueof(ICC_TAG))
-    return upright(picture, exif.get(ORIENTATION, 1), _tiff_exif(exif), profile, len(document.pages))
+    xmp = page.tags.valueof(XMP_TAG)
+    return replace(
+        picture_of(upright(samples, exif.get(ORIENTATION, 1))),
+        exif=neutral_exif(_tiff_exif(exif)),
+        profile=profile,
+        frames=len(document.pages),
+        metadata=Metadata(xmp=without_orientation(xmp) if isinstance(xmp, bytes) else b""),
+    )
 
 
 def _tifffile_samples(page: Any) -> NDArray[Any]:
@@ -227,17 +291,17 @@ def from_pil(image: Image.Image) -> Picture:
         samples = wide.astype(np.uint16)[..., None]
         if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             samples = 65535 - samples  # Pillow inverts only 8-bit samples
-        return _with_metadata(picture_of(_with_transparent_colour(samples, image)), image)
+        return _with_metadata(_with_transparent_colour(samples, image), image)
     if image.mode == "F":
         raise ImageError("holds 32-bit floating-point samples, whose range is unknown; convert it to 16 bits first")
     if image.mode == "CMYK":
-        return _with_metadata(picture_of(np.asarray(_cmyk_to_srgb(image, profile))), image, profile=b"")
+        return _with_metadata(np.asarray(_cmyk_to_srgb(image, profile)), image, profile=b"")
     grey = image.mode in ("1", "L", "LA", "La")
     alpha = transparent or image.mode in ("LA", "La", "RGBA", "RGBa", "PA")
     mode = ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
     plain = image if image.mode == mode else image.convert(mode)
     samples = np.asarray(plain)
-    return _with_metadata(picture_of(samples[..., None] if samples.ndim == 2 else samples), image)
+    return _with_metadata(samples[..., None] if samples.ndim == 2 else samples, image)
 
 
 def _profile(tag: object) -> bytes:
@@ -269,7 +333,7 @@ def _with_transparent_colour(samples: NDArray[np.uint16], image: Image.Image) ->
     return np.concatenate((samples, opaque.astype(np.uint16) * 65535), 2)
 
 
-def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | None = None) -> Picture:
+def _with_metadata(samples: NDArray[Any], image: Image.Image, *, profile: bytes | None = None) -> Picture:
     """Takes what is known only after decoding: PNG may keep EXIF last, and Pillow itself turns TIFF upright."""
     if profile is None:
         profile = _profile(image.info.get("icc_profile"))
@@ -278,7 +342,14 @@ def _with_metadata(picture: Picture, image: Image.Image, *, profile: bytes | Non
             image.getexif()
         exif = image.getexif()
         kept = _tiff_exif(exif) if isinstance(image, TiffImageFile) else image.info.get("exif", b"")
-        return upright(picture, exif.get(ORIENTATION, 1), kept, profile, getattr(image, "n_frames", 1))
+        frames = getattr(image, "n_frames", 1)
+    return replace(
+        picture_of(upright(samples, exif.get(ORIENTATION, 1))),
+        exif=neutral_exif(kept if isinstance(kept, bytes) else b""),
+        profile=profile,
+        frames=frames,
+        metadata=metadata_of(image),
+    )
 
 
 def _tiff_exif(exif: Image.Exif) -> bytes:

@@ -1,8 +1,8 @@
 """The Hadamard network (Zhu et al. 2022, §2.1): y = u ⊗ v is undone by u = y ⊘ v, on features, seven times over.
 
 One skeleton with two fillings. A `Cell` says which module sits at each place: mixtures of candidates make the network
-that is searched (`twofold.search.supernet`), single operations the network that was found
-(`twofold.search.genotype`).
+that is searched (`twofold.space.supernet`), single operations the network that was found
+(`twofold.space.genotype`).
 """
 
 from __future__ import annotations

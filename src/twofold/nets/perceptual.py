@@ -279,17 +279,17 @@ def lpips(source: FeatureWeights, *, features: Path, heads: Path) -> DirectionDi
     wanted = [int(feature.shape[1]) for feature in network(torch.zeros(1, 3, 64, 64), layers)]
     if [head.numel() for head in given] != wanted:
         raise WeightsError(f"{heads}: not LPIPS heads for {source.stem}, which has {wanted} channels")
-    return DirectionDistance(network, layers, heads=given, name=f"lpips-{source.stem}")
+    return DirectionDistance(network, layers, heads=given, name=f"lpips_{source.stem}")
 
 
 def perceptual_squeeze(features: Path) -> DirectionDistance:
-    """`perceptual-squeeze`: SqueezeNet 1.0 at four scales, all channels alike. Not LPIPS, and its numbers are not near.
+    """`perceptual_squeeze`: SqueezeNet 1.0 at four scales, all channels alike. Not LPIPS, and its numbers are not near.
 
     Prefer `lpips` where its files are at hand: this one was never fitted to what people see.
 
     Raises: WeightsError where the weights are missing, damaged, or of another network.
     """
-    return DirectionDistance(load_features(SQUEEZENET, features), (1, 5, 10, 12), name="perceptual-squeeze")
+    return DirectionDistance(load_features(SQUEEZENET, features), (1, 5, 10, 12), name="perceptual_squeeze")
 
 
 def _compared(

@@ -420,6 +420,20 @@ class MultiScaleRetinex(Classical):
         return Restored(observed * torch.minimum(gain, 1 / observed.amax(1, keepdim=True).clamp_min(1e-3)))
 
 
+CLASSICAL: dict[str, Classical] = {
+    "wiener": Wiener(),
+    "richardson-lucy": RichardsonLucy(),
+    "hyper-laplacian": HyperLaplacian(),
+    "dark-channel": DarkChannel(),
+    "gamma": Gamma(),
+    "clahe": Clahe(),
+    "grey-world": GreyWorld(),
+    "retinex": MultiScaleRetinex(),
+    "underwater-stretch": UnderwaterStretch(),
+}
+"""By the names that cards and the command line use."""
+
+
 def percentile(values: Tensor, part: float) -> Tensor:
     """The value `(B,)` below which `part` of each row of `values (B, N)` lies; `torch.quantile` ends at 16 million."""
     rank = min(max(1, round(part * values.shape[1])), values.shape[1])

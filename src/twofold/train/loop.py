@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from twofold.contracts import Sample, TwofoldError, WeightsError
-from twofold.files import write_text
+from twofold.files import remove_orphans, write_text
 from twofold.train import checkpoint
 from twofold.train.schemes import Report, Scheme, load_state, state_of
 
@@ -99,8 +99,8 @@ def fit(
     Returns the time that training and validation took, earlier parts of the run included.
 
     validate: called with the number of steps done, every `run.validate_every` steps and at the end, with the averaged
-    parameters in place. Ctrl-C takes effect between two steps: the state is saved, then KeyboardInterrupt raised. A
-    second one stops at once.
+    parameters in place. Ctrl-C or SIGTERM takes effect between two steps: the state is saved, then KeyboardInterrupt
+    raised. A second one stops at once.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
@@ -134,22 +134,32 @@ def fit(
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Holds the first Ctrl-C back: the function yielded says whether one came. Only the main thread can listen."""
+    """Holds the first Ctrl-C or SIGTERM back: the function yielded says whether one came. A second one acts as usual.
+
+    Only the main thread can listen. A signal that this process ignores, as `nohup` arranges, stays ignored.
+    """
     came = False
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
     def listen(number: int, frame: object) -> None:
         nonlocal came
         came = True
-        signal.signal(signal.SIGINT, former)
+        restore()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    former = signal.signal(signal.SIGINT, listen)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in former:
+        signal.signal(number, listen)
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGINT, former)
+        restore()
 
 
 def validated(
@@ -180,8 +190,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
     Raises: WeightsError for a damaged state, or one of another model, scheme or average.
     """
     if run.main:
-        for orphan in run.folder.glob(f".{run.state.name}.*"):  # a kill while it was written
-            orphan.unlink(missing_ok=True)
+        remove_orphans(run.folder)  # of a kill while the state was written
     if not run.state.exists():
         return 0, Spent()
     state: dict[str, Any] = checkpoint.read_state(run.state)

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from twofold.contracts import ConfigError
-from twofold.search.genotype import Genotype
-from twofold.search.loss_space import LossFile
+from twofold.losses import LossSpec
 from twofold.settings import change, checked, from_yaml, nearest
+from twofold.space.genotype import Genotype
 from twofold.train.recipe import Recipe
 
 
@@ -102,10 +102,9 @@ def embed(tree: dict[str, Any], folder: Traversable) -> None:
     for group in (tree, tree.get("search")):
         loss = group.get("loss") if isinstance(group, dict) else None
         if isinstance(loss, dict) and set(loss) == {"file"} and isinstance(group, dict):
-            found = LossFile.from_yaml(text(str(loss["file"])))
+            found = LossSpec.from_yaml(text(str(loss["file"])))
             layers = {name: list(numbers) for name, numbers in found.layers.items()}
-            exponents = list(found.ssim_exponents)
-            group["loss"] = {"weights": dict(found.weights), "layers": layers, "ssim_exponents": exponents}
+            group["loss"] = {"weights": dict(found.weights), "layers": layers}
     net = tree.get("model", {}).get("net") if isinstance(tree.get("model"), dict) else None
     if isinstance(net, dict) and isinstance(net.get("genotype"), str):
         found_net = Genotype.from_json(text(net["genotype"]))

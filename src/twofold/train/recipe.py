@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field
 
 from twofold.data.folders import PairFolder
 from twofold.data.sources import Crops
 from twofold.data.specs import CaseSpec, SourceSpec
-from twofold.settings import Amount, Count, Range, Settings
+from twofold.losses import LossSpec
+from twofold.settings import Count, Range, Settings
 from twofold.specs import ModelSpec
-from twofold.train.found import FoundLoss
 from twofold.train.learner import Optimizer, Schedule
 from twofold.train.meta import MetaSpec
 from twofold.train.schemes import FrozenSpec, GuidedTrainingSpec, NaiveSpec, SupervisedSpec
@@ -40,29 +40,7 @@ class Data(Settings):
 SchemeSpec = Annotated[
     SupervisedSpec | GuidedTrainingSpec | NaiveSpec | FrozenSpec | MetaSpec, Field(discriminator="kind")
 ]
-LossName = Literal[
-    "l1",
-    "l2",
-    "smooth_l1",
-    "charbonnier",
-    "negative_ssim",
-    "colour_angle",
-    "ssim_distance",
-    "total_variation",
-    "laplacian",
-    "perceptual_squeeze",
-    "perceptual_vgg16",
-]
-
-
-def _kind_of_loss(value: Any) -> str:
-    return "found" if isinstance(value, FoundLoss) or (isinstance(value, dict) and "weights" in value) else "named"
-
-
-NamedLosses = Annotated[dict[LossName, Amount], Field(min_length=1)]
-LossSettings = Annotated[
-    Annotated[NamedLosses, Tag("named")] | Annotated[FoundLoss, Tag("found")], Discriminator(_kind_of_loss)
-]
+LossSettings = Annotated[LossSpec, BeforeValidator(LossSpec.of)]
 
 
 class Recipe(Settings):
@@ -75,7 +53,7 @@ class Recipe(Settings):
     seed: int = 0
     model: ModelSpec
     scheme: SchemeSpec
-    loss: LossSettings = {"l1": 1.0}
+    loss: LossSettings = LossSpec({"l1": 1.0})
     data: Data
     optimizer: Optimizer = Optimizer()
     guide_optimizer: Optimizer = Optimizer()

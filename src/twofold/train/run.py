@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,102 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from twofold import losses, zoo
-from twofold.contracts import ConfigError
+from twofold import zoo
+from twofold.contracts import ConfigError, Sample
 from twofold.files import replacing, write_text
-from twofold.nets.perceptual import (
-    ALEXNET,
-    SQUEEZENET,
-    VGG16,
-    VGG19,
-    FeatureDistance,
-    FeatureNetwork,
-    load_features,
-    lpips,
-    perceptual_squeeze,
-)
-from twofold.search.loss_space import Feature
-from twofold.settings import Settings, checked, nearest, to_yaml
+from twofold.settings import Settings, checked, to_yaml
 from twofold.train import data as material
 from twofold.train import reading, schemes
 from twofold.train import recipe as recipes
-from twofold.train.found import FoundLoss
 from twofold.train.learner import Machine, machine_of
 from twofold.train.loop import Average, Board, JsonLines, Run, fit, validated
 from twofold.train.schemes import Report
 
 
-def build_loss(settings: dict[recipes.LossName, float] | FoundLoss, root: Path = Path()) -> losses.Loss:
-    """The weighted sum of named losses, or a searched loss. Perceptual ones take their networks from `features` below
-    the data root when the loss is first called, and raise WeightsError where it is not there.
-
-    Raises: ConfigError for a searched loss that does not exist.
-    """
-    if isinstance(settings, FoundLoss):
-        file = settings.file()
-
-        @cache
-        def found(device: torch.device) -> losses.Loss:
-            return file.build(feature_networks(file.needs, root, device))
-
-        return lambda restored, clean: found(restored.device)(restored, clean)
-    terms = [(_term(name, root), weight) for name, weight in settings.items()]
-    return lambda restored, clean: sum((w * term(restored, clean) for term, w in terms), torch.zeros(()))
-
-
-def feature_networks(needs: Sequence[str], root: Path, device: torch.device | str) -> dict[str, Feature]:
-    """The networks of perceptual terms by the name of the term.
-
-    Raises: WeightsError where the weights are not in `features` below the data root; ConfigError for an unknown term.
-    """
-    folder = root / "features"
-    makers: dict[str, Callable[[], Feature]] = {
-        "features-squeeze": lambda: load_features(SQUEEZENET, folder),
-        "features-vgg19": lambda: load_features(VGG19, folder),
-        "perceptual-squeeze": lambda: perceptual_squeeze(folder),
-        "lpips-alexnet": lambda: lpips(ALEXNET, features=folder, heads=folder / "alex.pth"),
-    }
-    unknown = [name for name in needs if name not in makers]
-    if unknown:
-        raise ConfigError(f"loss: there are no features for {unknown[0]}; {nearest(unknown[0], list(makers))}")
-    return {
-        name: makers[name]().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name in needs
-    }
-
-
-def _term(name: recipes.LossName, root: Path) -> losses.Loss:
-    makers = {"perceptual_squeeze": perceptual_squeeze, "perceptual_vgg16": perceptual_vgg16}
-    if name not in makers:
-        term: losses.Loss = getattr(losses, name)
-        return term
-
-    @cache
-    def distance(device: torch.device) -> nn.Module:  # read when first called: a recipe builds without the weights
-        made = makers[name](root / "features")
-        return made.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-    return lambda restored, clean: distance(restored.device)(restored, clean).mean()
-
-
-def perceptual_vgg16(features: Path) -> FeatureDistance:
-    """GridDehazeNet's (Liu et al. 2019): mean squared difference of relu1_2, 2_2 and 3_3 of VGG16, not normalised.
-
-    Raises: WeightsError where the weights are missing, damaged, or of another network.
-    """
-    published = load_features(VGG16, features)
-    plain = FeatureNetwork(published.features, mean=(0, 0, 0), deviation=(1, 1, 1), smallest=published.smallest)
-    return FeatureDistance(plain, (3, 8, 15), weights=(1 / 3, 1 / 3, 1 / 3), power=2)
-
-
 def build_scheme(recipe: recipes.Recipe, restorer: nn.Module, machine: Machine, root: Path = Path()) -> schemes.Scheme:
-    """root: of the data, where networks of a perceptual loss lie.
+    """root: of the data; `features` below it holds the networks of perceptual losses.
 
     Raises: ConfigError where the model does not fit the scheme.
     """
     parts = schemes.Parts(
         restorer,
-        build_loss(recipe.loss, root),
+        recipe.loss.build(root / "features"),
         recipe.steps,
         recipe.model.kind,
         recipe.optimizer,
@@ -136,7 +59,7 @@ def train(
     """
     machine = machine_of(recipe.precision, device)
     main = machine.main
-    keep_recipe(recipe, folder, write=main)
+    keep_recipe(recipe, folder, write=False)
     torch.manual_seed(recipe.seed)
     restorer = machine.place(build_restorer(recipe))
     scheme = build_scheme(recipe, restorer, machine, root)
@@ -147,6 +70,8 @@ def train(
         reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder), *recipe.scheme.reports(folder)]
 
     shown = [sample for draw in batches(0) for sample in draw][-1]
+    check_crop(restorer, shown)
+    keep_recipe(recipe, folder, write=main)  # a start that fails leaves the folder to a corrected one
     found: dict[str, float] | None = None
 
     def validate(done: int) -> dict[str, float]:
@@ -176,6 +101,20 @@ def train(
     if main:
         write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def check_crop(restorer: nn.Module, sample: Sample) -> None:
+    """Raises: ConfigError where the network cannot take images of the size of the training crops."""
+    height, width = sample.observed.shape[-2:]
+    multiple = getattr(restorer, "multiple", 1)
+    try:
+        if height % multiple or width % multiple:
+            raise ValueError(f"its sides must be multiples of {multiple}")
+        with torch.no_grad():
+            restorer(sample.observed[:1], **({} if sample.kernel is None else {"kernel": sample.kernel[:1]}))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"data.crop: the network cannot take crops of {width} x {height}: {reason}") from error
 
 
 def keep_best(folder: Path, steps: int, scores: dict[str, float]) -> None:
@@ -210,6 +149,9 @@ def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
     if path.exists():
         kept = checked(type(recipe), reading.tree_of(path), str(path))
         changed = [key for key, value in kept if key != "steps" and value != getattr(recipe, key)]
+        done = _steps_done(folder)
+        if isinstance(recipe, recipes.Recipe) and recipe.steps < done:
+            raise ConfigError(f"{folder} holds a run of {done} steps, more than {recipe.steps}; name another folder")
         if changed:
             raise ConfigError(
                 f"{folder} holds a run of another recipe ({', '.join(changed)} differ from {path}); "
@@ -217,3 +159,11 @@ def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
             )
     if write:
         write_text(path, to_yaml(recipe))
+
+
+def _steps_done(folder: Path) -> int:
+    """Of a finished run, by its result.json; 0 where there is none."""
+    try:
+        return int(json.loads((folder / "result.json").read_text())["steps"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0

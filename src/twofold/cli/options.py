@@ -1,0 +1,59 @@
+"""Options that several verbs share, and what is checked of them before anything starts."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofold.cli.misuse import Misuse
+from twofold.cli.pictures import FORMATS
+
+
+def place(text: str) -> Path:
+    """A path as an option gives it; an empty one, as of a shell variable that is not set, would be the current folder.
+
+    Raises: typer.BadParameter.
+    """
+    if not text.strip():
+        raise typer.BadParameter("is empty; name a file or a folder, or leave the option out")
+    return Path(text)
+
+
+def model_names() -> list[str]:
+    """The shipped models, by their files: no card is read."""
+    folder = resources.files("twofold") / "weights"
+    return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
+
+
+MODEL_HELP = f"{', '.join(model_names())}, or a .safetensors file; `twofold models` explains them."
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")]
+QualityOption = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Of JPEG (without it 95) and WebP (without it lossless).")
+]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", min=1, max=64, help="Images read ahead and written behind; the files are the same.")
+]
+RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Take sub-folders too.")]
+SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are there and not empty.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+
+
+def check_device(name: str) -> None:
+    """Raises: Misuse for a device that nothing can be computed on here."""
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Misuse(f"device {name!r} cannot be used here ({reason}); try auto or cpu") from error

@@ -1,0 +1,35 @@
+"""The forward difference against a closed form, and its price."""
+
+import pytest
+import torch
+
+from twofold.solve.difference import ForwardDifference
+from twofold.solve.dynamics import Bilevel, GradientDescent
+from twofold.solve.hypergradient import Neumann, OneStepUnrolled, hypergradient
+from twofold.solve.params import SolveError
+from twofold.solve.second_order import CentralDifference
+
+# One step on (u − w²)² / 2 from u: u' = u − s (u − w²), and d/dw (u')² / 2 = u' · 2 s w.
+PROBLEM = Bilevel(upper=lambda w, u: (u**2).sum() / 2, lower=lambda w, u: ((u - w**2) ** 2).sum() / 2)
+W, U = torch.tensor([1.5, -0.5], dtype=torch.float64), torch.tensor([0.3, 2.0], dtype=torch.float64)
+
+
+def test_one_unrolled_step_has_the_gradient_of_the_closed_form():
+    found = hypergradient(PROBLEM, W, U, strategy=OneStepUnrolled(0.1, ForwardDifference()))
+    moved = U - 0.1 * (U - W**2)
+    torch.testing.assert_close(found.gradient, moved * 2 * 0.1 * W, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(found.lower_params, moved)
+
+
+def test_it_takes_one_lower_gradient_less_than_the_central_difference():
+    forward, central = (
+        hypergradient(PROBLEM, W, U, strategy=OneStepUnrolled(0.1, cross)).cost.lower_evaluations
+        for cross in (ForwardDifference(), CentralDifference())
+    )
+    assert (forward, central) == (2, 3)
+
+
+def test_implicit_strategies_are_refused():
+    strategy = Neumann(0, GradientDescent(0.5), 0.5, cross=ForwardDifference())
+    with pytest.raises(SolveError, match="one unrolled step"):
+        hypergradient(PROBLEM, W, U, strategy=strategy)
