@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
@@ -65,6 +73,11 @@ class ByName(Generic[Named]):
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         names = core_schema.plain_serializer_function_ser_schema(self._name)
         return core_schema.no_info_plain_validator_function(self._object, serialization=names)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.table)}
 
     def _object(self, value: Any) -> Any:
         if isinstance(value, str) and value in self.table:

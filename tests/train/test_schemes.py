@@ -15,11 +15,10 @@ from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
+from twofold.train.learner import Diverged, Learner
 from twofold.train.schemes import (
-    Diverged,
     Frozen,
     GuidedTraining,
-    Learner,
     Naive,
     Scheme,
     Supervised,
