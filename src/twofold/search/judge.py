@@ -164,7 +164,9 @@ def train_judge(
     )
     if main:
         digest = save_judge(folder / "judge.safetensors", judge, facts)
-        write_text(folder / "result.json", json.dumps({**facts.model_dump(mode="json"), "sha256": digest}, indent=2) + "\n")
+        write_text(
+            folder / "result.json", json.dumps({**facts.model_dump(mode="json"), "sha256": digest}, indent=2) + "\n"
+        )
     if share.ranks > 1:
         from accelerate import PartialState
 
