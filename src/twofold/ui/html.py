@@ -23,7 +23,7 @@ def header() -> str:
 
 def limits(allowed: Limits) -> str:
     return (
-        f"<p class=hint>JPEG, PNG, WebP, TIFF or BMP; up to {allowed.photographs} at once, {allowed.megabytes} MB and "
+        f"<p class=hint>JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC; up to {allowed.photographs} at once, {allowed.megabytes} MB and "
         f"{allowed.megapixels} megapixels each.</p>"
     )
 
