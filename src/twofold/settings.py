@@ -35,6 +35,7 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.manual_seed takes
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -132,8 +133,8 @@ def change(tree: dict[str, Any], text: str) -> None:
     *parents, last = key.split(".")
     try:
         given = from_yaml(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: {value!r} is not YAML; quote it for the shell and for YAML") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: of a date or number beyond any
+        raise ConfigError(f"{key}: {value[:80]!r} is not YAML; quote it for the shell and for YAML") from error
     node: Any = tree
     for name in parents:
         node = node.setdefault(name, {}) if isinstance(node, dict) else node[_item(node, name, key)]

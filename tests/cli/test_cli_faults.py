@@ -257,3 +257,40 @@ def test_without_docstrings_everything_still_runs() -> None:
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("seed=100000000000000000000000", "seed: "),
+        ("seed=-1", "seed: "),
+        ("model.net.widths=[0,0]", "model"),
+        ("name=" + "[" * 2000, "name"),
+        ("seed=2026-99-99", "seed"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_settings_that_no_training_can_use_are_one_line(
+    change: str, reason: str, picture: Maker, tmp_path: Path, capsys: Captured
+) -> None:
+    asked = ["train", "derain", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    assert run_command_line([*asked, "--set", change]) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_recipe_that_is_too_deep_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000)
+    assert run_command_line(["train", str(tmp_path / "deep.yaml")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_damaged_best_json_is_replaced(tmp_path: Path) -> None:
+    from twofold.train.run import keep_best
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for content in ("", "[]", '{"psnr": "x"}'):
+        (tmp_path / "best.json").write_text(content)
+        keep_best(tmp_path, 7, {"a/psnr": 30.0})
+        assert json.loads((tmp_path / "best.json").read_text())["psnr"] == 30.0

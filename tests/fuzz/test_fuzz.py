@@ -247,8 +247,11 @@ def test_any_command_line_ends_with_a_code_and_no_traceback(
         assert "Traceback" not in err.getvalue()
         if "--json" in words:
             json.loads(printed)
+        # An output may replace a file that lies in its place, if that is no input.
+        asked = {Path(place, option[1]).resolve() for option in chosen if option[0] in PLACES and len(option) > 1}
         for path, content in before.items():
-            assert path.read_bytes() == content, f"{words} changed {path}"
+            if not asked & {path.resolve(), *path.resolve().parents}:
+                assert path.read_bytes() == content, f"{words} changed {path}"
         after = [path.name for path in Path(place).rglob("*") if path.is_file()]
         assert not [name for name in after if name.endswith(".part")], words
 

@@ -21,7 +21,7 @@ from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.nets.judge import Judge, ResNetJudge
 from twofold.nets.perceptual import read_tensors
 from twofold.search.halves import split_source
-from twofold.settings import Amount, Count, Rate, Settings, Share, checked
+from twofold.settings import Amount, Count, Rate, Seed, Settings, Share, checked
 from twofold.space.genotype import Genotype
 from twofold.space.loss_space import Clipped, FixedSum, LossSpace, Softplus, searchable
 from twofold.space.supernet import mixtures
@@ -111,7 +111,7 @@ class JudgeRecipe(Settings):
     about: str = ""
     task: str
     terms: str = ""
-    seed: int = 0
+    seed: Seed = 0
     judge: JudgeSpec = SmallJudge()
     data: Material
     optimizer: Optimizer = Optimizer()
@@ -267,7 +267,7 @@ class SearchRecipe(Settings):
     about: str = ""
     task: str
     terms: str = ""
-    seed: int = 0
+    seed: Seed = 0
     search: StagesSpec
     net: Annotated[SupernetSpec | PlainSpec, Field(discriminator="kind")] = SupernetSpec()
     data: Material

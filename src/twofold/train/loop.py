@@ -233,7 +233,7 @@ class JsonLines:
 
     def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if not self.begun and self.path.exists():
-            write_text(self.path, "".join(lines_before(done, self.path.read_text(encoding="utf-8"))))
+            write_text(self.path, "".join(lines_before(done, self.path.read_text(encoding="utf-8", errors="replace"))))
         self.begun = True
         if done % self.every == 0 or done == until:
             self._append(step=done, images_per_second=round(images_per_second, 2), **losses)

@@ -57,8 +57,10 @@ def tree_of(name_or_path: str | Path, changes: list[str] | None = None, *, loss:
         raise ConfigError(f"unknown recipe {str(name_or_path)!r}; {nearest(str(name_or_path), names())}")
     try:
         tree = from_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: of a date or number beyond any
         raise ConfigError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{name_or_path}: settings lie too deep inside one another") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{name_or_path}: expected keys and values, got {type(tree).__name__}")
     for text in changes or []:

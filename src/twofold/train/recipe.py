@@ -10,7 +10,7 @@ from twofold.data.folders import PairFolder
 from twofold.data.sources import Crops
 from twofold.data.specs import CaseSpec, SourceSpec
 from twofold.losses import LossSpec
-from twofold.settings import Count, Range, Settings
+from twofold.settings import Count, Range, Seed, Settings
 from twofold.specs import ModelSpec
 from twofold.train.learner import Optimizer, Schedule
 from twofold.train.meta import MetaSpec
@@ -50,7 +50,7 @@ class Recipe(Settings):
     about: str = ""
     task: str
     terms: str = ""
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSpec
     scheme: SchemeSpec
     loss: LossSettings = LossSpec({"l1": 1.0})

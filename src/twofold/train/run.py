@@ -126,8 +126,11 @@ def keep_best(folder: Path, steps: int, scores: dict[str, float]) -> None:
     if not found:
         return
     psnr, facts = fmean(found), folder / "best.json"
-    if facts.exists() and json.loads(facts.read_text())["psnr"] >= psnr:
-        return
+    try:
+        if json.loads(facts.read_text())["psnr"] >= psnr:
+            return
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # none yet, or damaged: what is found now is the best that is known
     with replacing(folder / "best.safetensors") as temporary:
         shutil.copyfile(folder / "model.safetensors", temporary)
     write_text(facts, json.dumps({"steps": steps, "psnr": psnr, "validation": scores}, indent=2) + "\n")
@@ -137,8 +140,9 @@ def build_restorer(recipe: recipes.Recipe) -> nn.Module:
     """Raises: ConfigError where the model's settings do not fit together."""
     try:
         return recipe.model.build()
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"model: {error}") from error
+    except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"model: the settings do not fit together ({reason})") from error
 
 
 def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
