@@ -57,8 +57,8 @@ def receive(visit: Visit, source: Path, name: str, limits: Limits) -> Photo:
         picture = images.read(upload, largest=int(limits.megapixels * 1e6) * _BYTES)
         height, width = picture.pixels.shape[-2:]
         if height * width > limits.megapixels * 1e6:
-            size = f"{width} x {height} is {height * width / 1e6:.1f} megapixels"
-            raise TwofoldError(f"{name}: {size}, the limit of this page is {limits.megapixels}; make it smaller")
+            seen = f"{width} x {height} is {height * width / 1e6:.1f} megapixels"
+            raise TwofoldError(f"{name}: {seen}, the limit of this page is {limits.megapixels}; make it smaller")
         photo = Photo(number, name, upload, width, height, guess(picture.pixels))
         _write(folder / "before.jpg", picture, PREVIEW)
         _write(folder / "thumb.jpg", picture, THUMBNAIL)
