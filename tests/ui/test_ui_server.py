@@ -135,7 +135,7 @@ def test_what_is_too_large_is_refused_before_it_is_kept(page: Served) -> None:
     answer = client.http.post("gradio_api/upload", files={"files": ("large.png", b"x" * 1_200_000)})
     assert answer.status_code == 413
     changed = client.add(Image.new("RGB", (1200, 1000)), "wide.png")
-    assert "megapixels, the limit is 1" in client.text(changed, "status")
+    assert "megapixels, the limit of this page is 1" in client.text(changed, "status")
 
 
 def test_an_upload_is_refused_where_the_share_of_the_disk_is_used_up(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ class Served:
 
     def visits(self) -> list[Path]:
         """Whatever is left of visits."""
-        return [path for path in self.root.rglob("*") if path.is_file() and path.parent != self.root]
+        walked = os.walk(self.root)  # unlike rglob it goes on where a folder is deleted meanwhile
+        return [Path(place) / name for place, _, names in walked if Path(place) != self.root for name in names]
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ def header() -> str:
 
 def limits(allowed: Limits) -> str:
     return (
-        f"<p class=hint>JPEG, PNG, WebP, TIFF or BMP; up to {allowed.photographs} at once, {allowed.megabytes} MB and "
-        f"{allowed.megapixels} megapixels each.</p>"
+        f"<p class=hint>JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC; up to {allowed.photographs} at once, "
+        f"{allowed.megabytes} MB and {allowed.megapixels} megapixels each.</p>"
     )
 
 

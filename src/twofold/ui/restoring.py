@@ -25,6 +25,9 @@ TASKS = {
 }
 """The tasks of the model cards as the page calls them, in its order."""
 
+FIRST = {"derain", "dehaze", "deblur", "lowlight", "underwater"}
+"""The models that the page takes for their task, unless the user chooses another."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -48,12 +51,13 @@ class Restoring(Protocol):
 
 @dataclass(frozen=True)
 class Offer:
-    """A model as the page offers it. task: the key of `TASKS`, or another word of a card."""
+    """A model as the page offers it. task: the key of `TASKS`, or another word of a card. trained: it has weights."""
 
     name: str
     task: str
     about: str
     notes: str = ""
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Outcome:
 
 def offers() -> dict[str, Offer]:
     """The shipped models by name."""
-    return {card.name: Offer(card.name, card.task, card.about, card.notes) for card in zoo.cards().values()}
+    cards = zoo.cards().values()
+    return {card.name: Offer(card.name, card.task, card.about, card.notes, card.parameters > 0) for card in cards}
 
 
 @dataclass(eq=False)
@@ -109,9 +114,9 @@ class Models:
         return {task: TASKS.get(task, task.capitalize()) for task in dict.fromkeys([*known, *others])}
 
     def of_task(self, task: str) -> list[str]:
-        """The models of a task; first those whose map can be seen and steered."""
-        names = [name for name, offer in self.shipped.items() if offer.task == task]
-        return sorted(names, key=lambda name: self[name].kind is None)
+        """The models of a task: the one in `FIRST`, then the trained ones, then those without weights."""
+        offered = [offer for offer in self.shipped.values() if offer.task == task]
+        return [offer.name for offer in sorted(offered, key=lambda offer: (offer.name not in FIRST, not offer.trained))]
 
     def restore(self, name: str, picture: Picture, wishes: Wishes, progress: Progress | None = None) -> Outcome:
         """Raises: TwofoldError for wishes that the model or the picture does not allow."""

@@ -28,6 +28,9 @@ from twofold.ui.visits import Limits, Photo, Visit
 PREVIEW, THUMBNAIL, EDITOR = 2000, 160, 800
 """Longest side in pixels of what is shown of a photograph, of its thumbnail, and of a map to paint on."""
 
+_BYTES = 16
+"""Of a pixel that is read: four channels of 32 bits."""
+
 _VISIBLE = 3 / 255
 """A painted map differs from the shown one by more than rounding."""
 
@@ -51,11 +54,11 @@ def receive(visit: Visit, source: Path, name: str, limits: Limits) -> Photo:
     upload = folder / f"upload{suffix_of(name)}"
     try:
         shutil.copyfile(source, upload)
-        picture = images.read(upload, largest=int(limits.megapixels * 1e6) * 16)  # bytes, of four channels
+        picture = images.read(upload, largest=int(limits.megapixels * 1e6) * _BYTES)
         height, width = picture.pixels.shape[-2:]
         if height * width > limits.megapixels * 1e6:
-            size_now = f"{width} x {height} is {height * width / 1e6:.1f} megapixels"
-            raise TwofoldError(f"{name}: {size_now}, the limit is {limits.megapixels}; make it smaller")
+            seen = f"{width} x {height} is {height * width / 1e6:.1f} megapixels"
+            raise TwofoldError(f"{name}: {seen}, the limit of this page is {limits.megapixels}; make it smaller")
         photo = Photo(number, name, upload, width, height, guess(picture.pixels))
         _write(folder / "before.jpg", picture, PREVIEW)
         _write(folder / "thumb.jpg", picture, THUMBNAIL)
