@@ -140,7 +140,7 @@ def test_a_tile_with_the_context_of_the_whole_equals_the_whole(everything_global
 def test_the_fourier_steps_hold_for_any_picture_and_kernel(tmp_path: Path) -> None:
     made = Made(tmp_path, NOISE)
     for size, kernel in (((40, 56), (5, 9)), ((43, 37), (12, 7)), ((64, 64), (1, 1))):
-        given = network.example(made.whole, size=size, batch=3, kernel=kernel)
+        given = network.example_inputs(made.whole, size=size, batch=3, kernel=kernel)
         with torch.no_grad():
             expected = made.whole.restorer(given["observed"], kernel=given["kernel"])
         restored, noise = made.run({name: given[name] for name in ("observed", "kernel")})
@@ -162,7 +162,7 @@ def test_torch_export_runs_without_this_library(tmp_path: Path, guided_model: Pa
     facts = export(guided_model, file)
     assert facts["check"]["largest_deviation"] < 1e-4
     assert not any(each.get("optional") for each in facts["inputs"])
-    given = network.example(Whole(zoo.load_restorer(guided_model)), size=(31, 22), batch=1)
+    given = network.example_inputs(Whole(zoo.load_restorer(guided_model)), size=(31, 22), batch=1)
     torch.save(given, tmp_path / "given.pt")
     code = (
         "import sys, torch; run = torch.export.load(sys.argv[1]).module(); given = torch.load(sys.argv[2]); "
@@ -252,7 +252,7 @@ def test_every_shipped_model_is_exported_and_computes_the_same(name: str, tmp_pa
     facts = export(name, file)
     assert facts["check"]["largest_deviation"] < 5e-4
     whole = Whole(zoo.load_restorer(name))
-    given = network.example(whole, size=(45, 38), batch=1, kernel=(5, 5), seed=9)
+    given = network.example_inputs(whole, size=(45, 38), batch=1, kernel=(5, 5), seed=9)
     with torch.no_grad():
         expected = whole(**given)
     required = {key: given[key] for key in ("observed", "kernel") if key in given}

@@ -117,7 +117,7 @@ def deviation(run: Any, whole: Whole, *, full: bool) -> float:
     """
     worst = 0.0
     for number, size in enumerate(_SIZES):
-        given = network.example(whole, size=size, batch=1 + number, kernel=(7, 11), seed=number)
+        given = network.example_inputs(whole, size=size, batch=1 + number, kernel=(7, 11), seed=number)
         cases = [given]
         if whole.kind is not None:
             chosen = torch.rand_like(given["guidance"]) * whole.kind.white

@@ -30,9 +30,8 @@ class Whole(nn.Module):
     that was used and the context `(B, K)`.
 
     kernel: `(1, 1, h, w)`, for models that take one. guidance: `(B, 1, H, W)`, where negative values stand for the
-    estimate. strength: `(1,)`, scales the map, or without a
-    map the change of the picture. context: `(B, K)` of the picture that `observed` is a tile of; NaN
-    stands for the context of `observed` itself.
+    estimate. strength: `(1,)`, scales the map, or without a map the change of the picture. context: `(B, K)` of the
+    picture that `observed` is a tile of; NaN stands for the context of `observed` itself.
     """
 
     def __init__(self, restorer: Restorer | nn.Module) -> None:
@@ -136,7 +135,7 @@ class _Mirror:
         return images
 
 
-def example(
+def example_inputs(
     whole: Whole, *, size: Sequence[int] = _SIDES, batch: int = 2, kernel: Sequence[int] = _KERNEL, seed: int = 0
 ) -> dict[str, Tensor]:
     """Inputs of a picture of random colours, with the defaults of those that may be left out."""
@@ -157,7 +156,7 @@ def trace(whole: Whole) -> torch.export.ExportedProgram:
     """`whole` as a graph of ATen operations for any batch, size of picture and size of kernel."""
     free = torch.export.Dim.DYNAMIC
     sizes = {"observed": (0, 2, 3), "guidance": (0, 2, 3), "kernel": (2, 3), "strength": (), "context": (0,)}
-    inputs = example(whole)
+    inputs = example_inputs(whole)
     shapes = {name: dict.fromkeys(sizes[name], free) for name in inputs}
     with warnings.catch_warnings(), torch.enable_grad():  # without gradients large pictures would be cut into pieces
         warnings.simplefilter("ignore")  # of torch's own deprecations
