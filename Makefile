@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test fuzz check bench searches docs clean
+.PHONY: help demo test fuzz check mutate bench searches docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -30,8 +30,11 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutate: $(STAMP) ## plant faults in the mathematics and count those that no test notices; ARGS="implicit --sample 40"
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(ARGS)
+
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
-	for b in convergence data deconvolution hypergradient large search train; do \
+	for b in bilevel convergence data deconvolution hypergradient large search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
 	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance paper_a paper_c restore shipped steering; do \
 	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; \

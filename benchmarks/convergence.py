@@ -24,24 +24,32 @@ import torch
 from torch import Tensor
 
 from harness import figure, parser, table, write
-from twofold.solve.dynamics import Bilevel, FixedPointSteps
-from twofold.solve.hypergradient import Unrolled
-from twofold.solve.linear import LinearMap, Number, matrix_map
-from twofold.solve.lipschitz import circular_conv_norm
-from twofold.solve.meta import Aggregated, Harmonic, Round, rounds
-from twofold.solve.multipliers import LinearisedADMM, LinearisedALM
-from twofold.solve.operators import (
+from twofold.solve import (
+    Aggregated,
+    Bilevel,
     DataProx,
+    FixedPointSteps,
+    Harmonic,
+    KrasnoselskiiMann,
+    LinearisedADMM,
+    LinearisedALM,
+    LinearMap,
     Operator,
     ProximalGradient,
+    Round,
+    State,
+    Unrolled,
+    circular_conv_norm,
     contraction_factor,
+    iterate,
+    matrix_map,
     no_prox,
     positive,
+    rounds,
     soft_threshold,
     unit_interval,
 )
-from twofold.solve.params import State
-from twofold.solve.solvers import KrasnoselskiiMann, iterate
+from twofold.solve.linear import Number
 
 STEPS = 10_000
 MOST = 100_000

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import Strategy, Unrolled, hypergradient
-from twofold.solve.params import as_function
+from twofold.solve import Bilevel, GradientDescent, Strategy, Unrolled, as_function, hypergradient
 
 
 class Case(NamedTuple):

@@ -22,8 +22,7 @@ from harness import parser, read, table, write
 from paper_c_codes import patches, patches_table, sparse, sparse_table
 from paper_c_pictures import deconvolution, leader, leader_table, rain, rain_shallow, ways_table
 from paper_c_training import Photos, photos
-from twofold.solve.meta import Harmonic, aggregated_step
-from twofold.solve.operators import metric_of
+from twofold.solve import Harmonic, aggregated_step, metric_of
 
 
 def counter(_: Photos, out: Path) -> dict[str, Any]:

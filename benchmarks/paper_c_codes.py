@@ -33,8 +33,7 @@ from twofold.restorers.sparse_coding import (
     learn_dictionary,
     patches_of,
 )
-from twofold.solve.meta import Harmonic, aggregated_step
-from twofold.solve.operators import Relax
+from twofold.solve import Harmonic, Relax, aggregated_step
 
 
 def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: int) -> Tensor:

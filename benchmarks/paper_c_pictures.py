@@ -23,8 +23,8 @@ from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.nets.denoiser import Denoiser
 from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers, RidgeDenoiser
-from twofold.solve.operators import contraction_factor
-from twofold.solve.params import norm, subtract
+from twofold.solve import contraction_factor
+from twofold.solve.params import minus, norm
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining, Watched
 
@@ -38,7 +38,7 @@ def run_long(restorer: FixedPointRestorer, tests: list[Sample], steps: int) -> d
             T, u = Watched(problem.operator), problem.start
             for k in range(steps):
                 fresh = T(u)
-                change[k] += float(norm(subtract(fresh, u)) / norm(u))
+                change[k] += float(norm(minus(fresh, u)) / norm(u))
                 u = fresh
                 quality[k] += score(problem.image(u), sample.clean)
             residual += torch.stack(T.residuals).double()

@@ -22,10 +22,8 @@ from harness import RETURN_MEMORY_AT_ONCE, cpu_seconds, fresh_process, parser, p
 from twofold.losses import PLAIN, Loss, l1, ssim
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
+from twofold.solve import Bilevel, CentralDifference, Cross, FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.solve.difference import ForwardDifference
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
-from twofold.solve.second_order import CentralDifference, Cross
 from twofold.space.loss_space import LossSpace, searchable
 from twofold.space.supernet import Mixture, architecture, mixtures, network_weights
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
-from twofold.train.search_recipe import JudgeRecipe, SearchRecipe
+from pydantic.json_schema import GenerateJsonSchema
 
+from twofold.search.recipe import JudgeRecipe, SearchRecipe
 from twofold.train.recipe import Recipe
 
 RECIPES: dict[str, type[BaseModel]] = {
@@ -26,6 +27,13 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 Schema = dict[str, Any]
 
 MEANINGS = {
+    "extent": "range of the longest side of the kernel's path, in pixels.",
+    "far": "the depth that counts as 1.",
+    "quantise": "round to 8 bits, as a file would.",
+    "share": "of the values that become 0 or 1.",
+    "source": "how depth is synthesized where none is measured.",
+    "thickness": "standard deviation of the drawn line, in pixels.",
+    "threshold": "of the difference above which a pixel counts as rain, on the [0, 1] scale.",
     "about": "one sentence for `twofold train --list`.",
     "angle": "range of the rain's angle from the vertical, in degrees.",
     "architecture": "steps of the second stage, which searches the operations.",
@@ -111,6 +119,18 @@ MEANINGS = {
 """What a key means wherever the schema does not say it."""
 
 
+class RecipeSchema(GenerateJsonSchema):
+    """The schema of pydantic, where a validator that looks a name up in a table becomes the list of its names."""
+
+    def function_plain_schema(self, schema: Any) -> Schema:
+        table = getattr(getattr(schema["function"]["function"], "__self__", None), "table", None)
+        return super().function_plain_schema(schema) if table is None else {"enum": list(table)}
+
+    def encode_default(self, dft: Any) -> Any:
+        """A default that is a function is written by its name."""
+        return dft.__name__ if callable(dft) and hasattr(dft, "__name__") else super().encode_default(dft)
+
+
 def page() -> str:
     """Markdown: a section for every recipe and one for every group of keys below it, each described once."""
     lines = [
@@ -122,7 +142,7 @@ def page() -> str:
     ]
     described: set[str] = set()
     for title, recipe in RECIPES.items():
-        schema = recipe.model_json_schema()
+        schema = recipe.model_json_schema(schema_generator=RecipeSchema)
         lines += ["", f"## {title}", "", *section(schema, schema)]
         for name in reachable(schema):
             if name not in described:

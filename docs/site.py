@@ -102,7 +102,7 @@ def main() -> int:
     if loading:
         print(f"these pages load something from another server: {', '.join(loading)}", file=sys.stderr)
         return 1
-    print(f"built {BUILD / 'site' / 'README.html'}")
+    print(f"built {BUILD / 'site' / 'index.html'}")
     return 0
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import harness  # noqa: E402
 
 BENCHMARKS = (
+    "bilevel_tables",
     "cards",
     "claims",
     "classical",

@@ -4,9 +4,7 @@ from itertools import islice
 
 import torch
 
-from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import ConjugateGradient
-from twofold.solve.meta import rounds
+from twofold.solve import Bilevel, ConjugateGradient, GradientDescent, rounds
 
 torch.manual_seed(0)
 truth = torch.tensor([2.0, -1.0, 0.5] + [0.0] * 17)  # three features matter, seventeen do not

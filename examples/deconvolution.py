@@ -20,7 +20,7 @@ from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.restorers.fixed_point import Deconvolution, RidgeDenoiser
 from twofold.sheets import contact_sheet
-from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.solve import KrasnoselskiiMann
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining
 

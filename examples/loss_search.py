@@ -20,7 +20,7 @@ from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import GaussianNoise
 from twofold.nets.unet import UNet
 from twofold.search.scheme import Search
-from twofold.solve.hypergradient import OneStepUnrolled
+from twofold.solve import OneStepUnrolled
 from twofold.space.loss_space import LossSpace, searchable
 from twofold.train.learner import Learner
 

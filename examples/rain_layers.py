@@ -18,7 +18,7 @@ from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import RainStreaks
 from twofold.restorers.fixed_point import RainLayers, RidgeDenoiser
 from twofold.sheets import contact_sheet
-from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.solve import KrasnoselskiiMann
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining
 

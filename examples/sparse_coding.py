@@ -12,7 +12,7 @@ import copy
 import torch
 
 from twofold.restorers.sparse_coding import ISTA, LearnedALM, SparseModel
-from twofold.solve.meta import Harmonic, aggregated_step
+from twofold.solve import Harmonic, aggregated_step
 
 DEPTH = 15
 parser = argparse.ArgumentParser(description=__doc__)

@@ -62,7 +62,7 @@ def test_every_key_of_every_recipe_stands_on_the_reference_page_with_a_meaning(m
     monkeypatch.syspath_prepend(ROOT / "docs")
     keys = importlib.import_module("recipe_keys")
     page = keys.page()
-    schemas = [recipe.model_json_schema() for recipe in keys.RECIPES.values()]
+    schemas = [recipe.model_json_schema(schema_generator=keys.RecipeSchema) for recipe in keys.RECIPES.values()]
     groups = [group for schema in schemas for group in (schema, *schema["$defs"].values())]
     for group in groups:
         for key in group.get("properties", {}):

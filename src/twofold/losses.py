@@ -6,7 +6,6 @@ the weights: to add a loss, write a function and give it a line in the table.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from twofold.nets.perceptual import (
     lpips,
     perceptual_squeeze,
 )
+from twofold.settings import nearest
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -243,8 +243,7 @@ PLAIN = ("l1", "l2", "colour", "ssim", "tv", "laplacian")
 def loss_of(name: str) -> Loss | DistanceLoss | LayerLoss:
     """The entry of `LOSSES`. Raises: ConfigError for an unknown name, with the nearest known one."""
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, 1, 0.0)[0]
-        raise ConfigError(f"unknown loss {name!r}; did you mean {near!r}? known: {', '.join(LOSSES)}")
+        raise ConfigError(f"unknown loss {name!r}; {nearest(name, LOSSES)}")
     return LOSSES[name]
 
 

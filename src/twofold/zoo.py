@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from twofold import hub
 from twofold.contracts import Restorer, TwofoldError, WeightsError
 from twofold.files import WHAT_TO_DO, replacing
 from twofold.runtime import flush_denormals_
@@ -127,10 +128,12 @@ def read_weights(path: Path) -> tuple[AnyModel, dict[str, Tensor]]:
 
 
 def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None = None) -> Restorer:
-    """A restorer in evaluation mode, by the name of a shipped model or the path of a weights file.
+    """A restorer in evaluation mode, by the name of a shipped model, the path of a weights file, or hf://user/name.
 
     Raises: WeightsError for an unknown name, a damaged or foreign file.
     """
+    if hub.is_hub_place(name_or_path):
+        name_or_path = hub.fetch_weights(str(name_or_path))
     path, shipped = Path(name_or_path), cards()
     if not str(name_or_path).strip():
         raise WeightsError(f"the name of the model is empty; give a weights file, or a name; {nearest('', [*shipped])}")

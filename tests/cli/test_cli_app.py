@@ -5,12 +5,11 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 
 import twofold
-from twofold.cli.app import VERBS, run_command_line
+from twofold.cli.app import VERBS, module_of, run_command_line
 
 
 def cpu_seconds(*arguments: str) -> float:
@@ -47,7 +46,7 @@ def test_every_verb_is_listed_and_its_help_teaches_by_an_example(
     assert f"  {verb} " in capsys.readouterr().out
     assert run_command_line([verb, "--help"]) == 0
     assert any(line.strip().startswith(f"twofold {verb}") for line in capsys.readouterr().out.splitlines())
-    assert callable(import_module(f"twofold.cli.{verb}").command)
+    assert callable(module_of(verb).command)
 
 
 @pytest.mark.parametrize(

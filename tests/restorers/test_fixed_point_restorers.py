@@ -15,9 +15,8 @@ from twofold.restorers.fixed_point import (
     starting_as_identity,
     steady,
 )
-from twofold.solve.operators import stretch
+from twofold.solve import KrasnoselskiiMann, stretch
 from twofold.solve.params import tensors
-from twofold.solve.solvers import KrasnoselskiiMann
 
 
 def ridge(channels: int = 1, *, keep_mean: bool = True) -> RidgeDenoiser:

@@ -22,9 +22,7 @@ from twofold.restorers.sparse_coding import (
     learn_dictionary,
     patches_of,
 )
-from twofold.solve.linear import Euclidean
-from twofold.solve.operators import stretch
-from twofold.solve.solvers import KrasnoselskiiMann
+from twofold.solve import Euclidean, KrasnoselskiiMann, stretch
 
 
 def dictionary(m: int = 12, n: int = 24) -> Tensor:
@@ -92,11 +90,12 @@ def test_the_learned_operator_is_non_expansive_in_its_metric_and_not_in_the_eucl
         p, q = draw(), draw()
         assert stretch(T, p, q).max() <= 1
         near = tuple(a + 1e-3 * b for a, b in zip(p, q, strict=True))
-        for _ in range(5):  # towards the directions that grow
+        euclidean = []
+        for _ in range(15):  # towards the directions that grow
             assert stretch(T, p, near).max() <= 1 + 1e-9
-            worst = stretch(T, p, near, metric=Euclidean()).max()
+            euclidean.append(stretch(T, p, near, metric=Euclidean()).max())
             p, near = T(p), T(near)
-        assert worst > 0
+        assert max(euclidean) > 1.02
 
 
 def test_the_closed_form_of_the_metric_inverts_it() -> None:

@@ -21,8 +21,7 @@ from twofold.search.halves import split_source
 from twofold.search.judge import judged
 from twofold.search.recipe import What
 from twofold.search.scheme import Collapsed, CollapseGuard, Search
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, Strategy, hypergradient
-from twofold.solve.params import SolveError
+from twofold.solve import FirstOrder, OneStepUnrolled, SolveError, Strategy, hypergradient
 from twofold.space.genotype import derive
 from twofold.space.loss_space import LossSpace, searchable
 from twofold.space.supernet import architecture, mixtures

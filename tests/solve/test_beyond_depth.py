@@ -3,12 +3,16 @@
 import torch
 import torch.nn.functional as F
 
-from twofold.solve.adjoint import Unrolled
-from twofold.solve.fixed_point import fixed_point
-from twofold.solve.linear import convolution_map
-from twofold.solve.lipschitz import circular_conv_norm
-from twofold.solve.operators import Compose, DataProx
-from twofold.solve.solvers import KrasnoselskiiMann, iterate
+from twofold.solve import (
+    Compose,
+    DataProx,
+    KrasnoselskiiMann,
+    UnrolledAdjoint,
+    circular_conv_norm,
+    convolution_map,
+    fixed_point,
+    iterate,
+)
 
 SIZE, DEPTH = 12, 4
 
@@ -31,7 +35,7 @@ def trained(*, certified):
     for _ in range(60):
         optimizer.zero_grad()
         solver = KrasnoselskiiMann(1.0, DEPTH, 0.0)
-        value = fixed_point(operator(), torch.zeros_like(observed), solver=solver, adjoint=Unrolled()).value
+        value = fixed_point(operator(), torch.zeros_like(observed), solver=solver, adjoint=UnrolledAdjoint()).value
         loss = (value - clean).square().mean()
         loss.backward()
         optimizer.step()

@@ -6,12 +6,28 @@ from itertools import islice
 import pytest
 import torch
 
-from twofold.solve.dynamics import Adam, Bilevel, FixedPointSteps, GradientDescent, Momentum
-from twofold.solve.hypergradient import ConjugateGradient, OneStepUnrolled, Truncated, Unrolled, hypergradient
-from twofold.solve.linear import matrix_map
-from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, aggregated_step, rounds
-from twofold.solve.multipliers import LinearisedALM
-from twofold.solve.params import SolveError, tensors
+from twofold.solve import (
+    Adam,
+    Aggregated,
+    Bilevel,
+    ConjugateGradient,
+    Constant,
+    FixedPointSteps,
+    Geometric,
+    GradientDescent,
+    Harmonic,
+    LinearisedALM,
+    Momentum,
+    OneStepUnrolled,
+    SolveError,
+    Unrolled,
+    aggregated_step,
+    hypergradient,
+    lower_solution,
+    matrix_map,
+    rounds,
+)
+from twofold.solve.params import tensors
 
 
 def random(*shape, seed=0):
@@ -54,9 +70,9 @@ def test_a_geometric_leader_stops_short_because_its_reach_is_bounded():
 def test_a_constant_leader_leaves_the_fixed_points_where_the_levels_disagree_and_a_harmonic_one_does_not():
     problem = Bilevel(upper=lambda w, u: ((u - 4) ** 2).sum() / 2, lower=lambda w, u: ((u - w) ** 2).sum() / 2)
     w, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    reach = lambda schedule: hypergradient(  # noqa: E731
-        problem, w, zero, strategy=Truncated(1000, 0, Aggregated(GradientDescent(0.5), 0.5, schedule))
-    ).lower_params.item()
+    reach = lambda schedule: lower_solution(  # noqa: E731
+        problem, w, zero, dynamics=Aggregated(GradientDescent(0.5), 0.5, schedule), steps=1000
+    ).item()
     assert reach(Harmonic(0.5)) == pytest.approx(1.0, abs=5e-3)
     assert reach(Constant(0.5)) == pytest.approx(2.5, abs=1e-6)
 
@@ -89,7 +105,7 @@ def test_a_leader_in_the_metric_of_an_operator_with_multipliers_finds_the_best_o
 
     def reach(mu):
         dynamics = Aggregated(FixedPointSteps(make), mu, Harmonic(0.9 * floor), metric=lambda w: make(w).metric)
-        return hypergradient(problem, w, start, strategy=Truncated(400, 0, dynamics)).lower_params[0]
+        return lower_solution(problem, w, start, dynamics=dynamics, steps=400)[0]
 
     least = (torch.linalg.pinv(a) @ a @ w[0])[None]
     for mu in (0.0, 0.5):

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from twofold.solve import (
+    Bilevel,
+    CentralDifference,
+    GradientDescent,
+    Neumann,
+    OneStepUnrolled,
+    SolveError,
+    hypergradient,
+)
 from twofold.solve.difference import ForwardDifference
-from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import Neumann, OneStepUnrolled, hypergradient
-from twofold.solve.params import SolveError
-from twofold.solve.second_order import CentralDifference
 
 # One step on (u − w²)² / 2 from u: u' = u − s (u − w²), and d/dw (u')² / 2 = u' · 2 s w.
 PROBLEM = Bilevel(upper=lambda w, u: (u**2).sum() / 2, lower=lambda w, u: ((u - w**2) ** 2).sum() / 2)

@@ -6,21 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from twofold.solve.adjoint import (
+from twofold.solve import (
+    Anderson,
+    DataProx,
     Implicit,
     Iterated,
+    KrasnoselskiiMann,
+    LinearisedALM,
     NeumannSeries,
     NormalEquations,
     OneStep,
-    Truncated,
-    Unrolled,
+    ProximalGradient,
+    SolveError,
+    TruncatedAdjoint,
+    UnrolledAdjoint,
+    contraction_factor,
+    fixed_point,
+    iterate,
+    matrix_map,
+    soft_threshold,
 )
-from twofold.solve.fixed_point import fixed_point
-from twofold.solve.linear import matrix_map
-from twofold.solve.multipliers import LinearisedALM
-from twofold.solve.operators import DataProx, ProximalGradient, contraction_factor, soft_threshold
-from twofold.solve.params import SolveError, tensors
-from twofold.solve.solvers import Anderson, KrasnoselskiiMann, iterate
+from twofold.solve.params import tensors
 
 EXACT = KrasnoselskiiMann(relaxation=1.0, steps=500, tolerance=1e-12)
 IMPLICIT = [
@@ -113,7 +119,9 @@ def test_a_state_may_be_a_tree_of_parameters_seen_as_one_point():
         fixed_point(step, start)
 
 
-@pytest.mark.parametrize("adjoint", [*IMPLICIT, Unrolled(), Unrolled(checkpointed=True), Truncated(200)])
+@pytest.mark.parametrize(
+    "adjoint", [*IMPLICIT, UnrolledAdjoint(), UnrolledAdjoint(checkpointed=True), TruncatedAdjoint(200)]
+)
 def test_adjoints_equal_the_implicit_function_theorem_on_a_linear_contraction(adjoint):
     m, b = linear_contraction()
     m, b = m.requires_grad_(), b.requires_grad_()
@@ -133,10 +141,10 @@ def test_implicit_adjoint_equals_a_long_unroll_to_six_digits_on_a_nonlinear_cont
         value = fixed_point(nonlinear(w), torch.zeros(3, 5, dtype=torch.float64), solver=EXACT, adjoint=how).value
         return torch.autograd.grad((value**2).sum(), w)[0]
 
-    torch.testing.assert_close(grad_of(adjoint), grad_of(Unrolled()), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(grad_of(adjoint), grad_of(UnrolledAdjoint()), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("adjoint", [IMPLICIT[0], IMPLICIT[1], Unrolled(), Unrolled(checkpointed=True)])
+@pytest.mark.parametrize("adjoint", [IMPLICIT[0], IMPLICIT[1], UnrolledAdjoint(), UnrolledAdjoint(checkpointed=True)])
 def test_adjoints_agree_with_central_differences(adjoint):
     def solve(w):
         return fixed_point(nonlinear(w), torch.zeros(2, 4, dtype=torch.float64), solver=EXACT, adjoint=adjoint).value
@@ -151,14 +159,14 @@ def test_checkpointed_unrolling_is_bit_identical_to_unrolling_and_keeps_the_metr
             fixed_point(nonlinear(w), torch.zeros(3, 5, dtype=torch.float64), adjoint=adjoint).value.sum(), w
         )[0]
 
-    assert torch.equal(grad_of(Unrolled()), grad_of(Unrolled(checkpointed=True)))
+    assert torch.equal(grad_of(UnrolledAdjoint()), grad_of(UnrolledAdjoint(checkpointed=True)))
 
 
 def test_truncation_leaves_the_bias_that_the_contraction_factor_predicts():
     m, b = torch.diag(torch.tensor([0.5, 0.5], dtype=torch.float64)), random(1, 2).requires_grad_()
     for last in (1, 3, 6):
         value = fixed_point(
-            lambda u: u @ m + b, torch.zeros(1, 2, dtype=torch.float64), solver=EXACT, adjoint=Truncated(last)
+            lambda u: u @ m + b, torch.zeros(1, 2, dtype=torch.float64), solver=EXACT, adjoint=TruncatedAdjoint(last)
         ).value
         (grad,) = torch.autograd.grad(value.sum(), b)
         torch.testing.assert_close(grad, torch.full_like(grad, 2 * (1 - 0.5**last)))
@@ -180,8 +188,12 @@ def test_implicit_adjoint_works_on_tuples_with_a_metric_and_matches_unrolling():
         value = fixed_point(operator, start, solver=KrasnoselskiiMann(1.0, 5000, 1e-13), adjoint=adjoint).value
         return torch.autograd.grad((value[0] ** 2).sum() + value[1].sum(), weight)[0]
 
-    torch.testing.assert_close(grad_of(Implicit(NormalEquations(500, 1e-9))), grad_of(Unrolled()), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(grad_of(Implicit(NeumannSeries(5000, 1e-9))), grad_of(Unrolled()), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        grad_of(Implicit(NormalEquations(500, 1e-9))), grad_of(UnrolledAdjoint()), rtol=1e-6, atol=1e-8
+    )
+    torch.testing.assert_close(
+        grad_of(Implicit(NeumannSeries(5000, 1e-9))), grad_of(UnrolledAdjoint()), rtol=1e-6, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("linear", [NeumannSeries(50), NormalEquations(50), Iterated(KrasnoselskiiMann(0.5, 50))])
@@ -222,7 +234,7 @@ def test_implicit_adjoint_of_deconvolution_differentiates_observation_and_penalt
 
     y, rho = random(1, 1, 6, 6).requires_grad_(), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     one = torch.autograd.grad((solve(y, rho, IMPLICIT[0]) ** 2).sum(), (y, rho))
-    other = torch.autograd.grad((solve(y, rho, Unrolled()) ** 2).sum(), (y, rho))
+    other = torch.autograd.grad((solve(y, rho, UnrolledAdjoint()) ** 2).sum(), (y, rho))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
@@ -235,14 +247,22 @@ def test_modules_serve_as_operators_and_their_weights_receive_gradients():
     value.sum().backward()
     implicit = net[0].weight.grad.clone()
     net.zero_grad()
-    fixed_point(net, torch.zeros(2, 4, dtype=torch.float64), solver=EXACT, adjoint=Unrolled()).value.sum().backward()
+    fixed_point(
+        net, torch.zeros(2, 4, dtype=torch.float64), solver=EXACT, adjoint=UnrolledAdjoint()
+    ).value.sum().backward()
     torch.testing.assert_close(implicit, net[0].weight.grad, rtol=1e-6, atol=1e-8)
 
 
 def test_outside_grad_mode_nothing_is_recorded():
     m, b = linear_contraction()
     with torch.no_grad():
-        for adjoint in (Implicit(), Unrolled(), Unrolled(checkpointed=True), Truncated(2), OneStep()):
+        for adjoint in (
+            Implicit(),
+            UnrolledAdjoint(),
+            UnrolledAdjoint(checkpointed=True),
+            TruncatedAdjoint(2),
+            OneStep(),
+        ):
             value = fixed_point(lambda u: u @ m.T + b, b, adjoint=adjoint).value
             assert not any(t.requires_grad for t in tensors(value))
 
@@ -265,7 +285,7 @@ def test_contractions_converge_at_the_predicted_factor():
 
 
 @pytest.mark.parametrize(
-    ("make", "value"), [(KrasnoselskiiMann, 0.0), (KrasnoselskiiMann, 1.2), (Anderson, 0.0), (Truncated, 0)]
+    ("make", "value"), [(KrasnoselskiiMann, 0.0), (KrasnoselskiiMann, 1.2), (Anderson, 0.0), (TruncatedAdjoint, 0)]
 )
 def test_settings_that_make_no_sense_are_refused(make, value):
     with pytest.raises(SolveError, match=r"relaxation|at least one"):

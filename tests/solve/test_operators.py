@@ -9,35 +9,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from twofold.solve.linear import (
+from twofold.solve import (
+    PDHG,
     Blocks,
-    Linearised,
-    LinearMap,
-    PrimalDual,
-    Scaled,
-    conjugate_gradient,
-    convolution_map,
-    matrix_map,
-    metric_norm,
-    precondition,
-)
-from twofold.solve.linear import Euclidean as I
-from twofold.solve.lipschitz import circular_conv_norm
-from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
-from twofold.solve.operators import (
     Blockwise,
     Compose,
     DataProx,
     DenoiserStep,
+    Linearised,
+    LinearisedADMM,
+    LinearisedALM,
+    LinearMap,
+    PrimalDual,
+    ProximalALM,
     ProximalGradient,
     Relax,
+    Scaled,
+    SolveError,
     SumProx,
+    circular_conv_norm,
+    conjugate_gradient,
+    convolution_map,
+    matrix_map,
     metric_of,
     no_prox,
     soft_threshold,
     stretch,
 )
-from twofold.solve.params import SolveError, dot, scale, subtract, tensors
+from twofold.solve import Euclidean as I
+from twofold.solve.linear import metric_norm, precondition
+from twofold.solve.params import dot, minus, scale, tensors
 
 PAIRS = 4000
 
@@ -121,7 +122,7 @@ def test_residual_falls_monotonically_in_the_metric_of_the_operator(name):
     history = []
     for _ in range(300):
         new = operator(u)
-        history.append(metric_norm(operator.metric, subtract(new, u)).item())
+        history.append(metric_norm(operator.metric, minus(new, u)).item())
         u = new
     assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(history))
     assert history[-1] < 0.02 * history[0]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from twofold.solve.params import SolveError, as_function, axpy, dot, gradient, norm, pull, tensors
+from twofold.solve import SolveError, as_function
+from twofold.solve.params import axpy, dot, gradient, norm, pull, tensors
 
 TREES = [
     torch.randn(3, 4),

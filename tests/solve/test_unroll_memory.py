@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from twofold.solve.dynamics import Bilevel, GradientDescent
-from twofold.solve.hypergradient import Unrolled, hypergradient
-from twofold.solve.params import as_function, tensors
+from twofold.solve import Bilevel, GradientDescent, Unrolled, as_function, hypergradient
+from twofold.solve.params import tensors
 
 torch.manual_seed(0)
 X = torch.randn(8, 2, 16, 16)
@@ -56,3 +55,21 @@ def test_sixty_four_steps_hold_an_eighth_of_what_plain_unrolling_holds_at_most()
     plain = peak(Unrolled(64, DESCENT, together=64))  # one group is a plain graph of all steps
     assert peak(Unrolled(64, DESCENT)) < plain / 8
     assert peak(Unrolled(64, DESCENT, together=4)) < plain / 8
+
+
+def test_memory_that_may_be_spent_saves_replays_and_is_not_exceeded() -> None:
+    least, plain = peak(Unrolled(32, DESCENT)), peak(Unrolled(32, DESCENT, graph_bytes=float("inf")))
+    reference = hypergradient(PROBLEM, WEIGHTS, START, strategy=Unrolled(32, DESCENT))
+    evaluations = [reference.cost.lower_evaluations]
+    for share in (0.25, 0.5, 2.0):
+        strategy = Unrolled(32, DESCENT, graph_bytes=share * plain)
+        found = hypergradient(PROBLEM, WEIGHTS, START, strategy=strategy)
+        torch.testing.assert_close(found.gradient, reference.gradient, rtol=1e-5, atol=1e-9)
+        assert peak(strategy) <= least + share * plain
+        evaluations.append(found.cost.lower_evaluations)
+    assert evaluations[0] == 64  # each step once, and once replayed
+    assert evaluations == sorted(evaluations, reverse=True)
+    assert evaluations[-1] == 32 + 2  # nothing replayed; two steps to measure
+    unlimited = hypergradient(PROBLEM, WEIGHTS, START, strategy=Unrolled(32, DESCENT, graph_bytes=float("inf")))
+    assert unlimited.cost.lower_evaluations == 32
+    torch.testing.assert_close(unlimited.gradient, reference.gradient, rtol=1e-5, atol=1e-9)

@@ -12,10 +12,7 @@ from twofold.losses import LOSSES, PLAIN, DistanceLoss, LayerLoss, LossSpec, l1,
 from twofold.nets.perceptual import DirectionDistance, FeatureNetwork, FeatureWeights
 from twofold.search.recipe import SearchRecipe
 from twofold.settings import checked
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import FirstOrder, OneStepUnrolled, hypergradient
-from twofold.solve.params import SolveError
-from twofold.solve.second_order import CentralDifference
+from twofold.solve import Bilevel, CentralDifference, FirstOrder, OneStepUnrolled, SolveError, hypergradient
 from twofold.space.loss_space import Clipped, FeatureChoice, FixedSum, LossSpace, Softplus, searchable
 from twofold.train.reading import read_recipe, tree_of
 

@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import OneStepUnrolled, hypergradient
-from twofold.solve.second_order import CentralDifference, Exact
+from twofold.solve import Bilevel, CentralDifference, Exact, OneStepUnrolled, hypergradient
 from twofold.space.genotype import Genotype, copy_weights, derive, entropy, shares, uniform_genotype
 from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 from twofold.space.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
@@ -205,7 +203,7 @@ def test_a_genotype_survives_json_and_the_file_is_readable(tmp_path):
         ("nothing", "not a genotype"),
         ('{"groups": {}, "ops_per_branch": "four"}', "not a genotype"),
         (uniform_genotype("3-C", "3-C", units=1).to_json().replace('"unit1"', '"unit7"'), "has the groups"),
-        (uniform_genotype("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "nearest is '3-C'"),
+        (uniform_genotype("3-C", "3-C", units=1).to_json().replace("3-C", "3-CC"), "did you mean '3-C'"),
         (json.dumps({"groups": {"encoder": ["3-C"] * 8, "decoder": ["3-C"] * 9}}), "encoder has 8"),
     ],
 )

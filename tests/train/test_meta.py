@@ -14,7 +14,7 @@ from twofold.losses import l2
 from twofold.nets.fourier import Circular
 from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, Problem, RidgeDenoiser
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel
-from twofold.solve.meta import Harmonic
+from twofold.solve import Harmonic
 from twofold.train.convergence import Convergence, history, residuals
 from twofold.train.learner import Learner
 from twofold.train.loop import JsonLines, Run, fit

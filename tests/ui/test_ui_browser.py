@@ -100,7 +100,7 @@ def restore(page: Any, button: str = "#restore") -> None:
 def picture_of(page: Any, name: str) -> None:
     folder = os.environ.get("TWOFOLD_SCREENSHOTS")
     if folder:
-        page.wait_for_timeout(3000)  # the editor draws itself late
+        page.wait_for_timeout(15_000)  # the editor draws itself late
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 

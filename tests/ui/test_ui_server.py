@@ -229,7 +229,7 @@ def test_a_thousand_requests_leave_neither_files_nor_memory(tmp_path: Path) -> N
 
         def visit(number: int) -> None:
             client = Client(page.address)
-            with client.http, client.present():
+            with contextlib.closing(client.http), client.present():
                 client.add(picture(seed=number), f"{number}.png")
                 for _ in range(50):
                     assert f"{number}.png, restored" in client.text(client.restore(), "viewer")

@@ -227,7 +227,7 @@ def test_a_task_that_the_page_does_not_know_is_called_by_its_name() -> None:
 
 def test_the_page_restores_as_the_library_does(visit: Visit, tmp_path: Path, guided_model: Path) -> None:
     photo = added(visit, tmp_path)
-    model = twofold.load(guided_model, fast=False)
+    model = twofold.load(guided_model)
     made = Models({"tiny": OFFERS["dry"]}, {"tiny": model}.__getitem__)
     work.restore(photo, made, "tiny", Wishes(strength=0.7), progress=go)
     assert photo.restored is not None

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from inspect import cleandoc
+from keyword import iskeyword
 from typing import Any
 
 import twofold
@@ -25,7 +26,10 @@ VERBS = {
     "search": "find a loss and a network for a task, from a recipe",
     "evaluate": "measure a model on pairs by an exact protocol",
     "audit": "find bad pairs, and scenes that training and test data share",
+    "export": "write a model for other programs: ONNX, torch.export, spandrel, the hub",
+    "import": "take weights from elsewhere: official PReNet and GridDehazeNet, the hub",
     "ui": "a web page to restore photographs with",
+    "doctor": "report what this machine and installation can do, and test them",
     "demo": "degrade and restore bundled photographs, and train on them",
     "completion": "print a script that completes verbs and options in your shell",
 }
@@ -76,6 +80,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
     return _run_verb(verb, rest)
 
 
+def module_of(verb: str) -> Any:
+    """The module of a verb. No module can be called `import`, so that one's name ends in an underscore."""
+    return import_module(f"twofold.cli.{verb}_" if iskeyword(verb) else f"twofold.cli.{verb}")
+
+
 def _run_verb(verb: str, arguments: list[str]) -> int:
     # Typer reads this when it is imported.
     os.environ.setdefault("TERMINAL_WIDTH", str(min(shutil.get_terminal_size().columns, WIDEST)))
@@ -88,7 +97,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
         with _terminated_as_interrupted():
             app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            function = import_module(f"twofold.cli.{verb}").command
+            function = module_of(verb).command
             settings = {"help_option_names": ["-h", "--help"]}
             app.command(help=_unwrapped(function.__doc__ or ""), context_settings=settings)(_storing(function, code))
             app(arguments, prog_name=f"twofold {verb}", standalone_mode="--json" not in arguments)

@@ -12,6 +12,7 @@ import typer
 from torch import Tensor
 
 from twofold import images
+from twofold.cli.cluster import check_options, on_cluster
 from twofold.cli.misuse import Misuse
 from twofold.cli.options import (
     MODEL_HELP,
@@ -43,6 +44,7 @@ from twofold.cli.pictures import (
 )
 from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import TwofoldError
+from twofold.fleet import FleetWork
 from twofold.sheets import contact_sheet, small
 
 
@@ -100,6 +102,15 @@ def command(
     skip_existing: SkipOption = False,
     dry: DryRunOption = False,
     quiet: QuietOption = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: by workers on this machine or on a cluster.")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="For --engine ray: images at once. Without it, as many as cores."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="For --engine ray: a running cluster, such as auto. Without it, one here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Restores photographs. An input is never changed, and an output appears whole or not at all.
@@ -131,6 +142,10 @@ def command(
     Two models one after the other, within a pipe:
 
     cat photo.jpg | twofold restore - -o - --model derain --model lowlight --format jpg > out.jpg
+
+    By eight workers at once, or on a cluster (docs/many-machines.md):
+
+    twofold restore holiday/ -o dry/ --model derain --engine ray --workers 8
     """
     size = tile_size(tile)
     if noise_level is not None and guidance is not None:
@@ -159,6 +174,16 @@ def command(
     check_device(device)
     if dry:
         return dry_run(work, skip=skip_existing, as_json=as_json)
+    if engine == "ray":
+        single: dict[str, Any] = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
+        single |= {"--kernel-out": kernel_out, "--kernel-size": kernel_size, "--sheet": sheet}
+        check_options(single, kernel)
+        if len(model) > 1:
+            raise Misuse("--engine ray runs one model; restore by one after the other")
+        plan = FleetWork(model[0], kernel=kernel, strength=strength, tile=size, gpus=float(device.startswith("cuda")))
+        return on_cluster(work, plan, workers=workers, address=address, skip=skip_existing, as_json=as_json)
+    if engine != "local" or workers is not None or address is not None:
+        raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 

@@ -7,10 +7,12 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -106,16 +108,12 @@ def _kept(pictures: Iterable[Tensor], room: int) -> list[Tensor]:
 
 
 def free_memory() -> int:
-    """Bytes that the system has left for this process; 4 GiB where it does not say."""
-    room = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        room += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")  # what a container or a batch system allows
+    """Bytes that the system has left for this process, and that a container or a batch system allows it."""
+    room = [int(psutil.virtual_memory().available)]
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such limit, or the word "max"
         room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(min(room, default=4 * 2**30), 0)
+    return max(min(room), 0)
 
 
 def read_pairs(pairs: Sequence[Pair], *, channels: int = 3) -> tuple[list[Tensor], list[Tensor]]:

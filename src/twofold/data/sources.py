@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -41,6 +41,7 @@ class Crops:
     channels: int = 3
 
 
+@runtime_checkable
 class Divisible(Protocol):
     """A source of clean pictures that can be divided by picture, as a search divides it into two halves."""
 

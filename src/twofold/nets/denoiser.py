@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from twofold.nets.fourier import full_precision
 from twofold.nets.network import Network
-from twofold.solve.lipschitz import conv_norm_every_size
+from twofold.solve import conv_norm_every_size
 
 
 class Denoiser(Network):

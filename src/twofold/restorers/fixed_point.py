@@ -20,12 +20,21 @@ from torch.nn import functional as F
 from twofold.contracts import Guidance, ImageError, Restored
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
-from twofold.solve.adjoint import Adjoint, Unrolled
-from twofold.solve.fixed_point import fixed_point
-from twofold.solve.lipschitz import conv_norm_every_size
-from twofold.solve.operators import Blockwise, Compose, DataProx, DenoiserStep, Operator, SumProx
-from twofold.solve.params import State
-from twofold.solve.solvers import KrasnoselskiiMann, Solver
+from twofold.solve import (
+    Adjoint,
+    Blockwise,
+    Compose,
+    DataProx,
+    DenoiserStep,
+    KrasnoselskiiMann,
+    Operator,
+    Solver,
+    State,
+    SumProx,
+    UnrolledAdjoint,
+    conv_norm_every_size,
+    fixed_point,
+)
 
 
 class Problem(NamedTuple):
@@ -53,7 +62,7 @@ class FixedPointRestorer(nn.Module, ABC):
     channels = 3
     takes_kernel = False
     solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
-    adjoint: Adjoint = Unrolled()
+    adjoint: Adjoint = UnrolledAdjoint()
 
     @abstractmethod
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
@@ -76,7 +85,8 @@ class FixedPointRestorer(nn.Module, ABC):
         if guidance is not None:
             raise TypeError("this model takes no guidance")
         problem = self.problem(observed, kernel)
-        solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint)
+        # How far the iteration came is part of the answer: an image short of the tolerance is still an image.
+        solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint, throw=False)
         return Restored(problem.image(solution.value), report=solution)
 
 

@@ -19,10 +19,21 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
-from twofold.solve.linear import Blocks, LinearMap, Metric, Number, Scaled, matrix_map
-from twofold.solve.multipliers import LinearisedADMM, LinearisedALM
-from twofold.solve.operators import Operator, Relax, soft_threshold
-from twofold.solve.params import State, axpy, scale
+from twofold.solve import (
+    Blocks,
+    LinearisedADMM,
+    LinearisedALM,
+    LinearMap,
+    Metric,
+    Operator,
+    Relax,
+    Scaled,
+    State,
+    matrix_map,
+    soft_threshold,
+)
+from twofold.solve.linear import Number
+from twofold.solve.params import axpy, scale
 
 
 @dataclass(frozen=True, eq=False)

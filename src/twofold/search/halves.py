@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 
 from torch import Tensor
 
 from twofold.contracts import DataError
-from twofold.data.crops import CropCache
-from twofold.data.depth import HazyCrops
-from twofold.data.sources import PairCrops, Source, SourceMixture, SyntheticCrops
+from twofold.data.sources import Divisible, Source, SourceMixture
 
 
 def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
@@ -28,33 +25,14 @@ def split_source(source: Source, *, pictures: int = 0) -> tuple[Source, Source]:
 
 def _halves(source: Source, pictures: int, sides: dict[bytes, int]) -> tuple[Source, Source]:
     """sides: the half of every scene so far, by its digest; the scenes of this source are added."""
-    match source:
-        case PairCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                return replace(source, observed=_only(source.observed, chosen), clean=_only(source.clean, chosen))
-
-        case SyntheticCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                return replace(source, clean=_only(source.clean, chosen))
-
-        case HazyCrops():
-            first, second = _split(source.clean.pictures, pictures, sides)
-
-            def part(chosen: Sequence[int]) -> Source:
-                depths = [source.depths[i] for i in chosen]
-                return replace(source, clean=_only(source.clean, chosen), depths=depths)
-
-        case SourceMixture():
-            share = -(-pictures // len(source.sources))
-            parts = [_halves(inner, share, sides) for inner in source.sources]
-            return tuple(SourceMixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
-        case _:
-            raise DataError(f"a {type(source).__name__} cannot be split by picture; take pairs or clean pictures")
-    return part(first), part(second)
+    if isinstance(source, SourceMixture):
+        share = -(-pictures // len(source.sources))
+        parts = [_halves(inner, share, sides) for inner in source.sources]
+        return tuple(SourceMixture(half, source.weights) for half in zip(*parts, strict=True))  # type: ignore[return-value]
+    if not isinstance(source, Divisible):
+        raise DataError(f"a {type(source).__name__} cannot be split by picture; take pairs or clean pictures")
+    first, second = _split(source.clean.pictures, pictures, sides)
+    return source.subset(first), source.subset(second)
 
 
 def _split(pictures: Sequence[Tensor], limit: int, sides: dict[bytes, int]) -> tuple[list[int], list[int]]:
@@ -78,7 +56,3 @@ def _split(pictures: Sequence[Tensor], limit: int, sides: dict[bytes, int]) -> t
 def _evenly(scenes: Sequence[list[int]], limit: int) -> Sequence[list[int]]:
     """At most `limit` of them, evenly over the whole; 0 for all."""
     return [scenes[i * len(scenes) // limit] for i in range(limit)] if 0 < limit < len(scenes) else scenes
-
-
-def _only(cache: CropCache, chosen: Sequence[int]) -> CropCache:
-    return replace(cache, pictures=[cache.pictures[i] for i in chosen])

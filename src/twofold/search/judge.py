@@ -162,12 +162,14 @@ def train_judge(
     )
     if main:
         digest = save_judge(folder / "judge.safetensors", judge, facts)
-        write_text(folder / "result.json", json.dumps({**facts.model_dump(), "sha256": digest}, indent=2) + "\n")
+        write_text(
+            folder / "result.json", json.dumps({**facts.model_dump(mode="json"), "sha256": digest}, indent=2) + "\n"
+        )
     if share.ranks > 1:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()  # the other ranks read what the first one wrote
-    return facts.model_dump()
+    return facts.model_dump(mode="json")
 
 
 def train_judge_of(
@@ -193,7 +195,7 @@ def verdict_of(
     if judge is None:
         raise ConfigError(f"a search of a loss needs a judge; `twofold train {recipe.judge}` makes one")
     module, admitted = competent(judge, task=recipe.task, train=recipe.data.train)
-    facts = {**admitted.model_dump(), "sha256": hashlib.sha256(judge.read_bytes()).hexdigest()}
+    facts = {**admitted.model_dump(mode="json"), "sha256": hashlib.sha256(judge.read_bytes()).hexdigest()}
     return judged(module.to(device, memory_format=torch.channels_last)), facts  # type: ignore[call-overload]
 
 

@@ -20,8 +20,7 @@ from twofold.contracts import ConfigError, Sample, TwofoldError
 from twofold.losses import Loss, LossSpec
 from twofold.nets.hadamard import HadamardNet
 from twofold.search.recipe import SearchRecipe, Stage, What
-from twofold.solve.dynamics import Bilevel
-from twofold.solve.hypergradient import Cost, FirstOrder, OneStepUnrolled, Strategy, hypergradient
+from twofold.solve import Bilevel, Cost, FirstOrder, OneStepUnrolled, Strategy, hypergradient
 from twofold.space.genotype import Genotype, derive, entropy
 from twofold.space.loss_space import LossSpace
 from twofold.space.supernet import architecture, mixtures_of, network_weights

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.params import SolveError, State, axpy, leaves, norm, pull, rebuild, tensors
-from twofold.solve.second_order import Products, Run
+from twofold.solve import SolveError, State
+from twofold.solve.evaluator import Evaluator
+from twofold.solve.params import axpy, leaves, norm, pull, rebuild, tensors
+from twofold.solve.second_order import Products
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class ForwardDifference:
 
     radius: float | None = None
 
-    def at(self, run: Run, w: State, u: State) -> Products:
+    def at(self, run: Evaluator, w: State, u: State) -> Products:
         return _ForwardProducts(run, w, u, self.radius)
 
 
 class _ForwardProducts:
-    def __init__(self, run: Run, w: State, u: State, radius: float | None) -> None:
+    def __init__(self, run: Evaluator, w: State, u: State, radius: float | None) -> None:
         self.run, self.w, self.u = run, w, u
         self.radius = 2 * torch.finfo(tensors(u)[0].dtype).eps ** (1 / 3) if radius is None else radius
         w, u = leaves(w), leaves(u)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from twofold.solve.linear import require_within
 from twofold.solve.operators import Operator
-from twofold.solve.params import SolveError, State, gradient, over, zeros_like
+from twofold.solve.params import SolveError, State, detach, gradient, over, require_finite, zeros_like
 
-Loss = Callable[[State, State], Tensor]
+BilevelLoss = Callable[[State, State], Tensor]
 """(upper parameters, lower parameters) → scalar."""
 
 
@@ -33,8 +34,8 @@ class Bilevel(NamedTuple):
     4.0
     """
 
-    upper: Loss
-    lower: Loss | None
+    upper: BilevelLoss
+    lower: BilevelLoss | None
 
 
 class Dynamics(Protocol):
@@ -61,6 +62,9 @@ class GradientDescent:
     step_size: float
 
     minimises_lower = True
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
 
     def begin(self, params: State) -> State:
         return params
@@ -92,6 +96,9 @@ class Momentum:
     momentum: float = 0.9
 
     minimises_lower = True
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
 
     def begin(self, params: State) -> State:
         return params, zeros_like(params)
@@ -125,6 +132,9 @@ class Adam:
 
     minimises_lower = True
 
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
     def begin(self, params: State) -> State:
         return params, zeros_like(params), zeros_like(params)
 
@@ -137,6 +147,81 @@ class Adam:
         c1, c2 = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
         move = lambda u_, m_, v_: u_ - self.step_size * (m_ / c1) / (v_ / c2 + self.epsilon**2).sqrt()  # noqa: E731
         return over(move, u, m, v), m, v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): u ← Adam(u) − step weight_decay u. State: as Adam.
+
+    With decay it does not come to rest at a minimum of the lower loss, so implicit strategies refuse it: put the decay
+    into the loss.
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), AdamW(0.1, weight_decay=0.5)
+    >>> state = way.step(problem, 0, torch.tensor(1.0), way.begin(torch.tensor(3.0)))
+    >>> round(way.params(state).item(), 4)                                 # 3 − 0.1 − 0.1 · 0.5 · 3
+    2.75
+    """
+
+    step_size: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
+    @property
+    def minimises_lower(self) -> bool:
+        return self.weight_decay == 0
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params), zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, m, v = Adam(self.step_size, self.betas, self.epsilon).step(problem, k, upper, state)
+        return over(lambda new, old: new - self.step_size * self.weight_decay * old, u, state[0]), m, v
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
+
+@dataclass(frozen=True)
+class RMSprop:
+    """v ← decay v + (1 − decay) g²;  u ← u − step g / √(v + epsilon²) (Tieleman and Hinton 2012), epsilon inside the
+    root as in `Adam`. State: (u, v).
+
+    >>> problem, way = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2), RMSprop(0.1, decay=0.75)
+    >>> state = way.step(problem, 0, torch.tensor(1.0), way.begin(torch.tensor(3.0)))
+    >>> round(way.params(state).item(), 4)                                 # 3 − 0.1 · 2 / √(¼ · 2²)
+    2.8
+    """
+
+    step_size: float = 1e-2
+    decay: float = 0.99
+    epsilon: float = 1e-8
+
+    minimises_lower = True
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
+    def begin(self, params: State) -> State:
+        return params, zeros_like(params)
+
+    def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
+        u, v = state
+        g = lower_gradient(problem, upper, u)
+        v = over(lambda v_, g_: self.decay * v_ + (1 - self.decay) * g_**2, v, g)
+        return over(lambda u_, g_, v_: u_ - self.step_size * g_ / (v_ + self.epsilon**2).sqrt(), u, g, v), v
 
     def params(self, state: State) -> State:
         return state[0]
@@ -185,4 +270,65 @@ def lower_gradient(problem: Bilevel, upper: State, lower: State) -> State:
     if problem.lower is None:
         raise SolveError("these dynamics descend the lower loss, and the problem has none (lower=None)")
     loss = problem.lower
-    return gradient(lambda u: loss(upper, u), lower)
+    return gradient(lambda u: loss(upper, u), lower, name="the lower loss")
+
+
+def lower_solution(
+    problem: Bilevel, upper_params: State, lower_params: State, *, dynamics: Dynamics, steps: int
+) -> State:
+    """What `steps` lower steps make of `lower_params`, without a gradient: the lower level alone.
+
+    >>> problem = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2)
+    >>> way = GradientDescent(0.5)
+    >>> lower_solution(problem, torch.tensor(1.0), torch.tensor(3.0), dynamics=way, steps=2)       # 1 + 2 / 4
+    tensor(1.5000)
+    """
+    require_dynamics("lower_solution", steps, dynamics)
+    with torch.no_grad():
+        state = dynamics.begin(detach(lower_params))
+        for k in range(steps):
+            state = dynamics.step(problem, k, detach(upper_params), state)
+    reached = detach(dynamics.params(state))
+    require_finite(reached, "lower_params", "the lower level diverged; take a smaller step")
+    return reached
+
+
+def require_dynamics(name: str, steps: Any, dynamics: Any) -> None:
+    """Raises SolveError unless `steps` is a number of steps and `dynamics` says how one is taken.
+
+    >>> require_dynamics("Unrolled", GradientDescent(0.4), 20)
+    Traceback (most recent call last):
+    twofold.solve.params.SolveError: Unrolled takes the number of steps first and the dynamics second: write
+    Unrolled(20, GradientDescent(step_size=0.4), ...)
+    """
+    if isinstance(dynamics, int) and hasattr(steps, "step"):
+        raise SolveError(
+            f"{name} takes the number of steps first and the dynamics second: write {name}({dynamics}, {steps!r}, ...)"
+        )
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise SolveError(f"{name} expects a number of lower steps, 0 or more, got {steps!r}")
+    kind = dynamics if isinstance(dynamics, type) else type(dynamics)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise SolveError(
+            f"{name} cannot differentiate torch.optim.{kind.__name__}, which writes its parameters in place; take "
+            "GradientDescent(step), Momentum(step, momentum) or Adam(step) of twofold.solve as dynamics"
+        )
+    missing = [part for part in ("begin", "step", "params", "replace") if not hasattr(dynamics, part)]
+    if isinstance(dynamics, type) and not missing:
+        raise SolveError(f"{name} got the class {kind.__name__} as dynamics; make one, as {kind.__name__}(...)")
+    if missing:
+        raise SolveError(
+            f"{name} expects dynamics, as GradientDescent(0.1), got {kind.__name__} without {', '.join(missing)}"
+        )
+
+
+def require_step_size(step_size: Any) -> None:
+    """Raises SolveError unless a step size is a positive, finite number.
+
+    >>> require_step_size(-0.1)
+    Traceback (most recent call last):
+    twofold.solve.params.SolveError: step_size must lie in (0, inf), got -0.1
+    """
+    if isinstance(step_size, bool) or not isinstance(step_size, (int, float, Tensor)):
+        raise SolveError(f"expected a number as step_size, got a {type(step_size).__name__}")
+    require_within(step_size, low=0, name="step_size")

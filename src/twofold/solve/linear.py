@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from twofold.solve.params import SolveError, State, axpy, dot, rebuild, subtract, tensors, zeros_like
+from twofold.solve.params import SolveError, State, axpy, dot, minus, rebuild, tensors, zeros_like
 
 Number = float | Tensor
 
@@ -160,7 +160,7 @@ def conjugate_gradient(
     tensor([1., 2.])
     """
     x = zeros_like(b) if start is None else start
-    r = b if start is None else subtract(b, apply(start))
+    r = b if start is None else minus(b, apply(start))
     p = r
     size = dot(b, b, per_sample=per_sample)
     rr = dot(r, r, per_sample=per_sample)

@@ -41,7 +41,7 @@ from twofold.solve.linear import (
     require_within,
     transfer_function,
 )
-from twofold.solve.params import SolveError, State, axpy, leaves, norm, pull, rebuild, scale, subtract, tensors
+from twofold.solve.params import SolveError, State, axpy, leaves, minus, norm, pull, rebuild, scale, tensors
 
 Prox = Callable[[Tensor, Number], Tensor]
 """prox(v, t) = argmin_u g(u) + ‖u − v‖² / (2 t); `t` is a number or broadcasts against `v`."""
@@ -71,8 +71,8 @@ def stretch(operator: Operator, p: State, q: State, *, metric: Metric | None = N
     tensor([0.5000])
     """
     metric = metric_of(operator) if metric is None else metric
-    after = metric_norm(metric, subtract(operator(p), operator(q)), per_sample=True)
-    return after / metric_norm(metric, subtract(p, q), per_sample=True)
+    after = metric_norm(metric, minus(operator(p), operator(q)), per_sample=True)
+    return after / metric_norm(metric, minus(p, q), per_sample=True)
 
 
 def contraction_factor(

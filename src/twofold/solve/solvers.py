@@ -11,16 +11,29 @@ from torch import Tensor
 
 from twofold.solve.linear import metric_norm
 from twofold.solve.operators import Operator, metric_of
-from twofold.solve.params import SolveError, State, axpy, detach, rebuild, subtract, tensors
+from twofold.solve.params import (
+    SolveError,
+    State,
+    axpy,
+    detach,
+    minus,
+    over,
+    rebuild,
+    require_finite,
+    require_real,
+    tensors,
+)
 
 
 class Solution(NamedTuple):
-    """What a solve came to: an outcome is data, so nothing raises here when it has not converged.
+    """What a solve came to, as data; `fixed_point` raises `NotConverged` where it missed the tolerance.
 
-    value: the state. steps: evaluations of T. residual: ‖T(u) − u‖ in T's metric, at the last iterate that was
-    evaluated; the value is one step further, where a non-expansive T leaves no more than that. converged:
-    whether that met the tolerance. history: the residual at every step. Shapes: `(B,)` and `(steps, B)`;
+    value: the state. steps: evaluations of T. residual: ‖T(u) − u‖ in T's metric at the last state that was evaluated;
+    with a tolerance that is `value` itself, all samples together, without one `value` is a step further. converged:
+    whether it meets the tolerance there. history: the residual at every evaluation. Shapes: `(B,)` and `(steps, B)`;
     without samples `()` and `(steps,)`.
+
+    The distance to the fixed point is up to residual / (1 − ρ), ρ the contraction factor of T.
 
     >>> found = iterate(lambda u: u / 2, torch.full((1, 1), 8.0), solver=KrasnoselskiiMann(1.0, steps=3, tolerance=0.0))
     >>> found.value, found.steps, found.history[:, 0]
@@ -34,6 +47,14 @@ class Solution(NamedTuple):
     history: Tensor
 
 
+class NotConverged(SolveError):
+    """A fixed-point solve that ended above its tolerance. solution: what it came to."""
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
 class Solver(Protocol):
     """How to step. `advance` gets u, T(u), the residual and whatever it returned last time (at first None)."""
 
@@ -41,50 +62,108 @@ class Solver(Protocol):
     def steps(self) -> int: ...
     @property
     def tolerance(self) -> float: ...
+    @property
+    def absolute(self) -> float: ...
     def advance(self, u: State, image: State, residual: Tensor, memory: Any) -> tuple[State, Any]: ...
 
 
 def iterate(operator: Operator, start: State, *, solver: Solver, per_sample: bool = True) -> Solution:
-    """Runs a solver until ‖T(u) − u‖ ≤ tolerance · max(1, ‖u‖), norms in T's metric, or its steps are spent.
+    """Runs a solver until ‖T(u) − u‖ ≤ tolerance ‖u‖ + absolute, norms in T's metric, or its steps are spent.
 
-    per_sample: the first dimension counts samples, each of which is watched, stops and is accelerated by itself, so a
-    solution does not depend on its neighbours in the batch; otherwise the state is one point, as the weights
-    of a net. tolerance 0 takes every step. Differentiable like any other computation; `fixed_point` offers
-    cheaper ways.
+    per_sample: the first dimension counts samples. Each is accelerated by itself, takes one last step when it meets the
+    tolerance and then waits, so a solution does not depend on its neighbours in the batch where T treats samples apart.
+    Where it does not, a sample that waits moves on as soon as the others' steps have raised its residual: the solve
+    ends at a state at which all samples meet the tolerance together. per_sample=False: the state is one point, as the
+    weights of a net.
+
+    tolerance 0 takes every step and judges nothing; else one evaluation of T more than steps judges the last state.
+    Differentiable like any other computation; `fixed_point` offers cheaper ways. An outcome is data here.
 
     >>> solution = iterate(lambda u: u / 2 + 1, torch.zeros(1, 1), solver=KrasnoselskiiMann(relaxation=1.0))
     >>> round(solution.value.item(), 4), solution.converged.item()
     (2.0, True)
     """
+    require_real(start, "start")
+    require_finite(start, "start", "a solve cannot begin there")
     if per_sample and (any(t.ndim == 0 for t in tensors(start)) or len({t.shape[0] for t in tensors(start)}) > 1):
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(start))
         raise SolveError(
             f"the tensors of a state must share their number of samples, got {shapes}; or per_sample=False"
         )
-    if solver.steps < 1:
-        raise SolveError(f"expected at least one step, got {solver.steps}")
-    metric = metric_of(operator)
-    u, memory, active = start, None, None
+    metric, judged = metric_of(operator), solver.tolerance > 0
+    u, memory, calm = start, None, None
     history: list[Tensor] = []
-    for _ in range(solver.steps):
+    for k in range(solver.steps + judged):
         image = operator(u)
+        if k == 0:
+            _require_same_shapes(start, image)
         with torch.no_grad():
-            residual = metric_norm(metric, subtract(detach(image), detach(u)), per_sample=per_sample)
-            size = metric_norm(metric, detach(u), per_sample=per_sample) if solver.tolerance > 0 else residual
-            small = residual <= solver.tolerance * size.clamp_min(1)
-        history.append(residual if active is None else torch.where(active, residual, history[-1]))
+            residual = metric_norm(metric, minus(detach(image), detach(u)), per_sample=per_sample)
+            size = metric_norm(metric, detach(u), per_sample=per_sample) if judged else residual
+            small = residual <= solver.tolerance * size + solver.absolute * judged
+        history.append(residual)
+        if k == solver.steps:
+            break
+        waits = ~residual.isfinite() if calm is None else small & calm | ~residual.isfinite()
+        if judged and bool(waits.all()):
+            break
         fresh, memory = solver.advance(u, image, residual, memory)
-        u = fresh if active is None else _where(active, fresh, u)
-        if solver.tolerance > 0:
-            still = ~small & residual.isfinite()
-            active = still if active is None else active & still
-            if not bool(active.any()):
-                break
-    record = torch.stack(history)
-    # A sample that has stopped keeps the residual that stopped it, so the last line of the record judges every
-    # sample.
-    small = small if active is None else ~active & record[-1].isfinite()
-    return Solution(u, len(history), record[-1], small, record)
+        u = _where(waits, u, fresh) if judged and bool(waits.any()) else fresh
+        calm = small
+    return Solution(u, len(history), history[-1], small, torch.stack(history))
+
+
+def require_converged(solution: Solution, solver: Solver) -> None:
+    """Raises NotConverged where a sample missed the tolerance, or is not finite.
+
+    >>> away = KrasnoselskiiMann(1.0, steps=5)
+    >>> require_converged(iterate(lambda u: 3 * u + 1, torch.ones(1, 1), solver=away), away)
+    Traceback (most recent call last):
+    twofold.solve.solvers.NotConverged: no fixed point was found: 1 of 1 samples have ‖T(u) − u‖ up to 7.3e+02 after 6
+    evaluations, wanted 1e-05 ‖u‖ + 1e-10. The residual changes by a factor of about 3.000 a step, so T expands there:
+    relax it (KrasnoselskiiMann(0.5)), or change T. throw=False returns the outcome as data
+    """
+    finite = all(bool(t.isfinite().all()) for t in tensors(solution.value)) and bool(solution.residual.isfinite().all())
+    if finite and (solver.tolerance == 0 or bool(solution.converged.all())):
+        return
+    good = solution.converged & solution.residual.isfinite()
+    history = solution.history.detach().reshape(solution.steps, -1).double()
+    worst = int(history[-1].nan_to_num(float("inf"), float("inf")).argmax())
+    last = history[max(-11, -solution.steps) :, worst]
+    factor = float((last[-1] / last[0]).pow(1 / max(len(last) - 1, 1))) if len(last) > 1 else float("nan")
+    dtype = tensors(solution.value)[0].dtype
+    if not finite:
+        remedy = "T left the finite numbers: it expands, or divides by 0; relax it, or change T"
+    elif factor >= 1.05:
+        remedy = "so T expands there: relax it (KrasnoselskiiMann(0.5)), or change T"
+    elif solver.tolerance < 10 * torch.finfo(dtype).eps:
+        remedy = f"and {dtype} has too few digits for this tolerance: take float64, or a looser one"
+    elif factor > 0.9999:
+        remedy = "so it does not settle: relax T (KrasnoselskiiMann(0.5)), accept a looser tolerance, or change T"
+    else:
+        remedy = "so it settles slowly: take more steps, or Anderson"
+    raise NotConverged(
+        f"no fixed point was found: {int((~good).sum())} of {good.numel()} samples have ‖T(u) − u‖ up to "
+        f"{float(history[-1, worst]):.1e} after {solution.steps} evaluations, wanted {solver.tolerance:.0e} ‖u‖ + "
+        f"{solver.absolute:.0e}. The residual changes by a factor of about {factor:.3f} a step, {remedy}. "
+        "throw=False returns the outcome as data",
+        solution,
+    )
+
+
+def require_settings(solver: Solver) -> None:
+    """Raises SolveError for steps or tolerances without meaning.
+
+    >>> KrasnoselskiiMann(steps=0)
+    Traceback (most recent call last):
+    twofold.solve.params.SolveError: expected at least one step and tolerances of 0 or more, got steps=0,
+    tolerance=1e-05, absolute=1e-10
+    """
+    if solver.steps < 1 or not (solver.tolerance >= 0 and solver.absolute >= 0):
+        raise SolveError(
+            f"expected at least one step and tolerances of 0 or more, got steps={solver.steps}, "
+            f"tolerance={solver.tolerance}, absolute={solver.absolute}"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +171,8 @@ class KrasnoselskiiMann:
     """u ← u + relaxation (T(u) − u).
 
     relaxation: in (0, 1]. Below 1 it converges for every non-expansive T that has a fixed point; 1 is Picard's
-    iteration, right for contractions and for operators that are averaged already, and faster there.
+    iteration, right for contractions and for operators that are averaged already, and faster there. tolerance: relative
+    to ‖u‖, 0 takes every step. absolute: for fixed points at or near 0, in the unit of the state.
 
     >>> flip = lambda u: -u                                                        # Picard's iteration never settles
     >>> iterate(flip, torch.ones(1, 1), solver=KrasnoselskiiMann(relaxation=0.5, steps=1)).value
@@ -102,13 +182,15 @@ class KrasnoselskiiMann:
     relaxation: float = 0.5
     steps: int = 1000
     tolerance: float = 1e-5
+    absolute: float = 1e-10
 
     def __post_init__(self) -> None:
+        require_settings(self)
         if not 0 < self.relaxation <= 1:
             raise SolveError(f"relaxation must lie in (0, 1], got {self.relaxation}")
 
     def advance(self, u: State, image: State, residual: Tensor, memory: None) -> tuple[State, None]:
-        return image if self.relaxation == 1 else axpy(self.relaxation, subtract(image, u), u), None
+        return image if self.relaxation == 1 else axpy(self.relaxation, minus(image, u), u), None
 
 
 @dataclass(frozen=True)
@@ -116,7 +198,8 @@ class Anderson:
     """Anderson's acceleration: the next iterate combines the last few so that their residuals nearly cancel.
 
     memory: how many differences are kept, each as large as the state. relaxation: as in Krasnoselskii-Mann. growth:
-    where the residual has grown by more than this factor, a plain relaxed step is taken instead.
+    where the residual has grown by more than this factor, a plain relaxed step is taken instead. tolerance, absolute:
+    as there.
 
     Prefer it for smooth contractions with a factor near 1, where it needs far fewer steps. For merely non-expansive T
     there is no guarantee: take `KrasnoselskiiMann`.
@@ -124,7 +207,7 @@ class Anderson:
     >>> slow = lambda u: 0.9 * u + 1
     >>> found = iterate(slow, torch.zeros(1, 1), solver=Anderson())                # plain iteration takes over 80 steps
     >>> round(found.value.item(), 3), found.steps
-    (10.0, 3)
+    (10.0, 4)
     """
 
     relaxation: float = 1.0
@@ -132,8 +215,10 @@ class Anderson:
     tolerance: float = 1e-5
     memory: int = 5
     growth: float = 2.0
+    absolute: float = 1e-10
 
     def __post_init__(self) -> None:
+        require_settings(self)
         if not 0 < self.relaxation <= 1 or self.memory < 1:
             raise SolveError(f"expected relaxation in (0, 1] and memory ≥ 1, got {self.relaxation} and {self.memory}")
 
@@ -142,7 +227,7 @@ class Anderson:
     ) -> tuple[State, list[tuple[Tensor, Tensor, Tensor]]]:
         rows = 1 if residual.ndim == 0 else len(residual)
         point = torch.cat([t.reshape(rows, -1) for t in tensors(u)], dim=1)
-        gap = torch.cat([t.reshape(rows, -1) for t in tensors(subtract(image, u))], dim=1)
+        gap = torch.cat([t.reshape(rows, -1) for t in tensors(minus(image, u))], dim=1)
         past = [*(memory or []), (point, gap, residual.reshape(rows, 1))][-self.memory - 1 :]
         plain = point + self.relaxation * gap
         if len(past) > 1:
@@ -166,3 +251,12 @@ def _where(choose: Tensor, one: State, other: State) -> State:
     return rebuild(
         one, [torch.where(choose.reshape(-1, *[1] * (a.ndim - 1)) if choose.ndim else choose, a, b) for a, b in pairs]
     )
+
+
+def _require_same_shapes(state: State, image: State) -> None:
+    def same(a: Tensor, b: Tensor) -> Tensor:
+        if a.shape != b.shape:
+            raise SolveError(f"the operator returns shape {tuple(b.shape)} for a state of shape {tuple(a.shape)}")
+        return a
+
+    over(same, state, image)

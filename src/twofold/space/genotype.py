@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from twofold.contracts import ConfigError
 from twofold.files import write_text
 from twofold.nets.hadamard import COMBINATIONS, Cell, Combine, HadamardNet, Place
+from twofold.settings import nearest
 from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Candidate
 from twofold.space.supernet import mixtures_of
 
@@ -47,8 +47,7 @@ class Genotype:
                 raise ConfigError(f"genotype: {group} has {len(names)} operations, expected {sorted(counts)[-1]}")
             for name in names:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-                    raise ConfigError(f"genotype: {group} has no operation {name!r}; the nearest is {near!r}")
+                    raise ConfigError(f"genotype: {group} has no operation {name!r}; {nearest(name, known)}")
 
     @property
     def units(self) -> int:

@@ -19,10 +19,9 @@ from twofold.contracts import ConfigError, Sample
 from twofold.losses import Loss
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
 from twofold.settings import Amount, Count
+from twofold.solve import Harmonic, Operator, State, StepSchedule, aggregated_step, metric_of
 from twofold.solve.linear import metric_norm
-from twofold.solve.meta import Harmonic, Schedule, aggregated_step
-from twofold.solve.operators import Operator, metric_of
-from twofold.solve.params import State, subtract
+from twofold.solve.params import minus
 from twofold.train.convergence import Convergence
 from twofold.train.learner import Learner, Machine, check_finite
 from twofold.train.schemes import Draw, Parts, Report, SchemeSettings
@@ -39,12 +38,12 @@ class Watched:
     def __call__(self, u: State) -> State:
         image = self.operator(u)
         with torch.no_grad():
-            self.residuals.append(metric_norm(self.metric, subtract(image, u), per_sample=True).mean())
+            self.residuals.append(metric_norm(self.metric, minus(image, u), per_sample=True).mean())
         return image
 
 
 def solve(
-    problem: Problem, leader: Callable[[Tensor], Tensor], *, iterations: int, mu: float, schedule: Schedule
+    problem: Problem, leader: Callable[[Tensor], Tensor], *, iterations: int, mu: float, schedule: StepSchedule
 ) -> tuple[Tensor, list[float]]:
     """The picture after `iterations` aggregated steps, differentiable, and the mean residual at each of them.
 
@@ -88,7 +87,7 @@ class MetaTraining:
     learner: Learner
     iterations: int = 10
     mu: float = 0.1
-    schedule: Schedule = field(default=Harmonic(0.5))
+    schedule: StepSchedule = field(default=Harmonic(0.5))
     machine: Machine = field(default_factory=Machine)
 
     def step(self, *draws: Draw) -> dict[str, float]:
