@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -31,12 +30,12 @@ def command(shell: Annotated[str, typer.Argument(help=f"{', '.join(SHELLS)}.")])
 
 def verb_options() -> dict[str, list[str]]:
     """The options of every verb, long and short."""
-    from twofold.cli.app import VERBS
+    from twofold.cli.app import VERBS, run_command_line
 
     found = {}
     for verb in VERBS:
         app = typer.Typer(add_completion=False)
-        app.command()(import_module(f"twofold.cli.{verb}").command)
+        app.command()(run_command_line(verb).command)
         parameters = typer.main.get_command(app).params
         given = [name for p in parameters for name in (*p.opts, *p.secondary_opts) if name.startswith("-")]
         found[verb] = sorted({*given, "--help"})

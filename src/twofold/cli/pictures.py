@@ -56,7 +56,7 @@ def jobs(
 
     Raises: TwofoldError where an input is missing, or an output would replace an input or another output.
     """
-    suffix = suffix_of(format)
+    suffix = suffix_of_format(format)
     if not all(text.strip() for text in inputs):  # as of a variable of the shell that is not set
         raise Misuse("an INPUT is empty; name a file or a folder (. is the current one)")
     if output is not None and not output.strip():
@@ -82,7 +82,7 @@ def jobs(
     return found
 
 
-def suffix_of(format: str | None) -> str | None:
+def suffix_of_format(format: str | None) -> str | None:
     """The suffix of what --format names, in any case and spelling. Raises: Misuse."""
     if format is None:
         return None
