@@ -26,7 +26,8 @@ from twofold.contracts import Restorer
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given, centred, check_kernel
 from twofold.restorers.blind import KernelSearch, similarity
-from twofold.restorers.classical import DarkChannel, HyperLaplacian, RichardsonLucy, Wiener
+from twofold.restorers.classical import DarkChannel
+from twofold.restorers.deconvolution import HyperLaplacian, RichardsonLucy, Wiener
 
 
 def deblur(data: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from twofold.degrade import additive
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given, read_kernels
 from twofold.metrics import PROTOCOLS, grey
-from twofold.restorers.classical import HyperLaplacian, Wiener
+from twofold.restorers.deconvolution import HyperLaplacian, Wiener
 from twofold.sheets import contact_sheet
 from twofold.train import data as material
 from twofold.train import reading

@@ -25,7 +25,8 @@ from twofold.contracts import Restorer, Sample
 from twofold.data.pairs import every, find_pairs, read_pair
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, Given, check_kernel
-from twofold.restorers.classical import DarkChannel, HyperLaplacian, Wiener
+from twofold.restorers.classical import DarkChannel
+from twofold.restorers.deconvolution import HyperLaplacian, Wiener
 
 Method = Callable[[Sample], Tensor]
 LEVELS, ASSUMED = (0.01, 0.03, 0.05, 0.07), (0.01, 0.02, 0.03, 0.04, 0.05)

@@ -20,7 +20,16 @@ from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
-from twofold.restorers.classical import CLASSICAL, Classical
+from twofold.restorers.classical import (
+    Clahe,
+    Classical,
+    DarkChannel,
+    Gamma,
+    GreyWorld,
+    MultiScaleRetinex,
+    UnderwaterStretch,
+)
+from twofold.restorers.deconvolution import HyperLaplacian, RichardsonLucy, Wiener
 from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
@@ -259,6 +268,20 @@ class PatchCodingSpec(Settings):
         restorer = PatchCoding(LearnedALM(model, tune_weights=True))
         restorer.solver = _picard(self.iterations)
         return restorer
+
+
+CLASSICAL: dict[str, Classical] = {
+    "wiener": Wiener(),
+    "richardson-lucy": RichardsonLucy(),
+    "hyper-laplacian": HyperLaplacian(),
+    "dark-channel": DarkChannel(),
+    "gamma": Gamma(),
+    "clahe": Clahe(),
+    "grey-world": GreyWorld(),
+    "retinex": MultiScaleRetinex(),
+    "underwater-stretch": UnderwaterStretch(),
+}
+"""Restorers without weights, by the names that cards use."""
 
 
 class ClassicalSpec(Settings):

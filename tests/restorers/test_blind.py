@@ -10,7 +10,7 @@ from twofold.contracts import ImageError
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given
 from twofold.restorers.blind import Blind, KernelSearch, centre, fit_kernel, reliability, similarity, tidy
-from twofold.restorers.classical import HyperLaplacian
+from twofold.restorers.deconvolution import HyperLaplacian
 
 SEARCH = KernelSearch(size=15)
 

@@ -11,19 +11,8 @@ from torch.nn import functional as F
 from twofold.contracts import ImageError
 from twofold.degrade.blur import CameraShake, blur
 from twofold.nets.fourier import Circular, convolve, crop, psf2otf
-from twofold.restorers.classical import (
-    Clahe,
-    DarkChannel,
-    Gamma,
-    GreyWorld,
-    HyperLaplacian,
-    MultiScaleRetinex,
-    RichardsonLucy,
-    Wiener,
-    estimate_noise_level,
-    shrink,
-    wide_blur,
-)
+from twofold.restorers.classical import Clahe, DarkChannel, Gamma, GreyWorld, MultiScaleRetinex, wide_blur
+from twofold.restorers.deconvolution import HyperLaplacian, RichardsonLucy, Wiener, estimate_noise_level, shrink
 
 DEBLURRERS = [Wiener(), HyperLaplacian(), RichardsonLucy(steps=5)]
 ENHANCERS = [DarkChannel(), Gamma(), Clahe(), GreyWorld(), MultiScaleRetinex()]

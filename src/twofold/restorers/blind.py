@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError, Restored, Restorer, check_images
 from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
-from twofold.restorers.classical import HyperLaplacian, derivatives
+from twofold.restorers.deconvolution import HyperLaplacian, derivatives
 
 SCALE_STEP = math.sqrt(2)
 SMALLEST_KERNEL = 5
