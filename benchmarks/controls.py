@@ -29,7 +29,7 @@ from twofold.train import reading
 from twofold.train import recipe as recipes
 from twofold.train.run import train
 
-RECIPES = ("lowlight", "underwater", "dehaze-hnu")
+RECIPES = ("lowlight", "underwater-hnu", "dehaze-hnu")
 WEIGHTS = Path(zoo.__file__).parent / "weights"
 VARIANTS = ("all ones", "3-C", "U-Net")
 

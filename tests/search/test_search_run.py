@@ -39,7 +39,7 @@ TREE: dict[str, Any] = {
     "data": {"crop": 8, "batch": 1, "train": [{"kind": "pairs", "pairs": [{"root": "pairs"}]}]},
     "loss": {"terms": list(PLAIN)},
     "judge": "judge-dark",
-    "final": "lowlight-hnu",
+    "final": "lowlight",
     "loss_optimizer": OPTIMIZER,
     "architecture_optimizer": OPTIMIZER,
     "warmup": 1,
@@ -386,7 +386,7 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     arguments = [str(tmp_path / "tiny.yaml"), "--data", str(root), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
     said = capsys.readouterr().out
-    assert f"twofold train lowlight-hnu --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
+    assert f"twofold train lowlight --data {root} --loss {tmp_path / 'out' / 'loss.yaml'}" in said
     asked = said.splitlines()[-1].removeprefix("train it: twofold ").split()
     assert command_line([*asked, "--show"]) == 0
     model = reading.parse(yaml.safe_load(capsys.readouterr().out)).model.build()

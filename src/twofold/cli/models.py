@@ -38,22 +38,26 @@ def command(
 
 def details(card: zoo.Card) -> str:
     """What `shown` leaves out."""
-    facts = {
-        "task": card.task,
-        "parameters": f"{card.parameters:,}",
-        "training data": ", ".join(card.data),
-        "made by": card.command,
-        "seed": card.seed,
-        "hours of training": f"{card.hours:g}",
-        "sha256": card.sha256,
-    }
+    facts: dict[str, object] = {"task": card.task}
+    if card.parameters:  # a classical model has no weights and no training
+        facts |= {
+            "parameters": f"{card.parameters:,}",
+            "training data": ", ".join(card.data),
+            "made by": card.command,
+            "seed": card.seed,
+            "hours of training": f"{card.hours:g}",
+            "sha256": card.sha256,
+        }
     return "\n".join(f"  {name}: {value}" for name, value in facts.items())
 
 
 def shown(card: zoo.Card) -> str:
     """A card in a few lines: PSNR of the untouched pictures → of the restored ones."""
-    wide = max(map(len, card.numbers))
-    lines = [f"{card.name}: {card.about} ({card.bytes / 1e6:.1f} MB)", f"  PSNR in dB by protocol {card.protocol}:"]
+    size = f"{card.bytes / 1e6:.1f} MB" if card.bytes else "no weights"
+    lines = [f"{card.name}: {card.about} ({size})"]
+    if card.numbers:
+        lines.append(f"  PSNR in dB by protocol {card.protocol}:")
+    wide = max(map(len, card.numbers), default=0)
     lines += [
         f"    {name:<{wide}}  {n['input_psnr']:.2f} → {n['psnr']:.2f}  ({n['pictures']:.0f} pictures)"
         for name, n in card.numbers.items()
