@@ -26,6 +26,15 @@ from twofold.ui import server
 from twofold.ui.visits import Limits
 
 _sessions = itertools.count()
+_opened: list[httpx.Client] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """No test leaves a connection to be collected during another."""
+    yield
+    while _opened:
+        _opened.pop().close()
 
 
 class Client:
@@ -34,6 +43,7 @@ class Client:
     def __init__(self, address: str) -> None:
         self.session = f"session{next(_sessions)}"
         self.http = httpx.Client(base_url=address, timeout=120, trust_env=False)
+        _opened.append(self.http)
         config = self.http.get("config").json()
         self.actions = {made["api_name"]: made for made in config["dependencies"]}
         self.ids = {made["props"].get("elem_id"): made["id"] for made in config["components"]}

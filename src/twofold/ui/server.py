@@ -133,6 +133,7 @@ _UNKEPT = {"cache-control": "no-store"}
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises: TwofoldError where the port is taken, or the name is none of this machine."""
+    listening: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -140,6 +141,8 @@ def bound(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
+        if listening is not None:
+            listening.close()
         reason = error.strerror or str(error)
         raise TwofoldError(f"cannot serve at {host}:{port} ({reason}); choose another with --port or --host") from error
     return listening
