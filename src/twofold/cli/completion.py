@@ -30,12 +30,12 @@ def command(shell: Annotated[str, typer.Argument(help=f"{', '.join(SHELLS)}.")])
 
 def verb_options() -> dict[str, list[str]]:
     """The options of every verb, long and short."""
-    from twofold.cli.app import VERBS, run_command_line
+    from twofold.cli.app import VERBS, module_of
 
     found = {}
     for verb in VERBS:
         app = typer.Typer(add_completion=False)
-        app.command()(run_command_line(verb).command)
+        app.command()(module_of(verb).command)
         parameters = typer.main.get_command(app).params
         given = [name for p in parameters for name in (*p.opts, *p.secondary_opts) if name.startswith("-")]
         found[verb] = sorted({*given, "--help"})
