@@ -202,4 +202,4 @@ def test_a_name_that_cannot_be_meant_is_refused(name: str) -> None:
     ],
 )
 def test_a_place_is_written_as_it_is_read(name: str) -> None:
-    assert str(hub.hub_place(f"hf://{name}")) == f"hf://{name}"
+    assert str(hub.hub_place(name)) == name

@@ -13,12 +13,12 @@ from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
 
-DEGRADATIONS = {
-    "derain": RainStreaks(),
-    "dehaze": Haze(beta=(1.0, 1.0), airlight=(0.85, 0.85)),
+DEGRADATIONS = {  # by the task on the card
+    "rain": RainStreaks(),
+    "haze": Haze(beta=(1.0, 1.0), airlight=(0.85, 0.85)),
     "lowlight": LowLight(exposure=(0.04, 0.04)),
     "underwater": Underwater(),
-    "deblur": Blur(CameraShake(size=25, extent=(10.0, 16.0)), GaussianNoise((0.01, 0.01))),
+    "deconvolution": Blur(CameraShake(size=25, extent=(10.0, 16.0)), GaussianNoise((0.01, 0.01))),
 }
 MODELS = sorted(zoo.cards())
 
@@ -26,8 +26,7 @@ MODELS = sorted(zoo.cards())
 def degraded(model: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A photograph `(1, 3, 160, 160)` with the damage that the model removes, and the kernel of a blur."""
     picture = images.from_any(np.asarray(photographs.chelsea())).pixels[..., 60:220, 120:280]
-    task = next(name for name in DEGRADATIONS if model.startswith(name))
-    sample = DEGRADATIONS[task](picture, torch.Generator().manual_seed(0))
+    sample = DEGRADATIONS[zoo.cards()[model].task](picture, torch.Generator().manual_seed(0))
     return sample.observed, sample.kernel
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from twofold.restorers.classical import UnderwaterStretch
-from twofold.restorers.underwater import CANDIDATES, STATISTICS, candidates, statistics
+from twofold.restorers.underwater import CANDIDATES, STATISTICS, candidates, colour_statistics
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -15,7 +15,7 @@ def image(height: int, width: int) -> torch.Tensor:
 
 def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_channels() -> None:
     water = image(64, 64) * torch.tensor([0.1, 0.6, 0.7])[:, None, None] + 0.1
-    stats = statistics(water)
+    stats = colour_statistics(water)
     assert stats.shape == (1, STATISTICS)
     made = candidates(water, stats)
     assert made.shape == (1, CANDIDATES, 3, 64, 64)
@@ -29,7 +29,7 @@ def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_cha
 
 def test_candidates_of_a_tile_are_those_of_the_whole() -> None:
     water = 0.5 * image(50, 60)
-    stats = statistics(water)
+    stats = colour_statistics(water)
     assert torch.equal(candidates(water[..., 10:30, 5:25], stats), candidates(water, stats)[..., 10:30, 5:25])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twofold.contracts import RAIN_REGION, Sample, TwofoldError, WeightsError
+from twofold.files import TEMPORARY
 from twofold.losses import l1
 from twofold.nets.guide import Guide
 from twofold.nets.unet import UNet
@@ -215,7 +216,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_the_reason(tmp_p
 
 
 def test_a_half_written_state_of_a_killed_run_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / ".state.safetensors.abc").write_bytes(b"half")
+    (tmp_path / f".state.safetensors.abc{TEMPORARY}").write_bytes(b"half")
     fit(build("supervised")[0], last, until=1, run=Run(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 

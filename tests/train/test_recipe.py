@@ -122,7 +122,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
 
 
 def test_settings_of_a_model_that_do_not_fit_together_are_an_error_of_the_recipe() -> None:
-    with pytest.raises(ConfigError, match="model: expected as many widths as blocks, got 2 and 3"):
+    with pytest.raises(ConfigError, match="expected as many widths as blocks, got 2 and 3"):
         build_restorer(reading.read_recipe("derain", ["model.net.widths=[8, 16]"]))
 
 

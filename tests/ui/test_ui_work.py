@@ -45,7 +45,7 @@ def test_a_photograph_comes_back_in_its_format_with_exif_and_profile(visit: Visi
     exif[0x010E] = "a wet day"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     photo = added(visit, tmp_path, "wet.jpg", exif=exif.tobytes(), icc_profile=profile)
-    work.restore(photo, models(), "dry", Wishes(), progress=go)
+    work.restore_photograph(photo, models(), "dry", Wishes(), progress=go)
     assert photo.restored is not None
     assert work.download_name(photo) == "wet-restored.jpg"
     with Image.open(photo.restored) as restored:
@@ -60,7 +60,7 @@ def test_sixteen_bits_stay_sixteen_and_another_format_may_be_chosen(visit: Visit
     path = tmp_path / "deep.png"
     images.write(path, images.from_any(deep))
     photo = work.receive(visit, path, path.name, LIMITS)
-    work.restore(photo, models(), "bright", Wishes(), progress=go)
+    work.restore_photograph(photo, models(), "bright", Wishes(), progress=go)
     assert photo.restored is not None
     restored = images.read(photo.restored)
     assert restored.bits == 16
@@ -68,7 +68,7 @@ def test_sixteen_bits_stay_sixteen_and_another_format_may_be_chosen(visit: Visit
         restored.pixels,
         ((images.from_any(deep).pixels + (1 - images.from_any(deep).pixels) * 0.5) * 65535).round() / 65535,
     )
-    work.restore(photo, models(), "bright", Wishes(), suffix=".webp", progress=go)
+    work.restore_photograph(photo, models(), "bright", Wishes(), suffix=".webp", progress=go)
     assert [file.name for file in photo.folder.glob("restored*")] == ["restored.webp"]
     assert work.download_name(photo) == "deep-restored.webp"
 
@@ -122,7 +122,7 @@ def test_an_error_of_the_model_names_the_photograph_and_not_the_server(visit: Vi
     photo = added(visit, tmp_path)
     photo.upload.write_bytes(b"gone bad")
     with pytest.raises(TwofoldError, match=r"^a\.png: not a JPEG"):
-        work.restore(photo, models(), "dry", Wishes(), progress=go)
+        work.restore_photograph(photo, models(), "dry", Wishes(), progress=go)
 
 
 def test_strokes_change_the_map_where_they_are_and_nowhere_else(visit: Visit, tmp_path: Path) -> None:
@@ -143,12 +143,12 @@ def test_strokes_change_the_map_where_they_are_and_nowhere_else(visit: Visit, tm
 
 def test_a_painted_map_is_what_the_model_gets(visit: Visit, tmp_path: Path) -> None:
     photo, made = added(visit, tmp_path), models()
-    work.restore(photo, made, "dry", Wishes(strength=0.5), progress=go)
+    work.restore_photograph(photo, made, "dry", Wishes(strength=0.5), progress=go)
     drawn = work.shown_map(photo)
     assert np.abs(drawn / 255 - 0.125).max() < 1 / 255, "the map as it was used, strength included"
     drawn[:, :16] = 255
     guidance = work.painted_map(photo, drawn)
-    work.restore(photo, made, "dry", Wishes(guidance=guidance), progress=go)
+    work.restore_photograph(photo, made, "dry", Wishes(guidance=guidance), progress=go)
     assert torch.equal(made["dry"].calls[-1]["guidance"], guidance)  # type: ignore[attr-defined]
     assert photo.restored is not None
     left, right = images.read(photo.restored).pixels.split(16, 3)
@@ -176,25 +176,25 @@ def test_an_uploaded_map_is_resized_and_must_have_the_proportions(visit: Visit, 
 def test_a_kernel_is_searched_for_once_in_each_size(visit: Visit, tmp_path: Path) -> None:
     photo, made = added(visit, tmp_path), models()
     calls = made["sharp"].calls  # type: ignore[attr-defined]
-    work.restore(photo, made, "sharp", Wishes(kernel=9), progress=go)
+    work.restore_photograph(photo, made, "sharp", Wishes(kernel=9), progress=go)
     assert calls[-1]["kernel"].size == 9
     assert photo.confidence == 0.8
-    work.restore(photo, made, "sharp", Wishes(kernel=9, strength=0.5), progress=go)
+    work.restore_photograph(photo, made, "sharp", Wishes(kernel=9, strength=0.5), progress=go)
     assert calls[-1]["kernel"] == photo.folder / "kernel.png"
     assert photo.confidence == 0.8
-    work.restore(photo, made, "sharp", Wishes(kernel=11, noise_level=0.03), progress=go)
+    work.restore_photograph(photo, made, "sharp", Wishes(kernel=11, noise_level=0.03), progress=go)
     assert calls[-1]["kernel"].size == 11
     assert calls[-1]["guidance"] == 0.03
     given = tmp_path / "kernel.txt"
-    work.restore(photo, made, "sharp", Wishes(kernel=given), progress=go)
+    work.restore_photograph(photo, made, "sharp", Wishes(kernel=given), progress=go)
     assert calls[-1]["kernel"] == given
 
 
 def test_the_zip_holds_what_was_restored_under_names_of_its_own(visit: Visit, tmp_path: Path) -> None:
     photos = [added(visit, tmp_path, "same.png") for _ in range(3)]
     for photo in photos[:2]:
-        work.restore(photo, models(), "bright", Wishes(), progress=go)
-    with zipfile.ZipFile(io.BytesIO(work.pack(visit.photos.values()))) as archive:
+        work.restore_photograph(photo, models(), "bright", Wishes(), progress=go)
+    with zipfile.ZipFile(io.BytesIO(work.zip_of(visit.photos.values()))) as archive:
         assert archive.namelist() == ["same-restored.png", "same-restored-2.png"]
         assert archive.testzip() is None
 
@@ -204,7 +204,7 @@ def test_names_of_files_cannot_add_to_the_page(visit: Visit, tmp_path: Path) -> 
     path = tmp_path / "a.png"
     picture().save(path)
     photo = work.receive(visit, path, name, LIMITS)
-    work.restore(photo, models(), "dry", Wishes(), progress=go)
+    work.restore_photograph(photo, models(), "dry", Wishes(), progress=go)
     whole = html.strip(visit, 1) + html.compare(visit, photo) + html.downloads(visit, photo) + html.status(name, [name])
     assert "<img src=x" not in whole
     assert whole.count("onerror=alert(1)") == whole.count("&lt;img src=x onerror=alert(1)&gt;&quot;&#x27;")
@@ -230,7 +230,7 @@ def test_the_page_restores_as_the_library_does(visit: Visit, tmp_path: Path, gui
     photo = added(visit, tmp_path)
     model = twofold.load(guided_model)
     made = Models({"tiny": OFFERS["dry"]}, {"tiny": model}.__getitem__)
-    work.restore(photo, made, "tiny", Wishes(strength=0.7), progress=go)
+    work.restore_photograph(photo, made, "tiny", Wishes(strength=0.7), progress=go)
     assert photo.restored is not None
     expected = model(images.read(tmp_path / "a.png").pixels, strength=0.7)
     difference = images.read(photo.restored).pixels - expected.image.clamp(0, 1)
@@ -245,7 +245,7 @@ def test_visits_hold_no_pictures_in_memory(tmp_path: Path) -> None:
     try:
         visit = visits.of("one")
         photo = added(visit, tmp_path)
-        work.restore(photo, models(), "dry", Wishes(), progress=go)
+        work.restore_photograph(photo, models(), "dry", Wishes(), progress=go)
         assert not [name for name, value in vars(photo).items() if isinstance(value, (torch.Tensor, np.ndarray))]
     finally:
         visits.close()

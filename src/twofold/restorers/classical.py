@@ -23,7 +23,7 @@ from twofold.contracts import DEPTH, Guidance, GuidanceKind, ImageError, Restore
 from twofold.nets.fourier import (
     full_precision,
 )
-from twofold.restorers.underwater import candidates, statistics
+from twofold.restorers.underwater import candidates, colour_statistics
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class UnderwaterStretch(Classical):
 
     def context(self, observed: Tensor) -> Tensor:
         """`(B, 20)`: statistics of the whole image."""
-        return statistics(observed)
+        return colour_statistics(observed)
 
     def __call__(
         self,

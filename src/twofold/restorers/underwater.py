@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 STATISTICS = 20
-"""Numbers that `statistics` returns for each image."""
+"""Numbers that `colour_statistics` returns for each image."""
 CANDIDATES = 5
 """Images that `candidates` returns."""
 SAMPLED = 1 << 18
@@ -19,7 +19,7 @@ _OUTSIDE = 0.005  # share of the values of all channels that a joint stretch cli
 _OUTSIDE_EACH = 0.01  # the same where each channel is stretched by itself
 
 
-def statistics(observed: Tensor) -> Tensor:
+def colour_statistics(observed: Tensor) -> Tensor:
     """`(B, 3, H, W)` in [0, 1] → `(B, 20)`: what `candidates` needs to know of the whole image.
 
     Channel means; gains of the grey world after red compensation; limits of the stretches of the observed image (each
@@ -39,7 +39,7 @@ def statistics(observed: Tensor) -> Tensor:
 
 
 def candidates(observed: Tensor, stats: Tensor) -> Tensor:
-    """`(B, 3, H, W)` and `statistics` of the whole image → `(B, 5, 3, H, W)` in [0, 1].
+    """`(B, 3, H, W)` and `colour_statistics` of the whole image → `(B, 5, 3, H, W)` in [0, 1].
 
     The image itself; red compensation and grey world; each channel of the image stretched; each channel of the
     compensated image stretched; all its channels stretched together.

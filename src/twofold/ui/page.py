@@ -14,8 +14,8 @@ from torch import Tensor
 from twofold.contracts import TwofoldError
 from twofold.ui import html, work
 from twofold.ui.examples import example
-from twofold.ui.parts import FORMATS, Parts
-from twofold.ui.restoring import Models, Progress, Wishes, is_noise
+from twofold.ui.parts import DOWNLOAD_FORMATS, PageParts
+from twofold.ui.restoring import Models, PageProgress, Wishes, is_noise
 from twofold.ui.visits import Photo, Visit, Visits
 
 AS_SUGGESTED = "suggested"
@@ -27,7 +27,7 @@ Changes = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Choice:
     """The settings of the page, in the order in which gradio hands them over."""
 
     task: str
@@ -56,7 +56,9 @@ class Page:
     def build(self) -> gr.Blocks:
         # Uploads are copied into the visit when they arrive; what gradio keeps of them is deleted soon.
         with gr.Blocks(title="twofold", analytics_enabled=False, delete_cache=(60, 900), fill_width=True) as blocks:
-            self.parts = Parts(self._task_choices(), self.models.of_task(next(iter(self.tasks))), self.visits.limits)
+            self.parts = PageParts(
+                self._task_choices(), self.models.of_task(next(iter(self.tasks))), self.visits.limits
+            )
             self._connect(blocks)
         return blocks
 
@@ -241,11 +243,11 @@ class Page:
     def restore_current(self, request: gr.Request, progress: gr.Progress = PROGRESS, *chosen: Any) -> Iterator[Changes]:
         visit = self._visit(request)
         photos = [photo for photo in visit.photos.values() if photo.number == visit.current]
-        yield from self._restore(visit, photos, Chosen(*chosen), progress)
+        yield from self._restore(visit, photos, Choice(*chosen), progress)
 
     def restore_every(self, request: gr.Request, progress: gr.Progress = PROGRESS, *chosen: Any) -> Iterator[Changes]:
         visit = self._visit(request)
-        yield from self._restore(visit, list(visit.photos.values()), Chosen(*chosen), progress)
+        yield from self._restore(visit, list(visit.photos.values()), Choice(*chosen), progress)
 
     def restore_by_map(
         self, request: gr.Request, progress: gr.Progress = PROGRESS, drawn: Any = None, *chosen: Any
@@ -257,11 +259,11 @@ class Page:
             return
         guidance = work.painted_map(photo, drawn["composite"])
         # What is seen in the editor is used: the strength is in it already.
-        by_map = replace(Chosen(*chosen), model=photo.map_of, strength=1.0)
+        by_map = replace(Choice(*chosen), model=photo.map_of, strength=1.0)
         yield from self._restore(visit, [photo], by_map, progress, guidance)
 
     def _restore(
-        self, visit: Visit, photos: list[Photo], chosen: Chosen, progress: gr.Progress, guidance: Tensor | None = None
+        self, visit: Visit, photos: list[Photo], chosen: Choice, progress: gr.Progress, guidance: Tensor | None = None
     ) -> Iterator[Changes]:
         """One photograph after the other; what fails is said and the rest goes on."""
         if not photos:
@@ -304,7 +306,7 @@ class Page:
         yield self._show(visit, said, problems)
 
     def _restore_one(
-        self, visit: Visit, photo: Photo, chosen: Chosen, guidance: Tensor | None, report: Progress
+        self, visit: Visit, photo: Photo, chosen: Choice, guidance: Tensor | None, report: PageProgress
     ) -> None:
         model, wishes = chosen.model, chosen.wishes(visit, guidance)
         if chosen.task == AS_SUGGESTED and guidance is None:
@@ -315,7 +317,9 @@ class Page:
             wishes = replace(wishes, kernel=Wishes().kernel)
         if not is_noise(self.models[model].kind):
             wishes = replace(wishes, noise_level=None)
-        work.restore(photo, self.models, model, wishes, suffix=FORMATS[chosen.format], progress=report)
+        work.restore_photograph(
+            photo, self.models, model, wishes, suffix=DOWNLOAD_FORMATS[chosen.format], progress=report
+        )
 
     def _visit(self, request: gr.Request) -> Visit:
         return self.visits.of(request.session_hash or "")

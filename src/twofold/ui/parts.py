@@ -11,7 +11,7 @@ from twofold.ui import html
 from twofold.ui.examples import EXAMPLES
 from twofold.ui.visits import Limits
 
-FORMATS = {"as it came": None, "JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "TIFF": ".tiff"}
+DOWNLOAD_FORMATS = {"as it came": None, "JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "TIFF": ".tiff"}
 _ON_CLICK = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-photo], button[data-remove], button[data-example]');
@@ -20,10 +20,10 @@ element.addEventListener('click', event => {
 """
 
 
-class Parts:
+class PageParts:
     """On the left what is asked of the user, on the right the photographs. To be made inside of a `gr.Blocks`.
 
-    tasks: (what the page calls it, key). models: of the first task. `chosen` are the settings, as `page.Chosen` takes
+    tasks: (what the page calls it, key). models: of the first task. `chosen` are the settings, as `page.Choice` takes
     them; `steering` what changes with the model; `shown` what changes with the photograph in view.
     """
 
@@ -77,7 +77,7 @@ class Parts:
             )
         with gr.Accordion("File format", open=False):
             self.format = gr.Dropdown(
-                [*FORMATS], value="as it came", label="Download as", filterable=False, container=False
+                [*DOWNLOAD_FORMATS], value="as it came", label="Download as", filterable=False, container=False
             )
 
     def _lay_out_map(self) -> None:

@@ -28,7 +28,7 @@ TASKS = {
 FIRST = {"derain", "dehaze", "deblur", "lowlight", "underwater"}
 """The models that the page takes for their task, unless the user chooses another."""
 
-Progress = Callable[[int, int], None]
+PageProgress = Callable[[int, int], None]
 
 
 class Restoring(Protocol):
@@ -45,7 +45,7 @@ class Restoring(Protocol):
         kernel: Path | KernelSearch | None = None,
         guidance: Tensor | float | None = None,
         strength: float = 1.0,
-        progress: Progress | None = None,
+        progress: PageProgress | None = None,
     ) -> Restored: ...
 
 
@@ -74,7 +74,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PageResult:
     """A restored picture; its map `(1, 1, H, W)` and kernel `(1, 1, h, w)`, where the model has them; and how sure the
     search for the kernel is, from 0 to 1.
     """
@@ -118,7 +118,7 @@ class Models:
         offered = [offer for offer in self.shipped.values() if offer.task == task]
         return [offer.name for offer in sorted(offered, key=lambda offer: (offer.name not in FIRST, not offer.trained))]
 
-    def restore(self, name: str, picture: Picture, wishes: Wishes, progress: Progress | None = None) -> Outcome:
+    def restore(self, name: str, picture: Picture, wishes: Wishes, progress: PageProgress | None = None) -> PageResult:
         """Raises: TwofoldError for wishes that the model or the picture does not allow."""
         model = self[name]
         kernel: Path | KernelSearch | None = None
@@ -132,7 +132,7 @@ class Models:
             progress=progress,
         )
         found = restored.report
-        return Outcome(
+        return PageResult(
             replace(picture, pixels=restored.image),
             restored.guidance,
             None if found is None else found.kernel,

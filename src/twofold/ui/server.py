@@ -72,7 +72,7 @@ def application(visits: Visits, models: Models, *, host: str = "127.0.0.1") -> F
         visit = visits.by_token(token)
         if visit is None:
             return Response("This visit has ended.", 404)
-        return Response(work.pack(visit.photos.values()), media_type="application/zip", headers=_UNKEPT)
+        return Response(work.zip_of(visit.photos.values()), media_type="application/zip", headers=_UNKEPT)
 
     @app.get("/visit/{token}/{name:path}")
     def file(token: str, name: str) -> Response:

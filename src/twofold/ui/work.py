@@ -22,7 +22,7 @@ from twofold import images
 from twofold.contracts import GuidanceKind, ImageError, TwofoldError
 from twofold.images import Picture
 from twofold.ui.guess import guess
-from twofold.ui.restoring import Models, Outcome, Progress, Wishes
+from twofold.ui.restoring import Models, PageProgress, PageResult, Wishes
 from twofold.ui.visits import Limits, Photo, Visit
 
 PREVIEW, THUMBNAIL, EDITOR = 2000, 160, 800
@@ -91,8 +91,8 @@ def plainly(error: BaseException, path: Path, name: str) -> str:
     return message if name in message else f"{name}: {message}"
 
 
-def restore(
-    photo: Photo, models: Models, model: str, wishes: Wishes, *, suffix: str | None = None, progress: Progress
+def restore_photograph(
+    photo: Photo, models: Models, model: str, wishes: Wishes, *, suffix: str | None = None, progress: PageProgress
 ) -> None:
     """Restores a photograph and leaves the result, its map and its kernel in its folder. suffix: of the file to
     download; None keeps the photograph's.
@@ -126,8 +126,8 @@ def knows_kernel(photo: Photo, kernel: Path | int) -> bool:
 
 
 def _restored(
-    photo: Photo, models: Models, model: str, picture: Picture, wishes: Wishes, progress: Progress
-) -> Outcome:
+    photo: Photo, models: Models, model: str, picture: Picture, wishes: Wishes, progress: PageProgress
+) -> PageResult:
     """With the kernel that was found before, if there is one: another strength or map needs no new search."""
     if models[model].takes_kernel and isinstance(wishes.kernel, int) and photo.searched == wishes.kernel:
         again = replace(wishes, kernel=photo.folder / "kernel.png")
@@ -136,7 +136,7 @@ def _restored(
     return models.restore(model, picture, wishes, progress)
 
 
-def _keep_map(photo: Photo, outcome: Outcome, kind: GuidanceKind | None, model: str) -> None:
+def _keep_map(photo: Photo, outcome: PageResult, kind: GuidanceKind | None, model: str) -> None:
     photo.map_of = ""
     if outcome.guidance is not None and kind is not None:
         keep_map(photo, outcome.guidance.detach().float().cpu(), kind, model)
@@ -216,7 +216,7 @@ def download_name(photo: Photo) -> str:
     return f"{Path(photo.name).stem}-restored{suffix}"
 
 
-def pack(photos: Iterable[Photo]) -> bytes:
+def zip_of(photos: Iterable[Photo]) -> bytes:
     """A ZIP file of restored photographs under their names; equal names get a number."""
     buffer, taken = io.BytesIO(), set[str]()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
