@@ -69,7 +69,7 @@ def test_a_damaged_card_disables_no_other_model(monkeypatch: pytest.MonkeyPatch,
     from importlib import resources
 
     whole = resources.files("twofold") / "weights"
-    names = list(zoo.cards())
+    names = [name for name, card in zoo.cards().items() if card.bytes]  # classical models have no weights
     folder = tmp_path / "weights"
     folder.mkdir()
     for name in names[:2]:

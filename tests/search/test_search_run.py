@@ -394,7 +394,7 @@ def test_the_command_searches_and_says_how_to_train_what_it_found(
     assert sum(p.numel() for p in model.parameters()) == facts["parameters"], "its width is the one that was searched"
     assert command_line(["search", *arguments, "--judge", str(judge)]) == 0
     assert "were found before" in capsys.readouterr().out
-    assert command_line(["search", "derain"]) == 1
+    assert command_line(["search", "derain"]) == 2
     assert command_line(["search", "list"]) == 0
     assert "search-lowlight" in capsys.readouterr().out
 

@@ -40,7 +40,7 @@ from twofold.solve.params import axpy, scale
 class SparseModel:
     """dictionary: A `(m, n)`. weights: α ≥ 0, a number or `(n,)`. curvature: ρ > 0, inf for the absolute value.
 
-    >>> model = Model(torch.eye(2), weights=0.5, curvature=math.inf)
+    >>> model = SparseModel(torch.eye(2), weights=0.5, curvature=math.inf)
     >>> model.objective(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 3.0]]))           # ½ 2 + |3|
     tensor([4.])
     """

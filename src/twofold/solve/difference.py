@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve import SolveError, State
 from twofold.solve.evaluator import Evaluator
-from twofold.solve.params import axpy, leaves, norm, pull, rebuild, tensors
+from twofold.solve.params import SolveError, State, axpy, leaves, norm, pull, rebuild, tensors
 from twofold.solve.second_order import Products
 
 
@@ -23,6 +22,12 @@ class ForwardDifference:
     allows.
 
     radius: how far the lower parameters are moved, in the Euclidean norm; None takes 0.01 in float32.
+
+    >>> from twofold.solve import Bilevel, OneStepUnrolled, hypergradient
+    >>> problem = Bilevel(lambda w, u: (u - 1).square().sum(), lambda w, u: (u - w).square().sum() / 2)
+    >>> w, u = torch.tensor([3.0], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64)
+    >>> hypergradient(problem, w, u, strategy=OneStepUnrolled(0.5, ForwardDifference())).gradient.round(decimals=4)
+    tensor([0.5000], dtype=torch.float64)
     """
 
     radius: float | None = None
