@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tiny_models import TINY, untrained
 from twofold import specs
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """What a test flushes to zero, the next one finds again: the setting is that of the whole process."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,8 @@ def test_a_loss_that_is_no_number_any_more_is_one_line(
         raise Diverged("the training loss became nan; train anew with a lower learning_rate")
 
     monkeypatch.setattr(f"twofold.{runner}", diverging)
-    assert run_command_line([verb, recipe, "--output", str(tmp_path / "run")]) == 1
+    judge = ["--judge", str(tmp_path / "judge.safetensors")] if verb == "search" else []
+    assert run_command_line([verb, recipe, "--output", str(tmp_path / "run"), *judge]) == 1
     error = capsys.readouterr().err
     assert error == "twofold: the training loss became nan; train anew with a lower learning_rate\n"
 

@@ -351,6 +351,8 @@ def test_the_command_serves_the_shipped_models(show: Open, tmp_path: Path) -> No
         telephone.get_by_text("Suggested: Under water").wait_for()
         restore(telephone)
         picture_of(telephone, "ui-telephone")
+        for opened in (page, telephone):  # a page that is open reports that its server has gone
+            opened.goto("about:blank")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert not list(tmp_path.glob("twofold-ui-*"))

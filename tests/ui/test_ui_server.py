@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -230,6 +231,7 @@ def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("TWOFOLD_LOAD_TEST" not in os.environ, reason="a load test; set TWOFOLD_LOAD_TEST")
 def test_a_thousand_requests_leave_neither_files_nor_memory(tmp_path: Path) -> None:
     """Twenty visits of fifty restorations each, four at a time."""
     psutil = pytest.importorskip("psutil")
