@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test fuzz check mutate bench searches docs clean
+.PHONY: help demo test fuzz page-test check mutate bench searches docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -23,6 +23,9 @@ test: $(STAMP)   ## the test suite, ten minutes at most
 
 fuzz: $(STAMP)   ## random files, tensors, options and recipes: 2,000 cases of each kind
 	TWOFOLD_FUZZ=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/fuzz
+
+page-test: $(STAMP) ## the web page in a real browser, and its server under a thousand requests
+	OMP_NUM_THREADS=1 TWOFOLD_BROWSER_TEST=1 TWOFOLD_LOAD_TEST=1 $(BIN)/python -m pytest tests/ui
 
 check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .
