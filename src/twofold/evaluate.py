@@ -196,7 +196,7 @@ class Evaluation:
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:
-        """Writes Markdown to a path that ends in `.md`, else JSON; the file appears whole or not at all.
+        """Writes Markdown to a path that ends in `.md`, else JSON; the file is complete or absent.
 
         Raises: TwofoldError where the folder cannot be written to.
         """

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and two processes do not work in one folder."""
+"""Files are written completely or not created, and two processes do not work in one folder."""
 
 from __future__ import annotations
 

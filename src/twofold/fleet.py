@@ -1,7 +1,7 @@
 """Many pictures on many machines, by Ray Data: read → restore → write, where a lost worker loses nothing.
 
 Workers read and write the same paths, so sources and targets lie on a file system that all machines share. A picture
-whose worker dies is restored again by another one; its file appears whole or not at all, and the report names every
+whose worker dies is restored again by another one; its file is complete or absent, and the report names every
 picture exactly once.
 """
 

@@ -251,10 +251,10 @@ def check_places(
             raise Misuse(f"{path} would replace an input; name another output")
         if place in taken:
             first = taken[place]
-            mend = "; name different places for the two"
+            advice = "; name different places for the two"
             if first and job and first != job:
-                mend = f", for {first.source} and for {job.source}; rename one of them"
-            raise Misuse(f"{path} would be written twice{mend}")
+                advice = f", for {first.source} and for {job.source}; rename one of them"
+            raise Misuse(f"{path} would be written twice{advice}")
         taken[place] = job
 
 

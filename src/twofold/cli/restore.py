@@ -113,7 +113,7 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Restores photographs. An input is never changed, and an output appears whole or not at all.
+    """Restores photographs. An input is never changed, and an output file is complete or absent.
 
     One picture, with the map of what the model takes for rain:
 

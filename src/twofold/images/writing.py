@@ -26,7 +26,7 @@ def write(path: str | os.PathLike[str], picture: Picture, *, quality: int | None
 
     quality: 1 to 100 for JPEG (95 without it; colour is not subsampled from 90 on) and WebP (lossless without it); the
     other formats are lossless and have none. PNG and TIFF keep 16 bits, the others have 8; `not_kept` says what else a
-    format cannot hold. The file appears whole or not at all.
+    format cannot hold. The file is complete or absent.
 
     Raises: ImageError for a picture that cannot be written, TwofoldError where its folder is missing or the disk full.
     """
