@@ -232,7 +232,7 @@ def main() -> None:
         found["problems"][name] = compare(name, chosen.seeds, chosen.budget, chosen.method)
         if chosen.pictures:
             draw(name, found["problems"][name], chosen.pictures / f"bilevel-{name}.png")
-    installed = [peer for peer in ("torchopt", "higher", "scikit-learn") if _version(peer)]
+    installed = [peer for peer in ("torchopt", "higher", "jaxopt", "jax", "scikit-learn") if _version(peer)]
     found["settings"] = {
         "seeds": chosen.seeds,
         "budget": chosen.budget,

@@ -146,11 +146,22 @@ def torchopt_implicit(case: Case, step: float) -> Iterator[Spent]:
         yield Spent(k * (STEPS + 1), taken, w)
 
 
+def with_jaxopt(implicit: bool) -> Run:
+    def run(case: Case, step: float) -> Iterator[Spent]:
+        import bilevel_jaxopt
+
+        for spent in bilevel_jaxopt.follow(case, step, implicit=implicit):
+            yield Spent(*spent)
+
+    return run
+
+
 ANYWHERE = Settled(relative=float("inf"))
 
 
 OURS: dict[str, Run] = {
     "Unrolled": with_strategy(lambda s: Unrolled(STEPS, GradientDescent(1 / s))),
+    "Unrolled, graphs kept": with_strategy(lambda s: Unrolled(STEPS, GradientDescent(1 / s), graph_bytes=2**30)),
     "ConjugateGradient": with_strategy(
         lambda s: ConjugateGradient(STEPS, Momentum(1 / s, 0.6), 100, tolerance=0.05, settled=ANYWHERE)
     ),
@@ -175,4 +186,6 @@ PEERS: dict[str, tuple[str, Run]] = {
     "TorchOpt, unrolled": ("torchopt", torchopt_unrolled),
     "TorchOpt, implicit": ("torchopt", torchopt_implicit),
     "higher, unrolled": ("higher", higher_unrolled),
+    "jaxopt, unrolled": ("jaxopt", with_jaxopt(implicit=False)),
+    "jaxopt, implicit": ("jaxopt", with_jaxopt(implicit=True)),
 }

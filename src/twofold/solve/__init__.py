@@ -39,7 +39,17 @@ from twofold.solve.linear import (
     matrix_map,
 )
 from twofold.solve.lipschitz import circular_conv_norm, conv_norm_bound, conv_norm_every_size
-from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, Round, StepSchedule, aggregated_step, rounds
+from twofold.solve.meta import (
+    Aggregated,
+    Ball,
+    Constant,
+    Geometric,
+    Harmonic,
+    Round,
+    StepSchedule,
+    aggregated_step,
+    rounds,
+)
 from twofold.solve.modules import as_function
 from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
 from twofold.solve.operators import (
@@ -86,6 +96,7 @@ __all__ = [
     "Aggregated",
     "AmIGO",
     "Anderson",
+    "Ball",
     "Bilevel",
     "Blocks",
     "Blockwise",
