@@ -3,8 +3,7 @@
     python benchmarks/paper_c.py --data DATA --json benchmarks/results/paper_c.json
 
 Parts: counter (small problems on which aggregation matters), sparse (convergence on synthetic codes), patches
-(photographs with salt-and-pepper noise), deconvolution, leader (shares mu and schedules), rain, rain_shallow, joint
-(both levels settle together). Each is run for every seed: of weights, of crops, of noise; the test photographs stay.
+(photographs with salt-and-pepper noise), deconvolution, rain, rain_shallow, joint (both levels settle together). Each is run for every seed: of weights, of crops, of noise; the test photographs stay.
 Data: BSDS500 to train, Kodak24 to test, Rain100 for rain; without --data scikit-image's photographs and drawn rain.
 Patches need scikit-learn (the dictionary). Plots, of the first seed, are written beside the JSON.
 """
@@ -23,7 +22,7 @@ from harness import parser, read, table, write
 from paper_c_claims import judged_claims
 from paper_c_codes import patches, patches_table, sparse, sparse_table
 from paper_c_joint import joint, joint_table
-from paper_c_pictures import deconvolution, leader, leader_table, rain, rain_shallow, ways_table
+from paper_c_pictures import deconvolution, rain, rain_shallow, ways_table
 from paper_c_training import Photos, photos
 from twofold.solve import Harmonic, aggregated_step, metric_of
 
@@ -93,7 +92,6 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
         "paper_c_sparse": sparse_table(result),
         "paper_c_patches": patches_table(result),
         **{f"paper_c_{name}": ways_table(result, name) for name in ("deconvolution", "rain", "rain_shallow")},
-        "paper_c_leader": leader_table(result),
         "paper_c_joint": joint_table(result),
         "paper_c_claims": claims_table(result),
     }
@@ -104,7 +102,6 @@ PARTS: dict[str, Callable[[Photos, Path, int], dict[str, Any]]] = {
     "sparse": sparse,
     "patches": patches,
     "deconvolution": deconvolution,
-    "leader": leader,
     "rain": rain,
     "rain_shallow": rain_shallow,
     "joint": joint,

@@ -37,18 +37,18 @@ def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: 
 
 
 LEVELS = ((0.1, 1.0), (0.3, 3.0))
-ROWS, ATOMS = 125, 250
+ROWS, ATOMS = 64, 128
 
 
 def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, float], seed: int, *, mu: float) -> None:
-    """Lowers the mean logarithm of the relative gap after 60 steps, over 256 signals; mu = 0 is plain unrolling."""
+    """Lowers the mean logarithm of the relative gap after 40 steps, over 256 signals; mu = 0 is plain unrolling."""
     batches = [bernoulli_gaussian(model.dictionary, *level, 16, 1_000 * (seed + 1) + n) for n in range(16)]
     best = [objectives(LearnedALM(model), model, x, 600).min(0).values for x in batches]
     optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 5e-3)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 96)
-    for step in range(96):
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 64)
+    for step in range(64):
         signals, least = batches[step % 16], best[step % 16]
-        code = aggregated(coder, model, signals, 60, mu)
+        code = aggregated(coder, model, signals, 40, mu)
         loss = (model.objective(code, signals) / least - 1).clamp_min(1e-12).log().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -59,7 +59,7 @@ def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, floa
 def teach_layers(coder: LISTA | DLADMM, model: SparseModel, level: tuple[float, float], seed: int) -> None:
     """Lowers the mean objective after the last layer, on fresh signals at every step."""
     optimizer = torch.optim.Adam(coder.parameters(), 1e-3)
-    for step in range(500):
+    for step in range(300):
         signals = bernoulli_gaussian(model.dictionary, *level, 16, 1_000 * (seed + 1) + step)
         *_, code = coder.codes(signals, 15)
         loss = (model.objective(code, signals) / model.objective(0 * code, signals)).mean()
@@ -124,7 +124,7 @@ def sparse(_: Photos, out: Path, seed: int) -> dict[str, Any]:
         unrolled = copy.deepcopy(unrolled).double()
         unrolled.dictionary = precise.dictionary
         coders: dict[str, tuple[Coder, int]] = {
-            "ISTA": (ISTA(precise), 10_000),
+            "ISTA": (ISTA(precise), 5000),
             "FISTA": (ISTA(precise, accelerated=True), 2000),
             "LADMM": (LADMM(precise, 0.5), 2000),
             "preconditioned by hand": (LearnedALM(precise), 1000),
@@ -175,11 +175,11 @@ def learned_dictionary(rows: Tensor, atoms: int, seed: int) -> Tensor:
 
 def patches(material: Photos, out: Path, seed: int) -> dict[str, Any]:
     began = time.process_time()
-    side, degrade = 16, SaltAndPepper()
+    side, degrade = 8, SaltAndPepper()
     clean_crops = SyntheticCrops(CropCache(grey(material.train)), degrade, 4 * side)
     draws = Batches(clean_crops, 2, seed=seed, ahead=False)
-    rows = torch.cat([patches_of(draws(n).clean, side) for n in range(100)])
-    A = learned_dictionary(rows - rows.mean(1, keepdim=True), 384, seed)
+    rows = torch.cat([patches_of(draws(n).clean, side) for n in range(60)])
+    A = learned_dictionary(rows - rows.mean(1, keepdim=True), 128, seed)
     print("patches: dictionary", round(time.process_time() - began), "s", flush=True)
 
     pictures = [p[:, : p.shape[1] // side * side, : p.shape[2] // side * side] for p in grey(material.test)[:2]]

@@ -31,7 +31,7 @@ from twofold.solve.params import norm
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining, Watched, solve
 
-ROUNDS = 300
+ROUNDS = 200
 MOMENTUM = 0.9
 
 
@@ -48,7 +48,7 @@ def applications(material: Photos, seed: int) -> dict[str, tuple[FixedPointResto
     return {
         "deconvolution": (thawed(shelf["certified"]), small, DEPTH),
         "deconvolution, ADMM ∘ denoiser": (thawed(SplitDeconvolution(shelf["certified"].denoiser)), small, DEPTH),
-        "rain": (rain, part(rainy(material, seed)[0](0), 32), RAIN_DEPTH),
+        "rain": (rain, part(rainy(material, seed)[0](0), 24), RAIN_DEPTH),
         "sparse coding": (codes, Batches(crops, 2, seed=seed, ahead=False)(0), 15),
     }
 

@@ -41,7 +41,7 @@ from twofold.restorers.fixed_point import (
     RidgeDenoiser,
     SplitDeconvolution,
 )
-from twofold.solve import Constant, Geometric, Harmonic, StepSchedule, contraction_factor
+from twofold.solve import contraction_factor
 from twofold.solve.params import minus, norm
 from twofold.train.meta import Watched
 
@@ -160,8 +160,8 @@ def deblurring(material: Photos, seed: int) -> tuple[Batches, list[Sample], dict
     degrade = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.03)))
     draws = Batches(SyntheticCrops(CropCache(pictures), degrade, 64, margin=8), 2, seed=seed, ahead=False)
     tests = [
-        degrade(p[None, :, 100:228, 100:228].float() / 255, torch.Generator().manual_seed(100 * seed + i))
-        for i, p in enumerate(grey(material.test)[:8])
+        degrade(p[None, :, 100:196, 100:196].float() / 255, torch.Generator().manual_seed(100 * seed + i))
+        for i, p in enumerate(grey(material.test)[:6])
     ]
     torch.manual_seed(seed)
     certified = gaussian_denoiser(RidgeDenoiser(filters=16, layers=2), pictures, seed, 100, 1e-2)
@@ -189,30 +189,6 @@ def deconvolution(material: Photos, out: Path, seed: int) -> dict[str, Any]:
     return compare("deconvolution", ways, draws, tests, DEPTH, out, seed)
 
 
-LEADERS: dict[str, tuple[float, StepSchedule]] = {
-    "no leader": (0.0, Harmonic(0.5)),
-    "mu = 0.03, harmonic": (0.03, Harmonic(0.5)),
-    "mu = 0.1, harmonic": (MU, Harmonic(0.5)),
-    "mu = 0.3, harmonic": (0.3, Harmonic(0.5)),
-    "mu = 0.1, geometric (0.5)": (MU, Geometric(0.5, rate=0.5)),
-    "mu = 0.1, geometric (0.9)": (MU, Geometric(0.5, rate=0.9)),
-    "mu = 0.1, constant": (MU, Constant(0.5)),
-}
-
-
-def leader(material: Photos, _: Path, seed: int) -> dict[str, Any]:
-    """How strong the leader may be and how it should fall: the certified deconvolution again, trained in other ways."""
-    draws, tests, shelf = deblurring(material, seed)
-    found = {}
-    for name, (mu, schedule) in LEADERS.items():
-        restorer = thawed(shelf["certified"])
-        trained(restorer, draws, steps=STEPS, depth=DEPTH, mu=mu, rate=1e-2, schedule=schedule)
-        found[name] = float(each_psnr(restorer, tests, 10 * DEPTH).mean())
-        print("leader:", name, round(found[name], 3), flush=True)
-    lead = {name: round(value - found["no leader"], 3) for name, value in found.items()}
-    return {"psnr": {name: round(value, 3) for name, value in found.items()}, "lead": lead}
-
-
 def thawed(restorer: FixedPointRestorer) -> FixedPointRestorer:
     """A copy to train: every trained way starts where plug-and-play stops."""
     return copy.deepcopy(restorer).requires_grad_(True)
@@ -229,12 +205,12 @@ def rain_shallow(material: Photos, out: Path, seed: int) -> dict[str, Any]:
 def rainy(material: Photos, seed: int) -> tuple[Batches, list[Sample]]:
     """What to train on and what to test on.
 
-    Rain100's scenes are split; every other test picture is taken.
+    Rain100's scenes are split; every third test picture is taken.
     """
     source: Source
     if material.data is None:
         drawn = RainStreaks()
-        source = SyntheticCrops(CropCache(material.train), drawn, 40)
+        source = SyntheticCrops(CropCache(material.train), drawn, 32)
         tests = [
             drawn(p[None, :, 100:228, 100:228].float() / 255, torch.Generator().manual_seed(100 * seed + i))
             for i, p in enumerate(material.test)
@@ -243,12 +219,12 @@ def rainy(material: Photos, seed: int) -> tuple[Batches, list[Sample]]:
         root = material.data / "rain" / "Rain100"
         found = find_pairs(root, observed="light", clean="clean")
         kept = every(found, 5, picked=False)
-        source = PairCrops(CropCache.of(p.observed for p in kept), CropCache.of(p.clean for p in kept), 40)
-        held = every(found, 5, picked=True)[::2]
+        source = PairCrops(CropCache.of(p.observed for p in kept), CropCache.of(p.clean for p in kept), 32)
+        held = every(found, 5, picked=True)[::3]
         tests = [
-            Sample(*(images.read(path).pixels[:, :3, 96:224, 160:288] for path in (p.clean, p.observed))) for p in held
+            Sample(*(images.read(path).pixels[:, :3, 96:176, 160:240] for path in (p.clean, p.observed))) for p in held
         ]
-    return Batches(source, 4, seed=seed, ahead=False), tests
+    return Batches(source, 2, seed=seed, ahead=False), tests
 
 
 def deraining(material: Photos, name: str, depth: int, out: Path, seed: int) -> dict[str, Any]:
@@ -314,17 +290,3 @@ def ways_table(facts: dict[str, Any], part: str) -> str:
     steps = f"{first['depth']} steps", f"{10 * first['depth']} steps"
     head = ["", *(f"PSNR, {k}" for k in steps), "share of the residual left"]
     return table([*head, "factor at rest", "parameters", f"BMO's lead, {steps[1]}"], body)
-
-
-def leader_table(facts: dict[str, Any]) -> str:
-    body = [
-        [
-            name,
-            *(
-                mean_and_half(of_seeds(facts, "leader", key, name), form)
-                for key, form in (("psnr", ".2f"), ("lead", "+.3f"))
-            ),
-        ]
-        for name in facts["seeds"]["0"]["leader"]["psnr"]
-    ]
-    return table(["in training", "PSNR, 80 steps of T", "lead over no leader"], body)

@@ -24,7 +24,7 @@ DEPTH, RAIN_DEPTH = 8, 24
 """K in training; rain settles more slowly, so that 8 is shallow for it."""
 MU = 0.1
 """Share of the upper level's gradient in an aggregated step."""
-STEPS = 100
+STEPS = 60
 """Training steps."""
 
 

@@ -30,7 +30,13 @@ from twofold.restorers.classical import (
     UnderwaterStretch,
 )
 from twofold.restorers.deconvolution import HyperLaplacian, RichardsonLucy, Wiener
-from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
+from twofold.restorers.fixed_point import (
+    Deconvolution,
+    RainLayers,
+    RidgeDenoiser,
+    SplitDeconvolution,
+    starting_as_identity,
+)
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.settings import Settings
@@ -234,6 +240,30 @@ class FixedDeconvolutionSpec(Settings):
         return restorer
 
 
+class SplitDeconvolutionSpec(Settings):
+    """The fixed point of a denoiser and linearised ADMM for total variation, in a metric that both share; it is told the
+    blur kernel. penalty, threshold, fraction: at the start. iterations: at most, when restoring.
+    """
+
+    kind: Literal["split_deconvolution"] = "split_deconvolution"
+    channels: Literal[1] = 1
+    denoiser: CertifiedSpec = RidgeSpec(layers=2)
+    penalty: float = 0.004
+    threshold: float = 0.001
+    fraction: float = 0.9
+    iterations: int = 100
+
+    def build(self) -> SplitDeconvolution:
+        restorer = SplitDeconvolution(
+            self.denoiser.build(self.channels),
+            penalty=self.penalty,
+            threshold=self.threshold,
+            fraction=self.fraction,
+        )
+        restorer.solver = _picard(self.iterations)
+        return restorer
+
+
 class RainLayersSpec(Settings):
     """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
 
@@ -304,5 +334,7 @@ class ClassicalSpec(Settings):
         return CLASSICAL[self.method]
 
 
-AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
+AnyModel = (
+    GuidedSpec | PlainSpec | FixedDeconvolutionSpec | SplitDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
+)
 ModelSpec = Annotated[AnyModel, Field(discriminator="kind")]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twofold import api, zoo
 from twofold.contracts import ConfigError
-from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers
+from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers, SplitDeconvolution
 from twofold.restorers.sparse_coding import PatchCoding
 from twofold.train import checkpoint, reading
 from twofold.train import recipe as recipes
@@ -25,10 +25,16 @@ from twofold.train.run import train
 SHORT = ["steps=4", "validate_every=4", "data.batch=1", "data.limit=1", "scheme.iterations=5"]
 SMALL = {
     "gkm-deconvolution": ["data.crop=24", "model.denoiser={kind: ridge, filters: 4, size: 3}"],
+    "gkm-deconvolution-admm": ["data.crop=24", "model.denoiser={kind: ridge, filters: 4, size: 3}"],
     "gkm-rain": ["data.crop=12", "model.picture={kind: ridge, filters: 4, size: 3}"],
     "gkm-sparse-coding": ["data.crop=16", "model.side=8", "model.frequencies=9"],
 }
-KINDS = {"gkm-deconvolution": Deconvolution, "gkm-rain": RainLayers, "gkm-sparse-coding": PatchCoding}
+KINDS = {
+    "gkm-deconvolution": Deconvolution,
+    "gkm-deconvolution-admm": SplitDeconvolution,
+    "gkm-rain": RainLayers,
+    "gkm-sparse-coding": PatchCoding,
+}
 
 
 @pytest.fixture(scope="module")
