@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -146,14 +147,11 @@ def torchopt_implicit(case: Case, step: float) -> Iterator[Spent]:
         yield Spent(k * (STEPS + 1), taken, w)
 
 
-def with_jaxopt(implicit: bool) -> Run:
-    def run(case: Case, step: float) -> Iterator[Spent]:
-        import bilevel_jaxopt
+def with_jaxopt(case: Case, step: float, *, implicit: bool) -> Iterator[Spent]:
+    import bilevel_jaxopt
 
-        for spent in bilevel_jaxopt.follow(case, step, implicit=implicit):
-            yield Spent(*spent)
-
-    return run
+    for spent in bilevel_jaxopt.follow(case, step, implicit=implicit):
+        yield Spent(*spent)
 
 
 ANYWHERE = Settled(relative=float("inf"))
@@ -186,6 +184,6 @@ PEERS: dict[str, tuple[str, Run]] = {
     "TorchOpt, unrolled": ("torchopt", torchopt_unrolled),
     "TorchOpt, implicit": ("torchopt", torchopt_implicit),
     "higher, unrolled": ("higher", higher_unrolled),
-    "jaxopt, unrolled": ("jaxopt", with_jaxopt(implicit=False)),
-    "jaxopt, implicit": ("jaxopt", with_jaxopt(implicit=True)),
+    "jaxopt, unrolled": ("jaxopt", partial(with_jaxopt, implicit=False)),
+    "jaxopt, implicit": ("jaxopt", partial(with_jaxopt, implicit=True)),
 }

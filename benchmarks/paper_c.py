@@ -3,9 +3,10 @@
     python benchmarks/paper_c.py --data DATA --json benchmarks/results/paper_c.json
 
 Parts: counter (small problems on which aggregation matters), sparse (convergence on synthetic codes), patches
-(photographs with salt-and-pepper noise), deconvolution, rain, rain_shallow, joint (both levels settle together). Each is run for every seed: of weights, of crops, of noise; the test photographs stay.
-Data: BSDS500 to train, Kodak24 to test, Rain100 for rain; without --data scikit-image's photographs and drawn rain.
-Patches need scikit-learn (the dictionary). Plots, of the first seed, are written beside the JSON.
+(photographs with salt-and-pepper noise), deconvolution, rain, rain_shallow, joint (both levels settle together). Each
+is run for every seed: of weights, of crops, of noise; the test photographs stay. Data: BSDS500 to train, Kodak24 to
+test, Rain100 for rain; without --data scikit-image's photographs and drawn rain. Patches need scikit-learn (the
+dictionary). Plots, of the first seed, are written beside the JSON.
 """
 
 from __future__ import annotations

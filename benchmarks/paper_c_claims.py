@@ -21,20 +21,28 @@ LEFT = 10**RATE
 def judge(values: list[float], bound: float, *, below: bool = True) -> str:
     """
     >>> judge([0.1, 0.12, 0.11], 0.3), judge([0.1, 0.12, 0.11], 0.3, below=False), judge([0.1, 0.5, 0.3], 0.3)
-    ('holds', 'fails', 'undecided')
+    ('holds', 'does not hold', 'undecided')
     """
     mean = sum(values) / len(values)
     half = half_interval(values) if len(values) > 1 else float("inf")
     low, high = mean - half, mean + half
     right, wrong = (high < bound, low > bound) if below else (low > bound, high < bound)
-    return "holds" if right else "fails" if wrong else "undecided"
+    return "holds" if right else "does not hold" if wrong else "undecided"
 
 
 def all_of(said: dict[str, str]) -> str:
-    """One verdict: of all, or with the names of those that do not hold."""
-    rest = [f"{verdict} for {name}" for name, verdict in said.items() if verdict != "holds"]
-    held = len(said) - len(rest)
-    return "holds" if not rest else f"**holds for {held} of {len(said)}**; " + ", ".join(rest)
+    """One verdict of several, with the names of those that do not hold.
+
+    >>> all_of({"a": "holds", "b": "undecided", "c": "undecided"})
+    'holds for 1 of 3; undecided for 2 (b, c)'
+    """
+    parts = []
+    for verdict, shown in (("holds", "holds"), ("does not hold", "**does not hold**"), ("undecided", "undecided")):
+        names = [name for name, found in said.items() if found == verdict]
+        if names:
+            listed = "" if verdict == "holds" else f" ({', '.join(names)})"
+            parts.append(f"{shown} for {len(names)}{' of ' + str(len(said)) if not parts else ''}{listed}")
+    return "; ".join(parts)
 
 
 def numbers(found: dict[str, list[float]], form: str) -> str:
@@ -136,4 +144,4 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def all_or_worst(*verdicts: str) -> str:
-    return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
+    return "does not hold" if "does not hold" in verdicts else "undecided" if "undecided" in verdicts else "holds"

@@ -39,6 +39,7 @@ BENCHMARKS = (
     "shipped",
     "steering",
     "train",
+    "unrolling",
 )
 """The modules of `benchmarks/` that define `tables`."""
 
