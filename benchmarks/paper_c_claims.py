@@ -61,6 +61,8 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         return {name: of_seeds(facts, part, "ways", way, key) for name, (part, way) in ours.items()}
 
     slopes, left, factors = of("change_slope"), of("residual_left"), of("contraction_factor")
+    slopes["sparse coding"] = of_seeds(facts, "joint", "sparse coding", "residual_slope")
+    left["sparse coding"] = of_seeds(facts, "joint", "sparse coding", "residual_left")
     training = {name: of_seeds(facts, part, "training", way) for name, (part, way) in ours.items()}
     joint = facts["seeds"]["0"]["joint"]
     settled = {

@@ -36,19 +36,19 @@ def bernoulli_gaussian(A: Tensor, share: float, scale: float, count: int, seed: 
     return draw(A.shape[1]).to(A) @ A.mT + draw(A.shape[0]).to(A)
 
 
-LEVELS = ((0.1, 1.0), (0.3, 3.0))
+LEVELS = ((0.2, 2.0),)
 ROWS, ATOMS = 64, 128
 
 
 def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, float], seed: int, *, mu: float) -> None:
-    """Lowers the mean logarithm of the relative gap after 40 steps, over 256 signals; mu = 0 is plain unrolling."""
+    """Lowers the mean logarithm of the relative gap after 30 steps, over 256 signals; mu = 0 is plain unrolling."""
     batches = [bernoulli_gaussian(model.dictionary, *level, 16, 1_000 * (seed + 1) + n) for n in range(16)]
     best = [objectives(LearnedALM(model), model, x, 600).min(0).values for x in batches]
     optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 5e-3)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 64)
-    for step in range(64):
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 48)
+    for step in range(48):
         signals, least = batches[step % 16], best[step % 16]
-        code = aggregated(coder, model, signals, 40, mu)
+        code = aggregated(coder, model, signals, 30, mu)
         loss = (model.objective(code, signals) / least - 1).clamp_min(1e-12).log().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -59,7 +59,7 @@ def teach_metric(coder: LearnedALM, model: SparseModel, level: tuple[float, floa
 def teach_layers(coder: LISTA | DLADMM, model: SparseModel, level: tuple[float, float], seed: int) -> None:
     """Lowers the mean objective after the last layer, on fresh signals at every step."""
     optimizer = torch.optim.Adam(coder.parameters(), 1e-3)
-    for step in range(300):
+    for step in range(200):
         signals = bernoulli_gaussian(model.dictionary, *level, 16, 1_000 * (seed + 1) + step)
         *_, code = coder.codes(signals, 15)
         loss = (model.objective(code, signals) / model.objective(0 * code, signals)).mean()
@@ -258,12 +258,13 @@ def patches(material: Photos, out: Path, seed: int) -> dict[str, Any]:
 
 def plot_gaps(curves: dict[float, dict[str, list[float]]], path: Path) -> None:
     drawing, axes = figure(len(curves))
-    for axis, (share, found) in zip(axes, curves.items(), strict=True):
+    panels = axes if len(curves) > 1 else [axes]
+    for axis, (share, found) in zip(panels, curves.items(), strict=True):
         for name, gap in found.items():
             axis.loglog(range(1, len(gap) + 1), gap, label=name)
         axis.axhline(1e-6, color="grey", linewidth=0.8)
         axis.set(title=f"p = {share}", xlabel="iterations", ylabel="relative gap", ylim=(1e-10, 3))
-    axes[0].legend(fontsize="x-small")
+    panels[0].legend(fontsize="x-small")
     drawing.savefig(path, dpi=90)
 
 

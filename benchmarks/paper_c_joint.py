@@ -7,6 +7,7 @@ averaged T leaves at most 1/√10 of its residual after ten times as many steps;
 
 from __future__ import annotations
 
+import copy
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import table
-from paper_c_pictures import deblurring, rainy, thawed
+from paper_c_pictures import deblurring_data, rainy
 from paper_c_training import DEPTH, MU, RAIN_DEPTH, Photos, grey, mean_and_half, of_seeds, power
 from twofold import losses
 from twofold.contracts import Sample
@@ -23,7 +24,13 @@ from twofold.data.batches import Batches
 from twofold.data.crops import CropCache
 from twofold.data.sources import SyntheticCrops
 from twofold.degrade.additive import SaltAndPepper
-from twofold.restorers.fixed_point import FixedPointRestorer, RainLayers, RidgeDenoiser, SplitDeconvolution
+from twofold.restorers.fixed_point import (
+    Deconvolution,
+    FixedPointRestorer,
+    RainLayers,
+    RidgeDenoiser,
+    SplitDeconvolution,
+)
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.solve import Harmonic
 from twofold.solve.meta import curvature
@@ -31,24 +38,25 @@ from twofold.solve.params import norm
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining, Watched, solve
 
-ROUNDS = 200
+ROUNDS = 100
 MOMENTUM = 0.9
 
 
 def applications(material: Photos, seed: int) -> dict[str, tuple[FixedPointRestorer, Sample, int]]:
     """Restorer, fixed batch and K."""
-    draws, _, shelf = deblurring(material, seed)
+    draws = deblurring_data(material, seed)[0]
     torch.manual_seed(seed)
+    grey_denoiser = RidgeDenoiser(filters=16, layers=2)
     rain = RainLayers(
         RidgeDenoiser(channels=3, filters=16), RidgeDenoiser(channels=3, filters=16, size=7, keep_mean=False)
     )
     crops = SyntheticCrops(CropCache(grey(material.train)), SaltAndPepper(), 32)
     codes = PatchCoding(LearnedALM(SparseModel(cosines(8, 11), 0.8), tune_weights=True))
-    small = part(draws(0), 32)
+    small = part(draws(0), 24)
     return {
-        "deconvolution": (thawed(shelf["certified"]), small, DEPTH),
-        "deconvolution, ADMM ∘ denoiser": (thawed(SplitDeconvolution(shelf["certified"].denoiser)), small, DEPTH),
-        "rain": (rain, part(rainy(material, seed)[0](0), 24), RAIN_DEPTH),
+        "deconvolution": (Deconvolution(grey_denoiser, penalty=0.03), small, DEPTH),
+        "deconvolution, ADMM ∘ denoiser": (SplitDeconvolution(copy.deepcopy(grey_denoiser)), small, DEPTH),
+        "rain": (rain, part(rainy(material, seed)[0](0), 20), RAIN_DEPTH),
         "sparse coding": (codes, Batches(crops, 2, seed=seed, ahead=False)(0), 15),
     }
 
@@ -115,6 +123,7 @@ def settle(restorer: FixedPointRestorer, sample: Sample, depth: int) -> dict[str
         "change_last": change[-1],
         "change_slope": power(change, ROUNDS // 2),
         "residual_left": float(T.residuals[-1] / T.residuals[depth - 1]),
+        "residual_slope": power([float(r) for r in T.residuals], depth),
         "loss_first": log[0]["restoration"],
         "loss_last": log[-1]["restoration"],
         "state": float(norm(u)),

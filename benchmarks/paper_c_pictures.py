@@ -16,6 +16,7 @@ from paper_c_training import (
     DEPTH,
     MU,
     RAIN_DEPTH,
+    RAIN_STEPS,
     STEPS,
     Photos,
     grey,
@@ -91,10 +92,11 @@ def compare(
     curves: dict[str, dict[str, list[float]]] = {}
     rows: dict[str, dict[str, float]] = {}
     left: dict[str, float] = {}
+    steps = STEPS if name == "deconvolution" else RAIN_STEPS
     for way, (restorer, mu) in ways.items():
         began = time.process_time()
         if mu is not None:
-            log = trained(restorer, draws, steps=STEPS, depth=depth, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
+            log = trained(restorer, draws, steps=steps, depth=depth, mu=mu, rate=2e-3 if "plain" in way else 1e-2)
             left[way] = share_left(log)
             if way == "BMO" and seed == 0:
                 plot_log(log, out.with_name(f"paper_c_{name}_training.png"))
@@ -132,7 +134,7 @@ def compare(
         "untouched": round(untouched, 2),
         "pictures": len(tests),
         "depth": depth,
-        "steps": STEPS,
+        "steps": steps,
     }
 
 
@@ -154,15 +156,21 @@ def best_penalty(make: Callable[[float], FixedPointRestorer], sample: Sample, va
     return max((make(v) for v in values), key=lambda restorer: float(each_psnr(restorer, [sample], 80)))
 
 
-def deblurring(material: Photos, seed: int) -> tuple[Batches, list[Sample], dict[str, FixedPointRestorer]]:
-    """What to train on, what to test on, and plug-and-play with a certified and a plain denoiser."""
-    pictures = grey(material.train)
+def deblurring_data(material: Photos, seed: int) -> tuple[Batches, list[Sample]]:
+    """What to train on and what to test on."""
     degrade = Blur(CameraShake(size=9, extent=(3.0, 8.0)), GaussianNoise((0.01, 0.03)))
-    draws = Batches(SyntheticCrops(CropCache(pictures), degrade, 64, margin=8), 2, seed=seed, ahead=False)
+    crops = SyntheticCrops(CropCache(grey(material.train)), degrade, 64, margin=8)
     tests = [
         degrade(p[None, :, 100:196, 100:196].float() / 255, torch.Generator().manual_seed(100 * seed + i))
         for i, p in enumerate(grey(material.test)[:6])
     ]
+    return Batches(crops, 2, seed=seed, ahead=False), tests
+
+
+def deblurring(material: Photos, seed: int) -> tuple[Batches, list[Sample], dict[str, FixedPointRestorer]]:
+    """The data, and plug-and-play with a certified and a plain denoiser."""
+    draws, tests = deblurring_data(material, seed)
+    pictures = grey(material.train)
     torch.manual_seed(seed)
     certified = gaussian_denoiser(RidgeDenoiser(filters=16, layers=2), pictures, seed, 100, 1e-2)
     plain = gaussian_denoiser(Denoiser(guidance=0, width=16, layers=4), pictures, seed, 200, 2e-3)
@@ -222,7 +230,7 @@ def rainy(material: Photos, seed: int) -> tuple[Batches, list[Sample]]:
         source = PairCrops(CropCache.of(p.observed for p in kept), CropCache.of(p.clean for p in kept), 32)
         held = every(found, 5, picked=True)[::3]
         tests = [
-            Sample(*(images.read(path).pixels[:, :3, 96:176, 160:240] for path in (p.clean, p.observed))) for p in held
+            Sample(*(images.read(path).pixels[:, :3, 96:160, 160:224] for path in (p.clean, p.observed))) for p in held
         ]
     return Batches(source, 2, seed=seed, ahead=False), tests
 
@@ -230,11 +238,11 @@ def rainy(material: Photos, seed: int) -> tuple[Batches, list[Sample]]:
 def deraining(material: Photos, name: str, depth: int, out: Path, seed: int) -> dict[str, Any]:
     draws, tests = rainy(material, seed)
     torch.manual_seed(seed)
-    certified = gaussian_denoiser(RidgeDenoiser(channels=3, filters=16), material.train, seed, 100, 1e-2)
-    plain = gaussian_denoiser(Denoiser(channels=3, guidance=0, width=12, layers=4), material.train, seed, 200, 2e-3)
+    certified = gaussian_denoiser(RidgeDenoiser(channels=3, filters=16), material.train, seed, 60, 1e-2)
+    plain = gaussian_denoiser(Denoiser(channels=3, guidance=0, width=12, layers=4), material.train, seed, 120, 2e-3)
     streaks = RidgeDenoiser(channels=3, filters=16, size=7, keep_mean=False)
     # Nobody has a denoiser for rain on the shelf: plug-and-play gets a soft threshold for that layer.
-    penalties, sample = (0.03, 0.1, 0.3, 1.0, 3.0), draws(10_000)
+    penalties, sample = (0.1, 0.3, 1.0), draws(10_000)
     shelf = best_penalty(lambda v: RainLayers(certified, nn.Softshrink(0.02), penalty=v), sample, penalties)
     ways = {
         "plug-and-play, certified denoiser": (shelf, None),

@@ -20,11 +20,11 @@ from twofold.solve import Harmonic, StepSchedule
 from twofold.train.learner import Learner
 from twofold.train.meta import MetaTraining
 
-DEPTH, RAIN_DEPTH = 8, 24
+DEPTH, RAIN_DEPTH = 8, 12
 """K in training; rain settles more slowly, so that 8 is shallow for it."""
 MU = 0.1
 """Share of the upper level's gradient in an aggregated step."""
-STEPS = 60
+STEPS, RAIN_STEPS = 60, 40
 """Training steps."""
 
 

@@ -141,7 +141,7 @@ def cleaning(seed: int) -> Task:
     both = Bilevel(judge, lambda w, u: fit(w, u) + judge(w, u))
     error = lambda w, u: float((xt @ u - yt).square().mean() / yt.square().mean())  # noqa: E731
     start = torch.zeros(few, dtype=DOUBLE), torch.zeros(many, dtype=DOUBLE)
-    return Task(Bilevel(judge, fit), both, *start, (smooth[0], smooth[1]), error, 20, 80, 0.1)
+    return Task(Bilevel(judge, fit), both, *start, (smooth[0], smooth[1]), error, 20, 60, 0.1)
 
 
 def cosine_matrix(side: int) -> Tensor:
@@ -186,7 +186,7 @@ def pixels(seed: int) -> Task:
     fit, judge = loss(below), loss(above)
     psnr = lambda w, u: score(image(w, u)[None, None], clean[None, None])  # noqa: E731
     start = torch.zeros(bands, dtype=DOUBLE), torch.zeros(side * side, dtype=DOUBLE)
-    return Task(Bilevel(judge, fit), Bilevel(judge, loss(below | above)), *start, (1.0, 1.0), psnr, 20, 50, 0.1)
+    return Task(Bilevel(judge, fit), Bilevel(judge, loss(below | above)), *start, (1.0, 1.0), psnr, 20, 40, 0.1)
 
 
 def pictures(seed: int, way: Way) -> dict[str, float]:
@@ -194,16 +194,16 @@ def pictures(seed: int, way: Way) -> dict[str, float]:
     degrade = Blur(CameraShake(size=7, extent=(3.0, 6.0)), GaussianNoise((0.01, 0.02)))
 
     def sample(number: int) -> Sample:
-        return degrade(crop(number, 48)[None, None].float(), torch.Generator().manual_seed(number))
+        return degrade(crop(number, 40)[None, None].float(), torch.Generator().manual_seed(number))
 
     train, test = [sample(100 * seed + k) for k in range(8)], [sample(100 * seed + 50 + k) for k in range(4)]
     torch.manual_seed(seed)
     restorer = Deconvolution(RidgeDenoiser(filters=12, layers=2), penalty=0.03)
     optimizer = torch.optim.Adam(restorer.parameters(), 1e-2)
-    depth, held = 6, dict[int, State]()
+    depth, held = 5, dict[int, State]()
     schedule = Constant(0.0) if way.schedule is None else way.schedule(0.5)
     mu = 0.0 if way.schedule is None else 0.1
-    for step in range(48):
+    for step in range(40):
         k = step % len(train)
         clean = train[k].clean
         problem = restorer.problem(train[k].observed, train[k].kernel)
