@@ -51,9 +51,11 @@ def numbers(found: dict[str, list[float]], form: str) -> str:
 
 def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Number, claim, verdict, numbers: means ± half of the interval over seeds."""
-    ways = facts["seeds"]["0"]["deconvolution"]["ways"]
+    done = facts["seeds"]["0"]
+    ways = done["deconvolution"]["ways"]
+    applications = [name for name in APPLICATIONS if name in done]
     ours = {
-        **{name: (name, "BMO") for name in APPLICATIONS},
+        **{name: (name, "BMO") for name in applications},
         **{f"deconvolution, {way}": ("deconvolution", way) for way in ways if "ADMM" in way and "BMO" in way},
     }
 
@@ -72,8 +74,8 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         for what, key in (("‖∇φ‖", "gradient_slope"), ("‖Δw‖", "change_slope"))
     }
     lower = {name: of_seeds(facts, "joint", name, "residual_left") for name in joint if name != "cpu_seconds"}
-    loose = [(part, way) for part in APPLICATIONS for way in facts["seeds"]["0"][part]["ways"] if "plain" in way]
-    leads = {name: of_seeds(facts, name, "bmo_leads", "unrolled, certified denoiser") for name in APPLICATIONS}
+    loose = [(part, way) for part in applications for way in facts["seeds"]["0"][part]["ways"] if "plain" in way]
+    leads = {name: of_seeds(facts, name, "bmo_leads", "unrolled, certified denoiser") for name in applications}
     random = {way: of_seeds(facts, "counter", "256", f"random_upper_loss_{way}") for way in ("unrolled", "BMO")}
     ratio = [b / a for a, b in zip(random["unrolled"], random["BMO"], strict=True)]
     bda = facts["seeds"]["0"]["counter"]["256"]

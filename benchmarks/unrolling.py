@@ -261,12 +261,12 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    options.add_argument("--only", nargs="+", choices=CASES, help="renew these; else those that the file lacks")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     result = read(arguments.json)
     cases: dict[str, Any] = result.setdefault("cases", {})
-    for name in arguments.only:
+    for name in arguments.only or [name for name in CASES if name not in cases]:
         case = CASES[name]
         cases[name] = {
             way: [rounded(case(seed, how)) for seed in range(arguments.seeds)] for way, how in ways().items()
