@@ -34,29 +34,28 @@ def all_of(said: dict[str, str]) -> str:
     """One verdict of several, with the names of those that do not hold.
 
     >>> all_of({"a": "holds", "b": "undecided", "c": "undecided"})
-    'holds for 1 of 3; undecided for 2 (b, c)'
+    'holds for 1 of 3; undecided for 2 (b; c)'
     """
     parts = []
     for verdict, shown in (("holds", "holds"), ("does not hold", "**does not hold**"), ("undecided", "undecided")):
         names = [name for name, found in said.items() if found == verdict]
         if names:
-            listed = "" if verdict == "holds" else f" ({', '.join(names)})"
+            listed = "" if verdict == "holds" else f" ({'; '.join(names)})"
             parts.append(f"{shown} for {len(names)}{' of ' + str(len(said)) if not parts else ''}{listed}")
     return "; ".join(parts)
 
 
 def numbers(found: dict[str, list[float]], form: str) -> str:
-    return ", ".join(f"{name} {mean_and_half(values, form)}" for name, values in found.items())
+    return "; ".join(f"{name} {mean_and_half(values, form)}" for name, values in found.items())
 
 
 def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Number, claim, verdict, numbers: means ± half of the interval over seeds."""
     done = facts["seeds"]["0"]
-    ways = done["deconvolution"]["ways"]
     applications = [name for name in APPLICATIONS if name in done]
     ours = {
         **{name: (name, "BMO") for name in applications},
-        **{f"deconvolution, {way}": ("deconvolution", way) for way in ways if "ADMM" in way and "BMO" in way},
+        "ADMM ∘ denoiser": ("deconvolution", "ADMM ∘ certified denoiser, BMO"),
     }
 
     def of(key: str) -> dict[str, list[float]]:
@@ -68,7 +67,7 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     training = {name: of_seeds(facts, part, "training", way) for name, (part, way) in ours.items()}
     joint = facts["seeds"]["0"]["joint"]
     settled = {
-        f"{name}, {what}": of_seeds(facts, "joint", name, key)
+        f"{name} {what}": of_seeds(facts, "joint", name, key)
         for name in joint
         if name != "cpu_seconds"
         for what, key in (("‖∇φ‖", "gradient_slope"), ("‖Δw‖", "change_slope"))
@@ -86,7 +85,7 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             all_of({name: judge(values, RATE) for name, values in slopes.items()}),
             f"slope of its logarithm over log k, from the trained depth to ten times it (theory: at most {RATE}): "
             + numbers(slopes, ".2f")
-            + "; largest share of the residual that any training step left: "
+            + ". Largest share of the residual that any training step left: "
             + numbers(training, ".2f"),
         ),
         (
@@ -104,7 +103,7 @@ def judged_claims(facts: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             ),
             f"slope over log t of the running minimum, last half of the rounds (theory: at most {RATE}): "
             + numbers(settled, ".2f")
-            + f"; residual left by ten times as many steps of T at the end (at most {LEFT:.2f}): "
+            + f". Residual left by ten times as many steps of T at the end (at most {LEFT:.2f}): "
             + numbers(lower, ".1e"),
         ),
         (

@@ -56,7 +56,7 @@ def applications(material: Photos, seed: int) -> dict[str, tuple[FixedPointResto
     small = part(draws(0), 24)
     return {
         "deconvolution": (Deconvolution(grey_denoiser, penalty=0.03), small, DEPTH),
-        "deconvolution, ADMM ∘ denoiser": (SplitDeconvolution(copy.deepcopy(grey_denoiser)), small, DEPTH),
+        "ADMM ∘ denoiser": (SplitDeconvolution(copy.deepcopy(grey_denoiser)), small, DEPTH),
         "rain": (rain, part(rainy(material, seed)[0](0), 20), RAIN_DEPTH),
         "sparse coding": (codes, Batches(crops, 2, seed=seed, ahead=False)(0), 15),
     }
