@@ -64,6 +64,7 @@ class Model:
         kernel: Kernel | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> Restored:
@@ -71,7 +72,13 @@ class Model:
         picture = images.from_any(image)
         checked, report = kernel_for(picture, kernel)
         restored, used = self.restore(
-            picture, kernel=checked, guidance=guidance, strength=strength, tile=tile, progress=progress
+            picture,
+            kernel=checked,
+            guidance=guidance,
+            strength=strength,
+            self_ensemble=self_ensemble,
+            tile=tile,
+            progress=progress,
         )
         kept: Any = images.to_kind_of(restored, image)
         return Restored(kept, used, report)
@@ -83,6 +90,7 @@ class Model:
         kernel: Tensor | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
@@ -91,6 +99,8 @@ class Model:
         kernel: `(1, 1, h, w)`, see `kernel_for`.
         """
         check_strength(strength)
+        if self_ensemble and strength:  # at 0 every orientation is the picture itself
+            return self._over_orientations(picture, kernel, guidance, strength, tile, progress)
         if (kernel is None) == self.takes_kernel:
             raise TwofoldError(
                 f"{self.name} needs the kernel of the blur: an image of it, or 'estimate'"
@@ -137,6 +147,33 @@ class Model:
         )
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
+
+    def _over_orientations(
+        self,
+        picture: Picture,
+        kernel: Tensor | None,
+        guidance: GuidanceSource | None,
+        strength: float,
+        tile: TileSize,
+        progress: Progress | None,
+    ) -> tuple[Picture, Tensor | None]:
+        """The mean of `restore` over the eight orientations of the picture (self-ensemble, Timofte et al. 2016)."""
+        given = None if guidance is None else self._given(guidance, picture.pixels.float())
+        pixels, maps = torch.zeros(()), torch.zeros(())
+        for count, orientation in enumerate(tiling.ORIENTATIONS):
+            restored, used = self.restore(
+                replace(picture, pixels=tiling.oriented(picture.pixels, orientation)),
+                kernel=None if kernel is None else tiling.oriented(kernel, orientation),
+                guidance=None if given is None else tiling.oriented(given, orientation),
+                strength=strength,
+                tile=tile,
+                progress=None if progress is None else _part(progress, count, len(tiling.ORIENTATIONS)),
+            )
+            pixels = pixels + tiling.upright(restored.pixels, orientation)
+            if used is not None:
+                maps = maps + tiling.upright(used, orientation)
+        share = 1 / len(tiling.ORIENTATIONS)
+        return replace(picture, pixels=pixels * share), None if self.kind is None else maps * share
 
     def _context(self, observed: Tensor) -> Tensor | None:
         """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
@@ -188,6 +225,11 @@ class Model:
                 f"the guidance map has values from {least:.3g} to {most:.3g}; {kind.name} is {limits}: {kind.meaning}"
             )
         return values
+
+
+def _part(progress: Progress, before: int, parts: int) -> Progress:
+    """Reports one of several equal parts of the work, of which `before` are done."""
+    return lambda done, total: progress(before * total + done, parts * total)
 
 
 class _Runner(NamedTuple):
@@ -275,6 +317,7 @@ def restore(
     kernel: Kernel | None = None,
     guidance: GuidanceSource | None = None,
     strength: float = 1.0,
+    self_ensemble: bool = False,
     tile: TileSize = "auto",
     device: torch.device | str = "auto",
     progress: Progress | None = None,
@@ -286,8 +329,9 @@ def restore(
     `KernelSearch`), which finds it in the picture and returns it as the report. guidance: used instead of the estimated
     map. A number holds for every pixel; a tensor or floating-point array has the picture's size and the unit of
     `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
-    the map; `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at
-    once; the result is the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
+    the map; `kind.strength` says what that means. self_ensemble: the mean over the eight orientations of the picture,
+    in eight times the time. tile: side in pixels, "auto" by memory, None for the whole picture at once; the result is
+    the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
     all).
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
@@ -304,4 +348,12 @@ def restore(
     else:  # the last two are kept, so that a loop over images does not load its model every time
         version = Path(model).stat().st_mtime_ns if Path(model).is_file() else 0
         loaded = _kept(str(model), str(device), version)
-    return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)
+    return loaded(
+        image,
+        kernel=kernel,
+        guidance=guidance,
+        strength=strength,
+        self_ensemble=self_ensemble,
+        tile=tile,
+        progress=progress,
+    )

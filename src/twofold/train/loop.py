@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -59,18 +60,24 @@ class Average:
 class Run:
     """Where a run lives and how often it is secured.
 
-    folder: gets `state.safetensors`. minutes: between checkpoints. validate_every: steps between validations. main:
+    folder: gets `state.safetensors`. minutes: between checkpoints. stop_after: minutes until the run stops itself
+    with a checkpoint, as at Ctrl-C; None for no limit. validate_every: steps between validations. main:
     False on all ranks but the first, which write nothing.
     """
 
     folder: Path
     minutes: float = 5.0
+    stop_after: float | None = None
     validate_every: int = 1000
     main: bool = True
 
     @property
     def state(self) -> Path:
         return self.folder / "state.safetensors"
+
+
+class TimeUp(TwofoldError):
+    """The time that a run was given is over; its state is saved, and the same call goes on."""
 
 
 class Spent(NamedTuple):
@@ -100,10 +107,11 @@ def fit(
 
     validate: called with the number of steps done, every `run.validate_every` steps and at the end, with the averaged
     parameters in place. Ctrl-C or SIGTERM takes effect between two steps: the state is saved, then KeyboardInterrupt
-    raised. A second one stops at once.
+    raised. A second one stops at once. At the end of `run.stop_after` the state is saved and TimeUp raised.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
+    deadline = math.inf if run.stop_after is None else secured + 60 * run.stop_after
 
     def spent() -> Spent:
         return Spent(*(earlier + now - then for earlier, now, then in zip(before, clocks(), began, strict=True)))
@@ -124,11 +132,14 @@ def fit(
                 for report in reports:
                     report.validated(done, scores)
             stop = asked_to_stop()
-            if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
+            late = done < until and time.monotonic() >= deadline
+            if stop or late or done == until or time.monotonic() - secured > 60 * run.minutes:
                 secured = time.monotonic()
                 secure(scheme, run, average, done, spent())
             if stop:
                 raise KeyboardInterrupt
+            if late:
+                raise TimeUp(f"stopped after {run.stop_after:g} minutes at step {done:,} of {until:,}, as asked")
     return spent()
 
 
