@@ -14,10 +14,10 @@ from twofold import zoo
 RESULTS = ("models",)
 
 
-def tables(result: list[dict[str, Any]]) -> dict[str, str]:
+def tables(result: dict[str, Any]) -> dict[str, str]:
     """One row a model: its sets, before and after."""
     cards, body = zoo.cards(), []
-    for name, rows in groupby(result, key=lambda row: row["model"]):
+    for name, rows in groupby(result["models"]["evaluations"], key=lambda row: row["model"]):
         found = list(rows)
         sets = [
             f"{row['set']} ({s['pictures']}): {s['input_psnr']:.2f} → **{s['psnr']:.2f}**"

@@ -169,9 +169,9 @@ class Model:
                 tile=tile,
                 progress=None if progress is None else _part(progress, count, len(tiling.ORIENTATIONS)),
             )
-            pixels = pixels + tiling.upright(restored.pixels, orientation)
+            pixels = pixels + tiling.unoriented(restored.pixels, orientation)
             if used is not None:
-                maps = maps + tiling.upright(used, orientation)
+                maps = maps + tiling.unoriented(used, orientation)
         share = 1 / len(tiling.ORIENTATIONS)
         return replace(picture, pixels=pixels * share), None if self.kind is None else maps * share
 

@@ -47,6 +47,7 @@ class UNetSpec(Settings):
     unshuffle: int = 1
     context: int = 0
     output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
+    gated: bool = False
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -57,6 +58,7 @@ class UNetSpec(Settings):
             unshuffle=self.unshuffle,
             context=self.context,
             output=self.output,
+            gated=self.gated,
         )
 
 

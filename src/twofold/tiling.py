@@ -187,11 +187,11 @@ def oriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
     return image.flip([axis for axis, chosen in zip((-2, -1), flipped, strict=True) if chosen])
 
 
-def upright(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
+def unoriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
     """The inverse of `oriented`.
 
     >>> image = torch.arange(6.0).view(2, 3)
-    >>> all(torch.equal(upright(oriented(image, o), o), image) for o in ORIENTATIONS)
+    >>> all(torch.equal(unoriented(oriented(image, o), o), image) for o in ORIENTATIONS)
     True
     """
     transposed, *flipped = orientation

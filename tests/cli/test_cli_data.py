@@ -130,7 +130,7 @@ def test_all_models_are_measured_on_the_sets_of_their_recipes(
             picture(f"underwater/{folder}/{name}.png", 24, 24)
     out = tmp_path / "models.json"
     assert run_command_line(["evaluate", "--all", "--data", str(tmp_path), "-o", str(out)]) == 0
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_text())["evaluations"]
     assert [(row["model"], row["set"], row["summary"]["pictures"]) for row in results] == [
         ("grey-world", "euvp", 1),  # every fifth scene is held out
         ("grey-world", "uieb", 2),

@@ -149,7 +149,10 @@ def _evaluate_all(data: Path, *, device: str, output: Sequence[Path], as_json: b
         except DataError as error:
             missing.append(f"{card.name}: {error}")
     facts = [{"set": name} | json.loads(found.to_json()) for _, name, found in results]
-    texts = {".json": json.dumps(facts, indent=1, ensure_ascii=False) + "\n", ".md": zoo_table(results)}
+    texts = {
+        ".json": json.dumps({"evaluations": facts}, indent=1, ensure_ascii=False) + "\n",
+        ".md": zoo_table(results),
+    }
     print(texts[".json" if as_json else ".md"], end="")
     for message in missing:
         print(f"twofold: {printable(message)}", file=sys.stderr)
