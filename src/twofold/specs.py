@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
@@ -22,7 +22,6 @@ from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
 from twofold.restorers.classical import (
     Clahe,
-    Classical,
     DarkChannel,
     Gamma,
     GreyWorld,
@@ -270,7 +269,7 @@ class PatchCodingSpec(Settings):
         return restorer
 
 
-CLASSICAL: dict[str, Classical] = {
+CLASSICAL: dict[str, Restorer] = {
     "wiener": Wiener(),
     "richardson-lucy": RichardsonLucy(),
     "hyper-laplacian": HyperLaplacian(),
@@ -300,7 +299,7 @@ class ClassicalSpec(Settings):
         "underwater-stretch",
     ]
 
-    def build(self) -> Classical:
+    def build(self) -> Restorer:
         return CLASSICAL[self.method]
 
 

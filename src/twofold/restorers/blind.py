@@ -1,5 +1,4 @@
-"""Deblurring when nobody knows the kernel: it is estimated from the picture, then any restorer that takes a kernel
-does the rest.
+"""Estimating an unknown blur kernel from the image; any restorer that takes a kernel then removes the blur.
 
 From coarse to fine, in turn: a picture with few edges (gradients counted, not weighed: Xu, Zheng and Jia 2013; Pan et
 al. 2014), and the kernel that turns its edges into those of the observed picture. Pixels the model cannot explain,
@@ -11,16 +10,16 @@ kernel is the result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import scipy.ndimage
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, Restored, Restorer, check_images
+from twofold.contracts import ImageError, check_images
 from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
-from twofold.restorers.deconvolution import HyperLaplacian, derivatives
+from twofold.restorers.deconvolution import derivatives
 
 SCALE_STEP = math.sqrt(2)
 SMALLEST_KERNEL = 5
@@ -130,25 +129,6 @@ class KernelSearch:
             extended = trust * seen + (1 - trust) * predicted
             penalty *= 2
         return crop(image, rows, columns), crop(extended, rows, columns)
-
-
-@dataclass(frozen=True)
-class Blind:
-    """A restorer that needs a kernel, made one that finds it. `report` is the `KernelEstimate`, or None if `kernel`
-    was given.
-
-    Every picture of a batch gets its own kernel; the report is then that of the last one.
-    """
-
-    restorer: Restorer = field(default_factory=HyperLaplacian)
-    search: KernelSearch = field(default_factory=KernelSearch)
-
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
-        if kernel is not None:
-            return self.restorer(observed, guidance=guidance, kernel=kernel)
-        estimates = [self.search(picture[None]) for picture in observed]
-        kernels = torch.cat([estimate.kernel for estimate in estimates])
-        return self.restorer(observed, guidance=guidance, kernel=kernels)._replace(report=estimates[-1])
 
 
 def without_clipped(grey: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ Each restores the whole image at once. Everything works on batches.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,49 +13,17 @@ from typing import ClassVar
 import kornia
 import numpy as np
 import skimage.exposure
-import skimage.restoration
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import DEPTH, Guidance, GuidanceKind, ImageError, Restored, check_images
-from twofold.nets.fourier import (
-    full_precision,
-)
+from twofold.contracts import DEPTH, Guidance, GuidanceKind, ImageError, Inputs, Restored, Restorer, check_images
+from twofold.nets.fourier import full_precision
 from twofold.restorers.underwater import candidates, colour_statistics
 
 
 @dataclass(frozen=True)
-class Classical(ABC):
-    """A restorer without weights, restored whole: what the `Restorer` contract asks, with the usual answers."""
-
-    kind: ClassVar[GuidanceKind | None] = None
-    channels: ClassVar[int] = 3
-    takes_kernel: ClassVar[bool] = False
-    halo: ClassVar[int | None] = None
-    multiple: ClassVar[int] = 1
-
-    def context(self, observed: Tensor) -> Tensor | None:
-        """None: statistics of the whole image are taken at the call."""
-        return None
-
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None:
-        """None: there is no guidance, or it is estimated at the call."""
-        return None
-
-    @abstractmethod
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored: ...
-
-
-@dataclass(frozen=True)
-class DarkChannel(Classical):
+class DarkChannel(Restorer):
     """Haze removal by the dark channel prior (He, Sun and Tang 2009) with a guided filter (He, Sun and Tang 2010).
 
     In a clear outdoor view almost every patch has a pixel that is dark in some channel; what it is lighter by is
@@ -75,17 +42,10 @@ class DarkChannel(Classical):
     radius: int = 60
     smooth: float = 1e-3
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
         airlight = self._airlight(observed)
-        depth = self.estimate(observed) if guidance is None else as_map(guidance)
+        depth = self.estimate(observed) if inputs.guidance is None else as_map(inputs.guidance)
         image = (observed - airlight) / torch.exp(-depth).clamp_min(self.least) + airlight
         return Restored(image, depth)
 
@@ -114,20 +74,13 @@ class DarkChannel(Classical):
 
 
 @dataclass(frozen=True)
-class Gamma(Classical):
+class Gamma(Restorer):
     """observed ** exponent. exponent: below 1 brightens; None brings the mean of each picture to `target`."""
 
     exponent: float | None = None
     target: float = 0.45
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         if self.exponent is not None:
             return Restored(observed**self.exponent)
@@ -140,7 +93,7 @@ class Gamma(Classical):
 
 
 @dataclass(frozen=True)
-class Clahe(Classical):
+class Clahe(Restorer):
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, by scikit-image.
 
     limit: of the slope, in (0, 1]; larger means more contrast, and more noise.
@@ -148,14 +101,7 @@ class Clahe(Classical):
 
     limit: float = 0.01
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
 
         def equalise(array: np.ndarray) -> np.ndarray:
@@ -167,28 +113,20 @@ class Clahe(Classical):
 
 
 @dataclass(frozen=True)
-class GreyWorld(Classical):
-    """Scales each channel so that all have the mean of the picture (Buchsbaum 1980): takes a colour cast away, and
-    with it the
-    colour of a picture that has one."""
+class GreyWorld(Restorer):
+    """Scales each channel so that all have the mean of the picture (Buchsbaum 1980): this removes a
+    colour cast, and also the colour of an image that is of one colour."""
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed))
         means = observed.mean((2, 3), keepdim=True)
         return Restored(observed * (means.mean(1, keepdim=True) / means.clamp_min(1e-4)))
 
 
 @dataclass(frozen=True)
-class UnderwaterStretch(Classical):
+class UnderwaterStretch(Restorer):
     """The mean of three stretches: of the image's channels, of the channels after red compensation and grey world, and
-    of all its channels together (see `nets.mixture.candidates`)."""
+    of all its channels together (see `restorers.underwater.candidates`)."""
 
     halo: ClassVar[int | None] = 0
 
@@ -196,21 +134,14 @@ class UnderwaterStretch(Classical):
         """`(B, 20)`: statistics of the whole image."""
         return colour_statistics(observed)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
-        stats = self.context(observed) if context is None else context
+        stats = self.context(observed) if inputs.context is None else inputs.context
         return Restored(candidates(observed, stats)[:, 2:].mean(1))
 
 
 @dataclass(frozen=True)
-class MultiScaleRetinex(Classical):
+class MultiScaleRetinex(Restorer):
     """Brightness relative to its surroundings at several scales (Jobson, Rahman and Woodell 1997), colours kept.
 
     The brightness is replaced by mean over scales of log(brightness / surroundings), stretched from its 1st to its 99th
@@ -219,14 +150,7 @@ class MultiScaleRetinex(Classical):
 
     scales: tuple[float, ...] = (15.0, 80.0, 250.0)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         brightness = observed.mean(1, keepdim=True) + 1 / 255
         relative = sum(torch.log(brightness / wide_blur(brightness, scale)) for scale in self.scales)
