@@ -40,6 +40,11 @@ GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, 
 
 
 class UNetSpec(Settings):
+    """widths: channels at each scale, finest first. blocks: residual blocks at each scale. unshuffle: factor by which
+    the image is folded into channels first. context: features of a thumbnail that steer the network by the whole image;
+    0 for none. output: what the last layer gives: a residual that is added, a Hadamard quotient, an exposure, or a map.
+    """
+
     kind: Literal["unet"] = "unet"
     widths: list[int] = [32, 64, 128]
     blocks: list[int] = [1, 1, 3]
@@ -60,6 +65,8 @@ class UNetSpec(Settings):
 
 
 class PReNetSpec(Settings):
+    """recurrences: how often the recurrent block is applied. width: channels."""
+
     kind: Literal["prenet"] = "prenet"
     recurrences: int = 6
     width: int = 32
@@ -69,9 +76,10 @@ class PReNetSpec(Settings):
 
 
 class DeconvolutionSpec(Settings):
-    """Grey: colour is restored channel by channel. It is told the blur kernel along with the picture.
+    """Grey: colour is restored channel by channel. It takes the blur kernel.
 
-    layers, width: of the paper's denoiser; unet: another one in its place.
+    stages: of a data step and a denoiser each. layers, width: of the paper's denoiser. shared: whether all stages share
+    one denoiser. unet: another denoiser in its place.
     """
 
     kind: Literal["deconvolution"] = "deconvolution"
@@ -93,6 +101,10 @@ class DeconvolutionSpec(Settings):
 
 
 class GridDehazeSpec(Settings):
+    """width: channels of the finest row. rows, columns: of the grid; a row is a scale. growth: channels that each dense
+    convolution adds. dense: convolutions of a residual dense block.
+    """
+
     kind: Literal["griddehaze"] = "griddehaze"
     width: int = 16
     rows: int = 3
@@ -116,14 +128,18 @@ Combination = Literal["divide", "divide-sigmoid", "divide-softplus", "subtract",
 
 
 class GenotypeSpec(Settings):
-    """The operations that a search chose, as its genotype.json has them."""
+    """The operations that a search chose, as its genotype.json has them.
+
+    groups: operations by group of units. ops_per_branch: operations in each branch of a unit.
+    """
 
     groups: dict[str, list[str]]
     ops_per_branch: int = 4
 
 
 class HadamardSpec(Settings):
-    """A searched network. A recipe may name the file of its genotype. border: pixels of its mirror image around a
+    """A searched network. genotype: the operations, or the file of them. width: channels. combine: how a unit combines
+    its two branches. border: pixels of its mirror image around a
     picture in use; the published program has none.
     """
 
@@ -145,7 +161,9 @@ NetSpec = Annotated[
 
 
 class GuideSpec(Settings):
-    """width, stage: of the paper's four layers. unet: another network in their place, with output "map"."""
+    """width: channels of the paper's four layers. stage: whether they also see the current estimate, at every stage.
+    unet: another network in their place, with output "map".
+    """
 
     width: int = 32
     stage: bool = False
@@ -158,7 +176,9 @@ class GuideSpec(Settings):
 
 
 class GuidedSpec(Settings):
-    """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
+    """A network steered by an estimated map. guidance: which quantity the map estimates. channels: of an image, 3 for
+    colour or 1 for grey. guide: the network that estimates the map. net: the one that restores.
+    """
 
     kind: Literal["guided"] = "guided"
     guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
@@ -172,7 +192,7 @@ class GuidedSpec(Settings):
 
 
 class PlainSpec(Settings):
-    """A network alone."""
+    """A network alone. channels: of an image, 3 for colour or 1 for grey. net: the network."""
 
     kind: Literal["plain"] = "plain"
     channels: Literal[1, 3] = 3
@@ -183,7 +203,9 @@ class PlainSpec(Settings):
 
 
 class RidgeSpec(Settings):
-    """A certified denoiser: a convex prior on what its filters see. keep_mean: of a picture, not of rain."""
+    """A certified denoiser: a convex prior on the responses of its filters. filters, layers: how many. size: side of
+    the filters, in pixels. keep_mean: whether the mean is left alone; right for an image, wrong for a layer of rain.
+    """
 
     kind: Literal["ridge"] = "ridge"
     filters: int = 16
@@ -198,7 +220,7 @@ class RidgeSpec(Settings):
 
 
 class NonExpansiveSpec(Settings):
-    """A certified stack of convolutions; deeper, and harder to train."""
+    """A certified stack of convolutions; deeper, and harder to train. width: channels. layers: convolutions."""
 
     kind: Literal["non_expansive"] = "non_expansive"
     width: int = 32
@@ -217,8 +239,8 @@ def _picard(iterations: int) -> KrasnoselskiiMann:
 
 
 class FixedDeconvolutionSpec(Settings):
-    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
-    at most, when restoring.
+    """The fixed point of a Fourier step and a denoiser; it takes the blur kernel. channels: 1, each colour by itself.
+    denoiser: the learned part of the operator. penalty: at the start of training. iterations: at most, when restoring.
     """
 
     kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
@@ -234,7 +256,9 @@ class FixedDeconvolutionSpec(Settings):
 
 
 class RainLayersSpec(Settings):
-    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
+    """The fixed point that separates an image from its rain. channels: 3. picture, rain: the denoiser of each layer.
+    penalty: at the start of training. iterations: at most, when restoring.
+    """
 
     kind: Literal["rain_layers"] = "rain_layers"
     channels: Literal[3] = 3
@@ -251,8 +275,9 @@ class RainLayersSpec(Settings):
 
 
 class PatchCodingSpec(Settings):
-    """Sparse codes of patches, in a metric that is learned; what they cannot say is thrown away. side: of a patch.
-    frequencies: of the cosines that patches are made of, more than `side`. weight: of each code at the start.
+    """Sparse codes of patches, in a metric that is learned; the residual is discarded. channels: 1, each colour by
+    itself. side: of a patch. frequencies: of the cosines that patches are made of, more than `side`. weight: of each
+    code at the start of training. iterations: at most, when restoring.
     """
 
     kind: Literal["patch_coding"] = "patch_coding"
@@ -284,7 +309,7 @@ CLASSICAL: dict[str, Restorer] = {
 
 
 class ClassicalSpec(Settings):
-    """A restorer without weights; nothing in it can be trained."""
+    """A restorer without weights, so without training. method: its name in `CLASSICAL`."""
 
     kind: Literal["classical"] = "classical"
     method: Literal[

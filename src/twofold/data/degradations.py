@@ -27,7 +27,7 @@ class NeedsFiles(Protocol):
 
 @dataclass(frozen=True)
 class Harvested:
-    """Real streak layers, `observed − clean` of pairs, laid on other photographs."""
+    """Real streak layers, `observed − clean` of pairs, laid on other photographs. pairs: folders of them."""
 
     pairs: Annotated[tuple[PairFolder, ...], Field(min_length=1)]
     kind: Literal["harvested"] = field(default="harvested", kw_only=True, repr=False)

@@ -132,7 +132,9 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 class Optimizer(Settings):
-    """clip: largest norm of the gradient; 0 for none. momentum: of sgd."""
+    """learning_rate: at the end of the warm-up. betas: decay rates of Adam's moments. momentum: of sgd. weight_decay:
+    factor of the weights' squared norm; decoupled in adamw. clip: largest norm of the gradient; 0 for none.
+    """
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Rate = 1e-3
@@ -151,8 +153,8 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """warmup: steps of linear rise. milestones: shares of the run after which the rate is multiplied by `factor`.
-    floor: share of the rate that a cosine ends at.
+    """warmup: steps of linear rise. milestones: shares of the run after each of which the rate is multiplied by
+    `factor`. factor: of multistep. floor: share of the rate that a cosine ends at.
     """
 
     kind: Literal["constant", "cosine", "multistep"] = "cosine"
