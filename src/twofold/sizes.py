@@ -15,8 +15,8 @@ class _TooLarge(ValueError):
 
 
 def check_size(build: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> None:
-    """Compares the tensors of a file with those of the model that `build` makes: names, shapes, and whether they are
-    floating-point.
+    """Compares the tensors of a file, of any shape, with those of the model that `build` makes: names, shapes, and
+    whether they are floating-point.
 
     The model is made on the device `meta`, which needs no memory, and given up as soon as it has several times more
     parameters than the file. So a header of a few bytes that names a million layers is refused at once.

@@ -5,6 +5,7 @@ To add a network, give it a class here and add that to `NetSpec`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import Annotated, Literal
 
@@ -39,7 +40,18 @@ from twofold.space.genotype import Genotype
 GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
 
-class UNetSpec(Settings):
+class NetSettings(Settings):
+    """The settings of a network, which they build."""
+
+    @abstractmethod
+    def build(self, channels: int, guidance: int) -> Network:
+        """channels: of an image. guidance: of the map, 0 for a network that takes none.
+
+        Raises: ValueError where the settings do not fit together.
+        """
+
+
+class UNetSpec(NetSettings):
     """widths: channels at each scale, finest first. blocks: residual blocks at each scale. unshuffle: factor by which
     the image is folded into channels first. context: features of a thumbnail that steer the network by the whole image;
     0 for none. output: what the last layer gives: a residual that is added, a Hadamard quotient, an exposure, or a map.
@@ -64,7 +76,7 @@ class UNetSpec(Settings):
         )
 
 
-class PReNetSpec(Settings):
+class PReNetSpec(NetSettings):
     """recurrences: how often the recurrent block is applied. width: channels."""
 
     kind: Literal["prenet"] = "prenet"
@@ -75,7 +87,7 @@ class PReNetSpec(Settings):
         return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
 
 
-class DeconvolutionSpec(Settings):
+class DeconvolutionSpec(NetSettings):
     """Grey: colour is restored channel by channel. It takes the blur kernel.
 
     stages: of a data step and a denoiser each. layers, width: of the paper's denoiser. shared: whether all stages share
@@ -100,7 +112,7 @@ class DeconvolutionSpec(Settings):
         )
 
 
-class GridDehazeSpec(Settings):
+class GridDehazeSpec(NetSettings):
     """width: channels of the finest row. rows, columns: of the grid; a row is a scale. growth: channels that each dense
     convolution adds. dense: convolutions of a residual dense block.
     """
@@ -137,7 +149,7 @@ class GenotypeSpec(Settings):
     ops_per_branch: int = 4
 
 
-class HadamardSpec(Settings):
+class HadamardSpec(NetSettings):
     """A searched network. genotype: the operations, or the file of them. width: channels. combine: how a unit combines
     its two branches. border: pixels of its mirror image around a
     picture in use; the published program has none.
@@ -170,12 +182,21 @@ class GuideSpec(Settings):
     unet: UNetSpec | None = None
 
     def build(self, kind: GuidanceKind, channels: int) -> Guide | UNetGuide:
+        """kind: what the map means. channels: of an image."""
         if self.unet is None:
             return Guide(kind, channels=channels, width=self.width, stage=self.stage)
         return UNetGuide(kind, self.unet.build(channels, 0), channels=channels)
 
 
-class GuidedSpec(Settings):
+class ModelSettings(Settings):
+    """The settings of a model with weights, which they build."""
+
+    @abstractmethod
+    def build(self) -> Restorer:
+        """A restorer with random weights. Raises: ValueError where the settings do not fit together."""
+
+
+class GuidedSpec(ModelSettings):
     """A network steered by an estimated map. guidance: which quantity the map estimates. channels: of an image, 3 for
     colour or 1 for grey. guide: the network that estimates the map. net: the one that restores.
     """
@@ -191,7 +212,7 @@ class GuidedSpec(Settings):
         return Guided(guide, self.net.build(self.channels, 1))
 
 
-class PlainSpec(Settings):
+class PlainSpec(ModelSettings):
     """A network alone. channels: of an image, 3 for colour or 1 for grey. net: the network."""
 
     kind: Literal["plain"] = "plain"
@@ -202,7 +223,15 @@ class PlainSpec(Settings):
         return Plain(self.net.build(self.channels, 0), channels=self.channels)
 
 
-class RidgeSpec(Settings):
+class DenoiserSettings(Settings):
+    """The settings of a certified denoiser, which they build."""
+
+    @abstractmethod
+    def build(self, channels: int) -> nn.Module:
+        """channels: of an image."""
+
+
+class RidgeSpec(DenoiserSettings):
     """A certified denoiser: a convex prior on the responses of its filters. filters, layers: how many. size: side of
     the filters, in pixels. keep_mean: whether the mean is left alone; right for an image, wrong for a layer of rain.
     """
@@ -219,7 +248,7 @@ class RidgeSpec(Settings):
         )
 
 
-class NonExpansiveSpec(Settings):
+class NonExpansiveSpec(DenoiserSettings):
     """A certified stack of convolutions; deeper, and harder to train. width: channels. layers: convolutions."""
 
     kind: Literal["non_expansive"] = "non_expansive"
@@ -238,7 +267,7 @@ def _picard(iterations: int) -> KrasnoselskiiMann:
     return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
 
 
-class FixedDeconvolutionSpec(Settings):
+class FixedDeconvolutionSpec(ModelSettings):
     """The fixed point of a Fourier step and a denoiser; it takes the blur kernel. channels: 1, each colour by itself.
     denoiser: the learned part of the operator. penalty: at the start of training. iterations: at most, when restoring.
     """
@@ -255,7 +284,7 @@ class FixedDeconvolutionSpec(Settings):
         return restorer
 
 
-class RainLayersSpec(Settings):
+class RainLayersSpec(ModelSettings):
     """The fixed point that separates an image from its rain. channels: 3. picture, rain: the denoiser of each layer.
     penalty: at the start of training. iterations: at most, when restoring.
     """
@@ -274,7 +303,7 @@ class RainLayersSpec(Settings):
         return restorer
 
 
-class PatchCodingSpec(Settings):
+class PatchCodingSpec(ModelSettings):
     """Sparse codes of patches, in a metric that is learned; the residual is discarded. channels: 1, each colour by
     itself. side: of a patch. frequencies: of the cosines that patches are made of, more than `side`. weight: of each
     code at the start of training. iterations: at most, when restoring.
@@ -325,6 +354,7 @@ class ClassicalSpec(Settings):
     ]
 
     def build(self) -> Restorer:
+        """The restorer of that name, with its default settings."""
         return CLASSICAL[self.method]
 
 

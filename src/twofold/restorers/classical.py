@@ -169,7 +169,7 @@ def percentile(values: Tensor, part: float) -> Tensor:
 
 
 def wide_blur(images: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of any width at the price of a narrow one: a wide blur is done on a coarser picture."""
+    """Gaussian blur of `(B, C, H, W)`. deviation: in pixels; a wide blur is computed on a coarser image."""
     factor = max(1, min(int(deviation / 4), min(images.shape[-2:]) // 4))
     coarse = F.avg_pool2d(images, factor, ceil_mode=True, count_include_pad=False) if factor > 1 else images
     narrow = deviation / factor
@@ -186,5 +186,5 @@ def as_map(guidance: Guidance) -> Tensor:
 
 
 def numpy_map(tensor: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """`function` of the tensor as float64 array, back in the dtype and on the device of the tensor."""
+    """`function` of the tensor of any shape as float64 array, back in the dtype and on the device of the tensor."""
     return torch.from_numpy(np.ascontiguousarray(function(tensor.double().cpu().numpy()))).to(tensor)

@@ -198,7 +198,9 @@ def checked_blur(observed: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def derivatives(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Transfer functions of the differences to the pixel above and to the left, on the circle of `images`."""
+    """Transfer functions `(1, 1, H, W / 2 + 1)` of the differences to the pixel above and to the left, of periodic
+    `images (B, C, H, W)`.
+    """
     step = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.0]]).to(images)[None, None]
     size = (images.shape[-2], images.shape[-1])
     return psf2otf(step.mT, size), psf2otf(step, size)

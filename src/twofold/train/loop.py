@@ -35,11 +35,13 @@ class Average:
 
     @classmethod
     def of(cls, module: nn.Module, decay: float) -> Average:
+        """The average that starts at the module's own state; integer buffers are left out."""
         state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
         return cls({name: value.detach().clone() for name, value in state.items()}, decay)
 
     @torch.no_grad()
     def follow(self, module: nn.Module, step: int) -> None:
+        """Moves the average towards the module after step `step`, counted from 1."""
         state = module.state_dict()
         new = [state[name] for name in self.parameters]
         torch._foreach_lerp_(list(self.parameters.values()), new, 1 - min(self.decay, (1 + step) / (10 + step)))
@@ -57,7 +59,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and how often it is secured.
+    """Where a run is stored and how often its state is saved.
 
     folder: gets `state.safetensors`. minutes: between checkpoints. validate_every: steps between validations. main:
     False on all ranks but the first, which write nothing.
@@ -70,17 +72,19 @@ class Run:
 
     @property
     def state(self) -> Path:
+        """The file of the state that a run is resumed from."""
         return self.folder / "state.safetensors"
 
 
 class Spent(NamedTuple):
-    """What a run has taken so far, by the wall's clock and of the processor."""
+    """What a run has taken so far: seconds of wall time and of processor time."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
 
 def clocks() -> Spent:
+    """Both clocks now, from an unspecified zero: only differences mean something."""
     return Spent(time.monotonic(), time.process_time())
 
 
@@ -165,6 +169,7 @@ def interruption() -> Iterator[Callable[[], bool]]:
 def validated(
     scheme: Scheme, average: Average | None, validate: Callable[[int], dict[str, float]], done: int
 ) -> dict[str, float]:
+    """What `validate` finds after `done` steps, with the averaged parameters in place and in evaluation mode."""
     scheme.restorer.eval()
     try:
         with torch.no_grad():
@@ -208,7 +213,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
 
 @contextmanager
 def telling_what_cannot_be_written(path: Path) -> Iterator[None]:
-    """A full disk is a fact for the user, not for a traceback."""
+    """Turns an OSError, such as that of a full disk, into a TwofoldError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -243,7 +248,7 @@ class JsonLines:
 
 
 def lines_before(step: int, text: str) -> list[str]:
-    """The whole lines of a log that tell of earlier steps.
+    """The complete lines of a log that belong to earlier steps.
 
     >>> lines_before(20, '{"step": 10}\\n{"step": 20}\\n{"tur')
     ['{"step": 10}\\n']
@@ -259,7 +264,7 @@ def lines_before(step: int, text: str) -> list[str]:
 
 
 class Board:
-    """The same for TensorBoard."""
+    """Writes losses, images/s and scores for TensorBoard into `folder`."""
 
     def __init__(self, folder: Path, every: int = 10) -> None:
         self.folder, self.every = folder, every
@@ -273,7 +278,7 @@ class Board:
                 self.writer = SummaryWriter(self.folder, purge_step=done)
             for name, value in facts.items():
                 self.writer.add_scalar(name, value, done)
-            self.writer.flush()  # what waits in its queue dies with the process
+            self.writer.flush()  # its queue is lost if the process is killed
 
     def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:
