@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from twofold.contracts import Sample, TwofoldError, WeightsError
 from twofold.files import remove_orphans, write_text
@@ -21,40 +22,23 @@ from twofold.train import checkpoint
 from twofold.train.schemes import Report, Scheme, load_state, state_of
 
 DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
+Validate = Callable[[int, nn.Module], dict[str, float]]  # (steps done, restorer in evaluation mode) → scores
 
 
-@dataclass
-class Average:
-    """An exponential moving average of a restorer's parameters and buffers: what is validated and shipped.
+def average_of(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's parameters: what is validated and shipped. It starts at their values.
 
-    decay: share of the old average kept at each step, reached gradually: min(decay, (1 + n) / (10 + n)).
+    decay: share of the old average kept at update n, reached gradually: min(decay, (1 + n) / (10 + n)). Buffers are not
+    averaged: they are those of the module.
     """
 
-    parameters: dict[str, torch.Tensor]
-    decay: float
+    def follow(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-    @classmethod
-    def of(cls, module: nn.Module, decay: float) -> Average:
-        """The average that starts at the module's own state; integer buffers are left out."""
-        state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-        return cls({name: value.detach().clone() for name, value in state.items()}, decay)
-
-    @torch.no_grad()
-    def follow(self, module: nn.Module, step: int) -> None:
-        """Moves the average towards the module after step `step`, counted from 1."""
-        state = module.state_dict()
-        new = [state[name] for name in self.parameters]
-        torch._foreach_lerp_(list(self.parameters.values()), new, 1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @contextmanager
-    def applied_to(self, module: nn.Module) -> Iterator[None]:
-        """The module with the averaged parameters; its own come back at the end."""
-        own = {name: value.clone() for name, value in module.state_dict().items()}
-        module.load_state_dict({**own, **self.parameters})
-        try:
-            yield
-        finally:
-            module.load_state_dict(own)
+    average = AveragedModel(module, multi_avg_fn=follow)
+    average.update_parameters(module)  # the first update copies
+    return average
 
 
 @dataclass(frozen=True)
@@ -95,16 +79,16 @@ def fit(
     until: int,
     run: Run,
     reports: Sequence[Report] = (),
-    average: Average | None = None,
-    validate: Callable[[int], dict[str, float]] | None = None,
+    average: AveragedModel | None = None,
+    validate: Validate | None = None,
 ) -> Spent:
     """Trains until `until` steps are done in all; a run found in its folder is continued as if it had never stopped.
 
     Returns the time that training and validation took, earlier parts of the run included.
 
-    validate: called with the number of steps done, every `run.validate_every` steps and at the end, with the averaged
-    parameters in place. Ctrl-C or SIGTERM takes effect between two steps: the state is saved, then KeyboardInterrupt
-    raised. A second one stops at once.
+    average: see `average_of`. validate: called every `run.validate_every` steps and at the end with the number of steps
+    done and what is validated, the average if there is one. Ctrl-C or SIGTERM takes effect between two steps: the state
+    is saved, then KeyboardInterrupt raised. A second one stops at once.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
@@ -119,7 +103,7 @@ def fit(
             losses = scheme.step(*draws)
             done += 1
             if average is not None:
-                average.follow(scheme.restorer, done)
+                average.update_parameters(scheme.restorer)
             images = sum(sample.clean.shape[0] for draw in draws for sample in draw)
             for report in reports:
                 report.step(done, until, losses, images / (time.perf_counter() - started))
@@ -166,30 +150,26 @@ def interruption() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def validated(
-    scheme: Scheme, average: Average | None, validate: Callable[[int], dict[str, float]], done: int
-) -> dict[str, float]:
-    """What `validate` finds after `done` steps, with the averaged parameters in place and in evaluation mode."""
-    scheme.restorer.eval()
+def validated(scheme: Scheme, average: AveragedModel | None, validate: Validate, done: int) -> dict[str, float]:
+    """What `validate` finds after `done` steps: of the average, or of the restorer where there is none."""
+    restorer = scheme.restorer if average is None else average.module
+    restorer.eval()
     try:
         with torch.no_grad():
-            if average is None:
-                return validate(done)
-            with average.applied_to(scheme.restorer):
-                return validate(done)
+            return validate(done, restorer)
     finally:
-        scheme.restorer.train()
+        restorer.train()
 
 
-def secure(scheme: Scheme, run: Run, average: Average | None, done: int, spent: Spent) -> None:
+def secure(scheme: Scheme, run: Run, average: AveragedModel | None, done: int, spent: Spent) -> None:
     """Raises: TwofoldError where the state cannot be written; the former one is then still whole."""
     if run.main:
-        kept = None if average is None else average.parameters
+        kept = None if average is None else average.module.state_dict()
         state = {"done": done, **spent._asdict(), "scheme": state_of(scheme), "average": kept}
         checkpoint.write_state(run.state, state)
 
 
-def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spent]:
+def resume(scheme: Scheme, run: Run, average: AveragedModel | None) -> tuple[int, Spent]:
     """The number of steps already done, and the time they took.
 
     Raises: WeightsError for a damaged state, or one of another model, scheme or average.
@@ -201,8 +181,9 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
     state: dict[str, Any] = checkpoint.read_state(run.state)
     try:
         load_state(scheme, state["scheme"])
-        for name, value in (average.parameters if average is not None else {}).items():
-            value.copy_(state["average"][name])
+        if average is not None:
+            average.module.load_state_dict(state["average"])
+            average.n_averaged.fill_(state["done"] + 1)
         return int(state["done"]), Spent(*(float(state[name]) for name in Spent._fields))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -194,7 +194,7 @@ def steered(
     """
     b = sample.clean.shape[0]
     chosen, strength = torch.rand(2, b, generator=generator)
-    if kind is EXPOSURE:
+    if kind == EXPOSURE:
         s = torch.where(chosen < share, 0.4 + 0.9 * strength, torch.ones(())).to(sample.clean.device).view(b, 1, 1, 1)
         return guidance * s, (sample.clean * ((s - 1) * guidance.float()).exp2()).clamp(max=1.0)
     s = torch.where(chosen < share, (strength * 1.5 - 0.5).clamp(min=0.0), torch.ones(()))
