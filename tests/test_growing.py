@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -180,22 +181,38 @@ assert run_command_line(["size", "missing.png"]) == 1
     ),
 }
 
-PREAMBLE = """
+PROGRAM = """
+import json
 import os
+import sys
+import traceback
 from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
+
 import twofold
 
 assert Path(twofold.__file__).parents[1] == Path(os.environ["PYTHONPATH"])
 
 def photographs(root):
-    import numpy as np
-    from PIL import Image
-    (root / "photographs").mkdir(exist_ok=True)
+    (root / "photographs").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
     for number in range(2):
         Image.fromarray(pixels[number]).save(root / "photographs" / f"{number}.png")
 
+facts, here, failures = json.load(sys.stdin), Path.cwd(), {}
+names = {"Path": Path, "torch": torch, "twofold": twofold, "photographs": photographs, "TASK": facts["task"]}
+for name, check in facts["checks"].items():
+    (here / name).mkdir()
+    os.chdir(here / name)
+    try:
+        exec(check, dict(names))
+        failures[name] = ""
+    except Exception:
+        failures[name] = traceback.format_exc()
+(here / "failures.json").write_text(json.dumps(failures))
 """
 
 
@@ -225,19 +242,30 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", ADDITIONS)
-def test_an_addition_works_as_contributing_shows_it(name: str, copy: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def failures(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What went wrong with each addition. All are tried in one process, each in a folder of its own."""
     task = re.search(r"```yaml\n(.*?)```", section("task"), flags=re.DOTALL)
     assert task is not None
+    place = tmp_path_factory.mktemp("tried")
+    facts = {"checks": {name: addition.check for name, addition in ADDITIONS.items()}, "task": task[1]}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"{PREAMBLE}TASK = {task[1]!r}\n{ADDITIONS[name].check}"],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        input=json.dumps(facts),
+        cwd=place,
         env={**os.environ, "PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads((place / "failures.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_an_addition_works_as_contributing_shows_it(name: str, failures: dict[str, str]) -> None:
+    assert not failures[name], failures[name]
 
 
 @pytest.mark.parametrize("name", ADDITIONS)
