@@ -163,7 +163,7 @@ def command(
     import torch
 
     from twofold import metrics
-    from twofold.nets.fourier import crop
+    from twofold.nets.fourier import center_crop
 
     chosen = _named("kind", kind, DEGRADATIONS)
     given = {"level": level, "layout": layout, "kernel": kernel}
@@ -198,8 +198,7 @@ def command(
         sample = degradation(picture.pixels, generator)
         assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
-        rims = tuple((a - b) // 2 for a, b in zip(picture.pixels.shape[-2:], (height, width), strict=True))
-        alpha = None if picture.alpha is None else crop(picture.alpha, *rims)
+        alpha = None if picture.alpha is None else center_crop(picture.alpha, (height, width))
         files = []
         if job in maps:
             files.append((maps[job], images.Picture(sample.guidance / chosen.white, bits=16)))

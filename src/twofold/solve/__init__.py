@@ -35,22 +35,18 @@ from twofold.solve.linear import (
     PrimalDual,
     Scaled,
     conjugate_gradient,
-    convolution_map,
     matrix_map,
 )
-from twofold.solve.lipschitz import circular_conv_norm, conv_norm_bound, conv_norm_every_size
 from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, Round, StepSchedule, aggregated_step, rounds
 from twofold.solve.modules import as_function
 from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
 from twofold.solve.operators import (
     Blockwise,
     Compose,
-    DataProx,
     DenoiserStep,
     Operator,
     ProximalGradient,
     Relax,
-    SumProx,
     contraction_factor,
     metric_of,
     no_prox,
@@ -99,7 +95,6 @@ __all__ = [
     "Cost",
     "Cross",
     "Damped",
-    "DataProx",
     "DenoiserStep",
     "Descent",
     "Dynamics",
@@ -152,7 +147,6 @@ __all__ = [
     "StocBiO",
     "Strategy",
     "Stream",
-    "SumProx",
     "ThroughFixedPoint",
     "Truncated",
     "TruncatedAdjoint",
@@ -164,12 +158,8 @@ __all__ = [
     "aggregated_step",
     "as_function",
     "certified",
-    "circular_conv_norm",
     "conjugate_gradient",
     "contraction_factor",
-    "conv_norm_bound",
-    "conv_norm_every_size",
-    "convolution_map",
     "descend",
     "fixed_point",
     "gmres",
