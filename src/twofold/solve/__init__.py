@@ -56,7 +56,7 @@ from twofold.solve.operators import (
     unit_interval,
 )
 from twofold.solve.params import SolveError, State
-from twofold.solve.second_order import CentralDifference, Cross, Exact
+from twofold.solve.second_order import CentralDifference, Cross, Exact, ForwardDifference
 from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
 from twofold.solve.strategies import FirstOrder, OneStepUnrolled, ThroughFixedPoint, Truncated, Unrolled
@@ -103,6 +103,7 @@ __all__ = [
     "FiniteSum",
     "FirstOrder",
     "FixedPointSteps",
+    "ForwardDifference",
     "FullHessian",
     "GaussNewton",
     "Geometric",

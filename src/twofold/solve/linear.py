@@ -90,6 +90,26 @@ def metric_norm(metric: Metric, v: State, *, per_sample: bool = False) -> Tensor
     return dot(v, metric.apply(v), per_sample=per_sample).clamp_min(0).sqrt()
 
 
+def flattened(tree: State, rows: int = 1) -> Tensor:
+    """The numbers of a tree as a matrix `(rows, n)`: one row a sample, or a single row for the whole tree.
+
+    >>> flattened((torch.ones(2, 1), torch.zeros(2, 2)), rows=2)
+    tensor([[1., 0., 0.],
+            [1., 0., 0.]])
+    """
+    return torch.cat([t.reshape(rows, -1) for t in tensors(tree)], dim=1)
+
+
+def unflattened(like: State, flat: Tensor) -> State:
+    """The inverse of `flattened`: a tree with the structure and shapes of `like`.
+
+    >>> unflattened((torch.ones(2), torch.ones(1)), torch.tensor([[1.0, 2.0, 3.0]]))
+    (tensor([1., 2.]), tensor([3.]))
+    """
+    parts = torch.split(flat, [t.numel() // len(flat) for t in tensors(like)], dim=1)
+    return rebuild(like, [part.reshape(t.shape) for part, t in zip(parts, tensors(like), strict=True)])
+
+
 def precondition(metric: Metric, v: State) -> State:
     """G⁻¹ v, differentiable in v alone: a metric is a preconditioner, so its parameters receive no gradient.
 
