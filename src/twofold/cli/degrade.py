@@ -170,7 +170,7 @@ def command(
 
     from twofold import metrics
     from twofold.data import degradations
-    from twofold.nets.fourier import crop
+    from twofold.nets.fourier import center_crop
 
     chosen = DEGRADATIONS.get(kind) or _of_recipes(kind)
     given = {"level": level, "layout": layout, "kernel": kernel}
@@ -206,8 +206,7 @@ def command(
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
         sample = degradation(picture.pixels, generator)
         height, width = sample.clean.shape[-2:]
-        rims = tuple((a - b) // 2 for a, b in zip(picture.pixels.shape[-2:], (height, width), strict=True))
-        alpha = None if picture.alpha is None else crop(picture.alpha, *rims)
+        alpha = None if picture.alpha is None else center_crop(picture.alpha, (height, width))
         files = []
         if job in maps:
             if sample.guidance is None:

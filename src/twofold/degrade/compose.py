@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twofold.contracts import ConfigError, Degradation, Sample
+from twofold.nets.fourier import center_crop
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class Chain:
                 if kernel is not None:
                     raise ConfigError(f"step {name!r}: a second step blurs with a kernel; only one may")
                 kernel = sample.kernel
+        size = (observed.shape[-2], observed.shape[-1])
         return Sample(
-            _middle(clean, observed), observed, None if guidance is None else _middle(guidance, observed), kernel
+            center_crop(clean, size), observed, None if guidance is None else center_crop(guidance, size), kernel
         )
-
-
-def _middle(picture: Tensor, like: Tensor) -> Tensor:
-    """The middle of `picture` that is as large as `like`: borders are lost evenly."""
-    height, width = like.shape[-2:]
-    top, left = (picture.shape[-2] - height) // 2, (picture.shape[-1] - width) // 2
-    return picture[..., top : top + height, left : left + width]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,22 +20,21 @@ from torch.nn import functional as F
 
 from twofold.contracts import ImageError, Inputs, Restored, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
-from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
+from twofold.nets.fourier import Border, DataProx, EdgeTaper, crop, full_precision, margin
+from twofold.nets.lipschitz import conv_norm_every_size
 from twofold.solve import (
     Adjoint,
     Blockwise,
     Compose,
-    DataProx,
     DenoiserStep,
     KrasnoselskiiMann,
     Operator,
     Solver,
     State,
-    SumProx,
     UnrolledAdjoint,
-    conv_norm_every_size,
     fixed_point,
 )
+from twofold.solve.linear import Number, require_within
 
 
 class Problem(NamedTuple):
@@ -107,6 +107,30 @@ class Deconvolution(FixedPointRestorer):
             return crop(u.reshape(batch, colours, *u.shape[-2:]), *frame)
 
         return Problem(Compose(parts), grey, image)
+
+
+@dataclass(frozen=True, eq=False)
+class SumProx:
+    """The proximal step of ½‖observed − Σ layers‖²: every layer takes an equal share of what is missing.
+
+    Non-expansive, with a Lipschitz constant of exactly 1: what moves between layers does not change their sum.
+
+    observed: `(B, C, H, W)`, the state a tuple of m such layers. penalty: ρ > 0; the share is 1 / (ρ + m).
+
+    >>> SumProx(torch.full((1, 1), 4.0), penalty=2.0)((torch.zeros(1, 1), torch.zeros(1, 1)))
+    (tensor([[1.]]), tensor([[1.]]))
+    """
+
+    observed: Tensor
+    penalty: Number
+
+    def __post_init__(self) -> None:
+        require_within(self.penalty, low=0, name="penalty")
+
+    def __call__(self, layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        missing = self.observed - sum(layers[1:], start=layers[0])
+        share = missing / (self.penalty + len(layers))
+        return tuple(layer + share for layer in layers)
 
 
 class RainLayers(FixedPointRestorer):
