@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -17,6 +18,7 @@ from twofold.data.folders import PairFolder, pairs_of
 from twofold.degrade.additive import GaussianNoise, HarvestedRain, RainStreaks, SaltAndPepper, streak_layers
 from twofold.degrade.blur import Blur
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
+from twofold.nets.fourier import center_crop
 from twofold.settings import Settings, change, checked
 
 
@@ -44,8 +46,61 @@ class Harvested:
         return HarvestedRain(streak_layers(floats))
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Several degradations after one another, such as noise over rain. Each degrades what the one before returned.
+
+    steps: degradations by name, in their order. guidance: the name of the step whose map is the sample's. `kernel` is
+    that of the only step that has one. A step that returns less than it gets (blur, at its borders) crops the clean
+    image and the maps likewise.
+
+    Raises: ConfigError where there are no steps or none is called `guidance`; when called, where two steps have a
+    kernel.
+
+    >>> chain = Chain({"rain": RainStreaks(), "noise": GaussianNoise()}, guidance="noise")
+    >>> sample = chain(torch.zeros(1, 3, 8, 8), torch.Generator().manual_seed(0))
+    >>> bool(0.01 <= sample.guidance.max() <= 0.05)
+    True
+    """
+
+    steps: Mapping[str, AnyDegradation]
+    guidance: str
+    kind: Literal["chain"] = field(default="chain", kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.guidance not in self.steps:
+            raise ConfigError(
+                f"guidance: no step is called {self.guidance!r}; there are: {', '.join(self.steps) or 'none'}"
+            )
+
+    def __call__(self, clean: Tensor, generator: torch.Generator) -> Sample:
+        observed, guidance, kernel = clean, None, None
+        for name, step in self.steps.items():
+            sample = step(observed, generator)
+            observed = sample.observed
+            if name == self.guidance:
+                guidance = sample.guidance
+            if sample.kernel is not None:
+                if kernel is not None:
+                    raise ConfigError(f"step {name!r}: a second step blurs with a kernel; only one may")
+                kernel = sample.kernel
+        size = (observed.shape[-2], observed.shape[-1])
+        return Sample(
+            center_crop(clean, size), observed, None if guidance is None else center_crop(guidance, size), kernel
+        )
+
+    @property
+    def margin(self) -> int:
+        """Pixels that all steps together take from a side."""
+        return sum(getattr(step, "margin", 0) for step in self.steps.values())
+
+    def from_files(self, root: Path) -> Chain:
+        """The same with every step ready. Raises: DataError where files cannot be used."""
+        return replace(self, steps={name: with_files(step, root) for name, step in self.steps.items()})
+
+
 AnyDegradation = Annotated[
-    GaussianNoise | SaltAndPepper | RainStreaks | Harvested | Blur | Haze | LowLight | Underwater,
+    GaussianNoise | SaltAndPepper | RainStreaks | Harvested | Blur | Haze | LowLight | Underwater | Chain,
     Field(discriminator="kind"),
 ]
 
@@ -70,7 +125,7 @@ def changed(settings: Mapping[str, Any] | Degradation, changes: Sequence[str], r
     """
     if not isinstance(settings, Mapping):
         settings = TypeAdapter(AnyDegradation).dump_python(settings, mode="json")
-    tree = {"degradation": dict(settings)}
+    tree = {"degradation": deepcopy(dict(settings))}
     for text in changes:
         change(tree, f"degradation.{text}")
     return with_files(checked(_Chosen, tree, "--set" if changes else "degradation").degradation, root)
