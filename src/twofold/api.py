@@ -331,8 +331,7 @@ def restore(
     `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
     the map; `kind.strength` says what that means. self_ensemble: the mean over the eight orientations of the picture,
     in eight times the time. tile: side in pixels, "auto" by memory, None for the whole picture at once; the result is
-    the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
-    all).
+    the same. device: where a model that is named is loaded. progress: called with (tiles done, tiles in all).
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.

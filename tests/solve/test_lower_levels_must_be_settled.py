@@ -42,7 +42,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_gradient_of_the_wrong_sign_at_an_unsettled_lower_level_is_refused(way):
-    with pytest.raises(SolveError, match=r"not at its minimum after 100 steps.*at least about 1\.8e\+00 away"):
+    with pytest.raises(SolveError, match=r"not settled after 100 steps.*at least about 1\.8e\+00 away"):
         hypergradient(two_curvatures(), W, ZERO, strategy=WAYS[way](100))
 
 
@@ -67,7 +67,7 @@ def test_with_the_strong_convexity_constant_the_distance_is_a_bound():
     assert cost.lower_distance == pytest.approx(float(norm(torch.tensor([1e-3, 1e-5]))) / 1e-3, rel=1e-4)
     assert cost.lower_distance >= (start - W).norm()
     strict = Settled(strong_convexity=1e-3)
-    with pytest.raises(SolveError, match=r"puts the minimum at most 1\.0e\+00 away"):
+    with pytest.raises(SolveError, match=r"puts its stationary point at most 1\.0e\+00 away"):
         hypergradient(two_curvatures(), W, start, strategy=WAYS["conjugate gradient"](0, settled=strict))
 
 

@@ -20,8 +20,8 @@ _ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures below the data root. `every: 5, keep: rest` leaves out each fifth file by name; `keep: picked` takes
-    only those.
+    """Pictures. path: below the data root. every: n, to split the files by name into each n-th and the rest; 0 takes
+    all. keep: which part; `every: 5, keep: rest` leaves out each fifth file, `keep: picked` takes only those.
     """
 
     path: str
@@ -48,7 +48,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class PairFolder:
-    """Pairs below the data root; None lets the layout be recognised. every, keep: as in `Folder`."""
+    """Pairs. root: folder below the data root. observed, clean: names of the two folders in it; None lets the layout be
+    recognised. every, keep: as in `Folder`."""
 
     root: str = "."
     observed: str | None = None

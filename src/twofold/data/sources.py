@@ -83,8 +83,9 @@ class SyntheticCrops:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Clean photographs, degraded anew at every draw. rotate: crops are also rotated by 90° and flipped; not for
-    weather. weight: how often this source is drawn, relative to the others.
+    """Clean photographs, degraded anew at every draw. clean: their folders. degradation: what is applied. rotate: crops
+    are also rotated by 90° and flipped; not for weather. weight: how often this source is drawn, relative to the
+    others.
     """
 
     clean: Annotated[tuple[Folder, ...], Field(min_length=1)]
@@ -152,7 +153,9 @@ class PairCrops:
 
 @dataclass(frozen=True)
 class Paired:
-    """Real pairs. guidance: how the map is derived from a pair; none for D_tr of a guided run is fine."""
+    """Real pairs. pairs: their folders. weight: how often this source is drawn, relative to the others. guidance: how
+    the map is derived from a pair; none for D_tr of a guided run is fine.
+    """
 
     pairs: Annotated[tuple[PairFolder, ...], Field(min_length=1)]
     guidance: Annotated[Callable[[Tensor, Tensor], Tensor], ByName(GUIDANCE_RULES)] | None = None

@@ -24,7 +24,7 @@ LARGEST_EXPONENT = 4.0
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(x))), 3×3."""
+    """x `(B, C, H, W)` → x + conv(relu(conv(x))), 3×3."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -284,7 +284,11 @@ class PatchCoding(FixedPointRestorer):
     def __init__(self, coder: LearnedALM) -> None:
         super().__init__()
         self.coder = coder
-        self.multiple = self.side = math.isqrt(coder.dictionary.shape[0])
+        self.side = math.isqrt(coder.dictionary.shape[0])
+
+    @property
+    def multiple(self) -> int:
+        return self.side
 
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         grey = observed.flatten(0, 1)[:, None]

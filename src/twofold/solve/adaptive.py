@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from twofold.solve.dynamics import Bilevel, Dynamics
+from twofold.solve.dynamics import Bilevel, Dynamics, require_minimising
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.linear import conjugate_gradient
 from twofold.solve.params import SolveError, State, axpy, detach, dot, minus, norm, rebuild, zeros_like
@@ -264,8 +264,7 @@ def adaptive_descent(
     >>> round(last.upper_params.item(), 4), last.certain
     (0.5, True)
     """
-    if not dynamics.minimises_lower:
-        raise SolveError(f"{type(dynamics).__name__} does not come to rest at a minimum, which the bounds are about")
+    require_minimising("adaptive_descent", dynamics)
     run, s = Evaluator(problem), settings
     accuracy, linear, step = s.accuracy, s.linear_accuracy, s.step_size
 

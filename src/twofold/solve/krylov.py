@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twofold.solve.linear import CGResult
-from twofold.solve.params import SolveError, State, axpy, dot, minus, norm, rebuild, scale, tensors, zeros_like
+from twofold.solve.linear import CGResult, flattened, unflattened
+from twofold.solve.params import SolveError, State, axpy, dot, minus, norm, scale, tensors, zeros_like
 
 
 def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: float) -> CGResult:
@@ -132,11 +132,11 @@ class Nystrom(NamedTuple):
 
     def solve(self, b: State) -> State:
         """(U diag(values) Uᵀ + ridge)⁻¹ b."""
-        flat = _flat(b)
+        flat = _vector(b)
         along = self.basis @ flat
         # 1 / (value + ridge) on the range of U, 1 / ridge on the rest.
         change = (1 / (self.values + self.ridge) - 1 / self.ridge) * along
-        return _tree(b, flat / self.ridge + self.basis.mT @ change)
+        return unflattened(b, (flat / self.ridge + self.basis.mT @ change)[None])
 
 
 def nystrom(
@@ -157,12 +157,12 @@ def nystrom(
     twofold.solve.params.SolveError: the matrix has a curvature of -1.0e+00 on the random vectors: Nyström's
     approximation needs a positive semi-definite one; take the Gauss-Newton product, a larger damping, or MinRes
     """
-    flat = _flat(like)
+    flat = _vector(like)
     if not 1 <= rank <= len(flat) or not ridge > 0:
         raise SolveError(f"expected 1 ≤ rank ≤ {len(flat)} and ridge > 0, got rank={rank} and ridge={ridge}")
     drawn = torch.randn(len(flat), rank, dtype=flat.dtype, generator=generator).to(flat.device)
     test = torch.linalg.qr(drawn).Q
-    image = torch.stack([_flat(apply(_tree(like, column))) for column in test.unbind(1)], dim=1)
+    image = torch.stack([_vector(apply(unflattened(like, column[None]))) for column in test.unbind(1)], dim=1)
     core = test.mT @ image
     curvatures = torch.linalg.eigvalsh((core + core.mT) / 2)
     precision = torch.finfo(flat.dtype).eps
@@ -217,11 +217,5 @@ def refined(apply: Callable[[State], State], b: State, rough: Nystrom, *, steps:
     return CGResult(x, norm(minus(b, apply(x))) / size, done)
 
 
-def _flat(tree: State) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors(tree)])
-
-
-def _tree(like: State, flat: Tensor) -> State:
-    sizes = [t.numel() for t in tensors(like)]
-    parts = zip(torch.split(flat, sizes), tensors(like), strict=True)
-    return rebuild(like, [part.reshape(t.shape) for part, t in parts])
+def _vector(tree: State) -> Tensor:
+    return flattened(tree)[0]

@@ -28,7 +28,7 @@ from twofold.solve.evaluator import Evaluator
 from twofold.solve.meta import StepSchedule
 from twofold.solve.params import SolveError, State, axpy, minus, over, rebuild, scale, zeros_like
 from twofold.solve.second_order import EXACT, Cross
-from twofold.solve.streams import Draws, FiniteSum, gradients
+from twofold.solve.streams import Draws, FiniteSum, descended, gradients
 
 
 class Three(NamedTuple):
@@ -197,7 +197,7 @@ class AmIGO:
 
     def step(self, draws: Draws, k: int, memory: Three) -> Three:
         w, u, v, _ = memory
-        u = _descended(draws, w, u, self.lower_step(k), self.inner)
+        u = descended(draws, w, u, self.lower_step(k), self.inner)
         for _ in range(self.linear):
             run = draws.next()
             product = self.cross.at(run, w, u).hessian(v)
@@ -244,7 +244,7 @@ class StocBiO:
 
     def step(self, draws: Draws, k: int, memory: Three) -> Three:
         w, u = memory.upper, memory.lower
-        u = _descended(draws, w, u, self.lower_step(k), self.inner)
+        u = descended(draws, w, u, self.lower_step(k), self.inner)
         run = draws.next()
         _, upper_w, upper_u = gradients(run.upper, w, u)
         total = term = upper_u
@@ -254,12 +254,6 @@ class StocBiO:
         v = scale(self.series_step, total)
         mixed = rebuild(w, self.cross.at(draws.next(), w, u).mixed(v))
         return Three(axpy(-self.upper_step(k), minus(upper_w, mixed), w), u, v)
-
-
-def _descended(draws: Draws, w: State, u: State, step: float, steps: int) -> State:
-    for _ in range(steps):
-        u = axpy(-step, gradients(draws.next().lower, w, u)[2], u)
-    return u
 
 
 def _lower_parts(run: Evaluator, cross: Cross, w: State, u: State, v: State) -> State:

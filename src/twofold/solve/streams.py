@@ -18,6 +18,7 @@ from twofold.solve.evaluator import Evaluator
 from twofold.solve.params import (
     SolveError,
     State,
+    axpy,
     detach,
     filled,
     leaves,
@@ -260,6 +261,18 @@ def descend(
                 )
         yield Turn(number, memory.upper, memory.lower, draws.calls(), memory)
         number += 1
+
+
+def descended(draws: Draws, w: State, u: State, step: float, steps: int) -> State:
+    """u after gradient steps on the lower loss, each at a draw of its own.
+
+    >>> draws = Draws(whole(Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2)))
+    >>> descended(draws, torch.tensor(1.0), torch.tensor(3.0), 0.5, 2).item()                            # 1 + 2 / 4
+    1.5
+    """
+    for _ in range(steps):
+        u = axpy(-step, gradients(draws.next().lower, w, u)[2], u)
+    return u
 
 
 def gradients(loss: BilevelLoss, w: State, u: State) -> tuple[Tensor, State, State]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Bilevel, Dynamics, require_dynamics
+from twofold.solve.dynamics import Bilevel, Dynamics, require_dynamics, require_minimising
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.params import SolveError, State, axpy, detach, filled, minus, norm, rebuild, scale, tensors
 from twofold.solve.streams import gradients
@@ -64,11 +64,7 @@ class ValueFunction:
             )
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        if not self.dynamics.minimises_lower:
-            raise SolveError(
-                f"ValueFunction compares two minima, and {type(self.dynamics).__name__} does not come to rest at one; "
-                "take Unrolled or Truncated"
-            )
+        require_minimising("ValueFunction", self.dynamics)
         y = self._minimum(run, upper, lower, 0.0)
         value, seen, slope = run.upper_gradients(upper, y)
         size = float(norm(rebuild(y, slope)))

@@ -21,7 +21,7 @@ from twofold.train import data as material
 from twofold.train import reading, schemes
 from twofold.train import recipe as recipes
 from twofold.train.learner import Machine, machine_of
-from twofold.train.loop import Average, Board, JsonLines, Run, fit, validated
+from twofold.train.loop import Board, JsonLines, Run, average_of, fit, validated
 from twofold.train.schemes import Report
 
 
@@ -69,7 +69,7 @@ def train(
     scheme = build_scheme(recipe, restorer, machine, root)
     pairs = material.validation(recipe, root)
     batches = material.batches(recipe, root, machine)
-    average = Average.of(restorer, recipe.average) if recipe.average else None
+    average = average_of(restorer, recipe.average) if recipe.average else None
     if main:
         reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder), *recipe.scheme.reports(folder)]
 
@@ -78,7 +78,7 @@ def train(
     keep_recipe(recipe, folder, write=main)  # a start that fails leaves the folder to a corrected one
     found: dict[str, float] | None = None
 
-    def validate(done: int) -> dict[str, float]:
+    def validate(done: int, restorer: nn.Module) -> dict[str, float]:
         nonlocal found
         found = {}
         if main:
