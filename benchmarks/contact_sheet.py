@@ -65,7 +65,7 @@ def photographs(task: str, data: Path, longest: int) -> Iterator[Photograph]:
 
 
 def row(photograph: Photograph, candidates: Sequence[Candidate]) -> dict[str, Tensor]:
-    """Titles and pictures: observed, and what every candidate makes of it; the map of a shipped network that has one."""
+    """Titles and pictures: observed, what every candidate makes of it, the map of a shipped network that has one."""
     told = {} if photograph.kernel is None else {"kernel": photograph.kernel}
     shown = {"observed": photograph.observed}
     for one in candidates:
