@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from peers import ours, theirs
+from peers import Candidate, ours, theirs
 from twofold import images
 from twofold.degrade.blur import read_kernel
 from twofold.sheets import contact_sheet
@@ -51,8 +51,7 @@ class Photograph(NamedTuple):
 def photographs(task: str, data: Path, longest: int) -> Iterator[Photograph]:
     """The real photographs of a task; those without a kernel are reduced to `longest` pixels along a side."""
     for path in images.find([data / folder for folder in FOLDERS[task]]):
-        pixels = images.read(path).pixels[:, :3].float()
-        pixels = pixels.expand(-1, 3, -1, -1)
+        pixels = images.read(path).pixels.float().expand(-1, 3, -1, -1)
         if task == "deconvolution":
             beside = path.with_suffix(".dlm")
             kernel = beside if beside.exists() else path.parent.parent / "kernelImage" / path.name
@@ -65,15 +64,15 @@ def photographs(task: str, data: Path, longest: int) -> Iterator[Photograph]:
         yield Photograph(pixels, None)
 
 
-def row(photograph: Photograph, methods: Sequence[tuple[str, object]]) -> dict[str, Tensor]:
-    """Titles and pictures: observed, and what every method makes of it; the guidance map, where there is one."""
+def row(photograph: Photograph, candidates: Sequence[Candidate]) -> dict[str, Tensor]:
+    """Titles and pictures: observed, what every candidate makes of it, the map of a shipped network that has one."""
     told = {} if photograph.kernel is None else {"kernel": photograph.kernel}
     shown = {"observed": photograph.observed}
-    for name, restore in methods:
-        found = restore(photograph.observed, **told)  # type: ignore[operator]
-        shown[name] = found.image
-        if found.guidance is not None:
-            shown[f"{name}: its map"] = found.guidance / found.guidance.max().clamp(min=1e-6)
+    for one in candidates:
+        found = one.restore(photograph.observed, **told)
+        shown[one.name] = found.image
+        if one.kind == "ours" and found.guidance is not None:
+            shown[f"{one.name}: its map"] = found.guidance / found.guidance.max().clamp(min=1e-6)
     return shown
 
 
@@ -92,10 +91,9 @@ def main() -> None:
     for task in options.task:
         candidates = [one for one in ours(task) if one.kind == "ours" or one.name in SHOWN[task]]
         candidates += [one for one in theirs(task, options.peers) if one.name in SHOWN[task]]
-        methods = [(one.name, one.restore) for one in candidates]
         rows = []
         for number, photograph in enumerate(photographs(task, options.data, options.longest), 1):
-            rows.append(row(photograph, methods))
+            rows.append(row(photograph, candidates))
             if len(rows) == options.rows:
                 write(options.output / f"{task}-{number - len(rows) + 1:02d}.png", rows, options.height)
                 rows = []

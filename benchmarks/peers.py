@@ -1,6 +1,7 @@
 """The shipped models beside other people's networks, on the same pictures by the same protocol, in one run.
 
-    python benchmarks/peers.py --data DATA --peers FOLDER --json benchmarks/results/peers.json [--task rain haze]
+    THP_MEM_ALLOC_ENABLE=1 python benchmarks/peers.py --data DATA --peers FOLDER
+        --json benchmarks/results/peers.json [--task rain haze]
 
 FOLDER holds clones of the repositories that `PEERS` names, each under its own name (FOLDER/PReNet), at the commit named
 there. Only those are listed whose weights are part of the repository. Their code and weights are used for measuring
@@ -9,8 +10,8 @@ and are no part of this project.
 Pictures and protocol of a task are the validation sets of a shipped recipe. Scores are kept by picture in the JSON
 file, with the SHA-256 of the weights that made them: a later run measures only what has changed (--again: everything).
 Without --peers the rows of the peers stay as they are. Processor seconds are of one thread in plain float32 without
-fused layers for all alike, the least of interleaved runs on one picture; weights that are denormal numbers are set to
-zero for all, which changes no output and is much faster on some processors.
+fused layers for all alike, the least of interleaved runs on one picture. Huge pages (the variable above) and zeros in
+place of weights that are denormal numbers change no result and save every network time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from harness import cpu_seconds, parser, read, write
 from peers_networks import PEERS, Peer
 from twofold import api, zoo
-from twofold.contracts import Restored
-from twofold.evaluate import Case, evaluate
+from twofold.contracts import Restored, Sample
+from twofold.data.pairs import read_pair
+from twofold.evaluate import Case
 from twofold.metrics import PROTOCOLS
 from twofold.train import data as material
 from twofold.train import reading
@@ -85,17 +88,27 @@ def theirs(task: str, folder: Path | None, chosen: Sequence[Peer] = PEERS) -> li
     return found
 
 
-def scored(candidate: Candidate, name: str, cases: Sequence[Case], facts: dict[str, Any]) -> None:
-    """Puts the scores by picture of one set into the facts; those of the untouched pictures as `input`."""
-    evaluation = evaluate(candidate.restore, cases, PROTOCOLS[facts["protocol"]])
-    if evaluation.failures:
-        raise RuntimeError(f"{candidate.name} on {name}: {evaluation.failures[0]}")
-    for method, before in ((candidate.name, ""), ("input", "input_")):
-        facts["scores"].setdefault(method, {})[name] = {
-            fact: [round(getattr(row, before + fact), 4) for row in evaluation.rows] for fact in ("psnr", "ssim")
-        }
-    summary = evaluation.summary()
-    print(f"{candidate.name} on {name}: {summary.psnr:.2f} dB, {summary.ssim:.4f}", flush=True)
+def samples(cases: Sequence[Case]) -> list[Sample]:
+    """The pictures of a validation set."""
+    return [case[1] if isinstance(case, tuple) else Sample(*reversed(read_pair(case))) for case in cases]
+
+
+def scored(restore: Callable[..., Restored], pictures: Sequence[Sample], protocol: str) -> dict[str, list[float]]:
+    """`{psnr: [...], ssim: [...]}` by picture. Raises: RuntimeError where something restored is not finite."""
+    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    for one in pictures:
+        with torch.no_grad():
+            restored = restore(one.observed, **({} if one.kernel is None else {"kernel": one.kernel})).image
+        if not torch.isfinite(restored).all():
+            raise RuntimeError("the restored picture holds NaN or infinite values")
+        score = PROTOCOLS[protocol].score(restored, one.clean)
+        found["psnr"].append(round(score.psnr.item(), 4))
+        found["ssim"].append(round(score.ssim.item(), 4))
+    return found
+
+
+def untouched(observed: Tensor, kernel: Tensor | None = None) -> Restored:
+    return Restored(observed)
 
 
 def seconds(candidates: Sequence[Candidate], sets: dict[str, Sequence[Case]], rounds: int) -> dict[str, float]:
@@ -131,11 +144,15 @@ def measured(
             facts["scores"][name] = {key: scores[key] for key in sets if settings[key] == before["sets"].get(key)}
             if name != "input":
                 facts["methods"][name] = about
-    for one in candidates:
+    pictures: dict[str, list[Sample]] = {}
+    for one in [Candidate("input", "input", "", 0, untouched), *candidates]:
         missing = [name for name in sets if name not in facts["scores"].get(one.name, {})]
         for name in missing:
-            scored(one, name, sets[name], facts)
-        if missing:
+            pictures[name] = pictures.get(name) or samples(sets[name])
+            scores = scored(one.restore, pictures[name], recipe.protocol)
+            facts["scores"].setdefault(one.name, {})[name] = scores
+            print(f"{one.name} on {name}: {sum(scores['psnr']) / len(scores['psnr']):.2f} dB", flush=True)
+        if missing and one.name != "input":
             facts["methods"][one.name] = {"kind": one.kind, "digest": one.digest, "parameters": one.parameters}
             yield facts
     if any("cpu_seconds_per_megapixel" not in facts["methods"][one.name] for one in candidates):

@@ -105,11 +105,11 @@ def task_table(task: str, facts: dict[str, Any]) -> str:
 
 
 def gap_table(result: dict[str, Any]) -> str:
-    """Between the validation sets of a task: where each trained network is worst and best."""
+    """Between the validation sets of a task: where each network, and what leads without one, is worst and best."""
     body = []
-    for facts in result.values():
+    for task, facts in result.items():
         for method, about in facts["methods"].items():
-            if about["kind"] == "classical":
+            if about["kind"] == "classical" and method != LEAD[task]:
                 continue
             levels = {name: _psnr(facts, method, name) for name in facts["sets"]}
             gains = {name: level - _psnr(facts, "input", name) for name, level in levels.items()}
@@ -133,7 +133,7 @@ def network_table(result: dict[str, Any]) -> str:
     body = []
     for task, facts in result.items():
         for method, about in facts["methods"].items():
-            time = about["cpu_seconds_per_megapixel"]
+            time = about.get("cpu_seconds_per_megapixel")
             shown = [_shown(facts, method), task, f"{about['parameters']:,}", "" if time is None else f"{time:.3g}"]
             body.append([*shown, f"`{about['digest'][:12]}`" if about["parameters"] else ""])
     return table(["method", "task", "parameters", "processor seconds a megapixel", "SHA-256 of the weights"], body)
@@ -156,9 +156,9 @@ def peer_table(result: dict[str, Any]) -> str:
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    result = results["peers"]
+    result, nothing = results["peers"], {"sets": {}, "methods": {}, "scores": {}}
     return {
-        **{f"results_{task}": task_table(task, facts) for task, facts in result.items()},
+        **{f"results_{task}": task_table(task, result.get(task, nothing)) for task in LEAD},
         "results_gaps": gap_table(result),
         "results_networks": network_table(result),
         "results_peers": peer_table(result),

@@ -34,6 +34,7 @@ BENCHMARKS = (
     "paper_a",
     "paper_b",
     "paper_c",
+    "peers_tables",
     "restore",
     "searches",
     "shipped",

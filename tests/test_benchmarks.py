@@ -208,8 +208,9 @@ def test_a_contact_sheet_reduces_photographs_and_shows_the_map(monkeypatch: pyte
     (photograph,) = sheets.photographs("haze", tmp_path, 50)
     assert photograph.observed.shape == (1, 3, 25, 50)
     assert photograph.kernel is None
-    shown = sheets.row(photograph, [("a", lambda x: Restored(1 - x, x.mean(1, keepdim=True) / 2))])
-    assert list(shown) == ["observed", "a", "a: its map"]
+    one = sheets.Candidate("a", "ours", "", 0, lambda x: Restored(1 - x, x.mean(1, keepdim=True) / 2))
+    shown = sheets.row(photograph, [one, one._replace(name="b", kind="classical")])
+    assert list(shown) == ["observed", "a", "a: its map", "b"]
     assert shown["a: its map"].max() == 1
     sheets.write(tmp_path / "sheet.png", [shown], 30)
     assert images.read(tmp_path / "sheet.png").pixels.shape[-1] > 3 * 60
