@@ -13,6 +13,7 @@ from PIL import Image
 
 from tiny_models import TINY, untrained
 from twofold import specs
+from twofold.export import runtimes
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,15 @@ def denormals() -> Iterator[None]:
     """What a test flushes to zero, the next one finds again: the setting is that of the whole process."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees which runtimes were chosen for the machine's user."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

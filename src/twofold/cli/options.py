@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,10 @@ def model_names() -> list[str]:
 
 MODEL_HELP = f"{', '.join(model_names())}, or a .safetensors file; `twofold models` explains them."
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+RuntimeOption = Annotated[
+    str,
+    typer.Option(help="torch, onnx, openvino, or auto: what `twofold doctor --choose` found best here, else torch."),
+]
 FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")]
 QualityOption = Annotated[
     int | None, typer.Option(min=1, max=100, help="Of JPEG (without it 95) and WebP (without it lossless).")
@@ -41,7 +45,15 @@ RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", hel
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are there and not empty.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+RUNTIMES = ("auto", "torch", "onnx", "openvino")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+
+
+def check_runtime(name: str) -> Any:
+    """The runtime of that name. Raises: Misuse."""
+    if name not in RUNTIMES:
+        raise Misuse(f"--runtime is {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}, got {name!r}")
+    return name
 
 
 def check_device(name: str) -> None:

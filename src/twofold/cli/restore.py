@@ -24,8 +24,10 @@ from twofold.cli.options import (
     QualityOption,
     QuietOption,
     RecursiveOption,
+    RuntimeOption,
     SkipOption,
     check_device,
+    check_runtime,
     place,
 )
 from twofold.cli.pictures import (
@@ -95,6 +97,7 @@ def command(
     ] = None,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     format: FormatOption = None,
     quality: QualityOption = None,
     parallel: JobsOption = 1,
@@ -172,22 +175,32 @@ def command(
     if message := left_out(inputs, recursive=recursive):
         print(f"twofold: {message}", file=sys.stderr)
     check_device(device)
+    computed_by = check_runtime(runtime)
     if dry:
         return dry_run(work, skip=skip_existing, as_json=as_json)
     if engine == "ray":
         single: dict[str, Any] = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
         single |= {"--kernel-out": kernel_out, "--kernel-size": kernel_size, "--sheet": sheet}
+        single |= {"--jobs": parallel if parallel > 1 else None}  # workers read and write at the same time as it is
         check_options(single, kernel)
         if len(model) > 1:
             raise Misuse("--engine ray runs one model; restore by one after the other")
-        plan = FleetWork(model[0], kernel=kernel, strength=strength, tile=size, gpus=float(device.startswith("cuda")))
+        plan = FleetWork(
+            model[0],
+            kernel=kernel,
+            strength=strength,
+            tile=size,
+            gpus=float(device.startswith("cuda")),
+            runtime=computed_by,
+            quality=quality,
+        )
         return on_cluster(work, plan, workers=workers, address=address, skip=skip_existing, as_json=as_json)
     if engine != "local" or workers is not None or address is not None:
         raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
     from twofold.restorers.blind import KernelSearch
 
-    chain = [api.load(name, device=device) for name in model]
+    chain = [api.load(name, device=device, runtime=computed_by) for name in model]
     named = " + ".join(Path(name).stem if Path(name).suffix else name for name in model)
     steered = [one for one in chain if one.kind is not None]
     kind = steered[0].kind if len(steered) == 1 else None
@@ -232,17 +245,16 @@ def command(
             if index:  # as if a file lay between two models
                 restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
 
-            def part(done: int, total: int, index: int = index) -> None:
-                advance(index * total + done, len(chain) * total)
-
-            blur, estimate = api.kernel_for(restored, kernel_of(job) if one.takes_kernel else None)
+            part = api.part_of(advance, index / len(chain), (index + 1) / len(chain))
+            wanted = kernel_of(job) if one.takes_kernel else None
+            blur, estimate = api.kernel_for(restored, wanted, progress=api.part_of(part, 0, api.SEARCH_SHARE))
             restored, drawn = one.restore(
                 restored,
                 kernel=blur,
                 guidance=guidance_of(job) if one.kind is not None and kind is not None else None,
                 strength=strength,
                 tile=size,
-                progress=part,
+                progress=api.part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
             )
             if drawn is not None and one.kind is not None:
                 between.insert(0, drawn / one.kind.white)
