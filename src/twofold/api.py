@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Integral, Real
@@ -121,7 +122,6 @@ class Model:
         if guidance is not None:
             extras = (*extras, "guidance")
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        runner = self._runner(extras)
         share = torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)
 
         def on_tile(part: Tensor) -> Tensor:
@@ -133,32 +133,34 @@ class Model:
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 
-        out = tiling.tiled(
-            on_tile,
-            stack,
-            halo=self.restorer.halo,
-            multiple=self.restorer.multiple,
-            tile=tiling.Budget(per_pixel=runner.bytes_per_pixel) if tile == "auto" else tile,
-            progress=progress,
-        )
+        with _evaluating(self.restorer):
+            runner = self._runner(extras)
+            out = tiling.tiled(
+                on_tile,
+                stack,
+                halo=self.restorer.halo,
+                multiple=self.restorer.multiple,
+                tile=tiling.Budget(per_pixel=runner.bytes_per_pixel) if tile == "auto" else tile,
+                progress=progress,
+            )
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
     def _context(self, observed: Tensor) -> Tensor | None:
         """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _evaluating(self.restorer):
             return self.restorer.context(observed.to(self.device))
 
     def _runner(self, extras: tuple[Extra, ...]) -> _Runner:
         """How a tile with these extras is computed; made on first use."""
         if extras not in self._runners:
-            example = [torch.rand(1, self.channels, 128, 128, device=self.device)]
-            example += [torch.ones(1, 1, 1, 1, device=self.device)]
+            kept: Any = {"device": self.device, "dtype": torch.float32}  # whatever torch's default is
+            example = [torch.rand(1, self.channels, 128, 128, **kept), torch.ones(1, 1, 1, 1, **kept)]
             context = self._context(example[0])
             made = {
-                "kernel": torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device),
+                "kernel": torch.full((1, 1, 25, 25), 1 / 25**2, **kept),
                 "context": torch.zeros(1, 1) if context is None else context,
-                "guidance": torch.rand(1, 1, 128, 128, device=self.device),
+                "guidance": torch.rand(1, 1, 128, 128, **kept),
             }
             inputs = (*example, *(made[name] for name in extras))
             run = runtime.runner(Tile(self.restorer, extras).eval(), self.plan, inputs=len(inputs))
@@ -197,6 +199,19 @@ class Model:
         return values
 
 
+@contextmanager
+def _evaluating(restorer: Restorer) -> Iterator[None]:
+    """A network that its user is training restores as any other, and is in training again afterwards."""
+    training = [part for part in restorer.modules() if part.training] if isinstance(restorer, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class _Runner(NamedTuple):
     run: Callable[..., Tensor]
     bytes_per_pixel: int
@@ -207,7 +222,7 @@ SEARCH_SHARE = 0.8
 
 
 def part_of(progress: Progress | None, start: float, end: float) -> Progress | None:
-    """The progress of a part of some work, which is what lies between the shares `start` and `end` of it, in thousandths.
+    """The progress of the part of some work that lies between its shares `start` and `end`, in thousandths of it.
 
     >>> part_of(print, 0.5, 1)(1, 2)
     750 1000

@@ -18,7 +18,7 @@ def command(
     ] = False,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="For --choose: these models; without it, all shipped ones."),
+        typer.Option("--model", "-m", help="For --choose: these; without it, all that are shipped."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
 ) -> int:

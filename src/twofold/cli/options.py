@@ -29,10 +29,12 @@ def model_names() -> list[str]:
 
 
 MODEL_HELP = f"{', '.join(model_names())}, or a .safetensors file; `twofold models` explains them."
+AUTO = "auto"
+"""As a model of `restore`: the one for the damage that each photograph shows."""
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 RuntimeOption = Annotated[
     str,
-    typer.Option(help="torch, onnx, openvino, or auto: what `twofold doctor --choose` found best here, else torch."),
+    typer.Option(help="torch, onnx, openvino, or auto: what `twofold doctor --choose` kept here, else torch."),
 ]
 FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")]
 QualityOption = Annotated[

@@ -15,6 +15,7 @@ from twofold import images
 from twofold.cli.cluster import check_options, on_cluster
 from twofold.cli.misuse import Misuse
 from twofold.cli.options import (
+    AUTO,
     MODEL_HELP,
     DeviceOption,
     DryRunOption,
@@ -56,7 +57,8 @@ def command(
         typer.Argument(metavar="INPUT", help="Images, folders (with sub-folders), patterns, or - (standard input)."),
     ],
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"{MODEL_HELP} Repeated: one after the other, in this order.")
+        list[str],
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} auto: a guess for each image. Repeated: all in this order."),
     ],
     output: Annotated[
         str | None,
@@ -146,6 +148,10 @@ def command(
 
     cat photo.jpg | twofold restore - -o - --model derain --model lowlight --format jpg > out.jpg
 
+    A folder, each photograph by the model for what is wrong with it (a guess, which may find nothing):
+
+    twofold restore holiday/ -o restored/ --model auto
+
     By eight workers at once, or on a cluster (docs/many-machines.md):
 
     twofold restore holiday/ -o dry/ --model derain --engine ray --workers 8
@@ -153,6 +159,9 @@ def command(
     size = tile_size(tile)
     if noise_level is not None and guidance is not None:
         raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
+    if AUTO in model:
+        steering = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
+        _check_auto(model, engine, {**steering, "--kernel": kernel, "--kernel-out": kernel_out})
     if kernel_size is not None and kernel != "estimate":
         raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
     for option, name in (("--guidance", guidance), ("--kernel", kernel)):
@@ -198,9 +207,17 @@ def command(
     if engine != "local" or workers is not None or address is not None:
         raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
+    from twofold.guess import MODELS, guess
     from twofold.restorers.blind import KernelSearch
 
-    chain = [api.load(name, device=device, runtime=computed_by) for name in model]
+    loaded: dict[str, api.Model] = {}
+
+    def load(name: str) -> api.Model:
+        if name not in loaded:
+            loaded[name] = api.load(name, device=device, runtime=computed_by)
+        return loaded[name]
+
+    chain = [load(name) for name in model if name != AUTO]
     named = " + ".join(Path(name).stem if Path(name).suffix else name for name in model)
     steered = [one for one in chain if one.kind is not None]
     kind = steered[0].kind if len(steered) == 1 else None
@@ -224,9 +241,18 @@ def command(
     except ValueError as error:
         raise Misuse(f"--kernel-size: {error}") from error
 
+    def chain_of(picture: images.Picture) -> tuple[list[api.Model], str]:
+        """The models for a picture, and why those were guessed."""
+        if chain:
+            return chain, ""
+        guessed = guess(picture.pixels)
+        if guessed.task is None:
+            raise TwofoldError(f"auto finds {guessed.reason}; name a model, or leave the image as it is")
+        return [load(MODELS[guessed.task])], guessed.reason
+
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":
-            return search if kernel else None
+            return search if kernel or not chain else None
         return blurs.get(job) or twin_of(Path(kernel), job.name)  # which reports the missing file
 
     def guidance_of(job: Job) -> Path | float | None:
@@ -235,17 +261,22 @@ def command(
         return painted.get(job) or twin_of(Path(guidance), job.name)
 
     rows: list[list[Tensor]] = []
+    # Of several models, or of those that are guessed, a sheet shows only the first image and the last.
+    columns = [] if kind is None or len(chain) != 1 else [kind.name.replace("_", " ")]
+    columns += ["kernel"] if kernel and len(chain) == 1 else []
 
     def compute(job: Job, picture: images.Picture, advance: Advance) -> Computed:
-        facts: dict[str, Any] = {"models": model, "strength": strength}
+        models, reason = chain_of(picture)
+        facts: dict[str, Any] = {"models": [one.name for one in models], "strength": strength}
+        facts |= {"guess": reason} if reason else {}
         files: list[tuple[Path, images.Picture]] = []
         between: list[Tensor] = []
         restored = picture
-        for index, one in enumerate(chain):
+        for index, one in enumerate(models):
             if index:  # as if a file lay between two models
                 restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
 
-            part = api.part_of(advance, index / len(chain), (index + 1) / len(chain))
+            part = api.part_of(advance, index / len(models), (index + 1) / len(models))
             wanted = kernel_of(job) if one.takes_kernel else None
             blur, estimate = api.kernel_for(restored, wanted, progress=api.part_of(part, 0, api.SEARCH_SHARE))
             restored, drawn = one.restore(
@@ -270,14 +301,10 @@ def command(
                     files.append((kernels[job], images.Picture(between[-1], bits=16)))
                     facts["kernel_out"] = str(kernels[job])
         if sheet is not None:
-            shown = between if len(chain) == 1 else []
+            shown = between if columns else []
             rows.append([small(pixels) for pixels in (picture.pixels, *shown, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
         return Computed({**facts, "width": width, "height": height}, files, restored)
-
-    # Of several models, a sheet shows only the first image and the last.
-    columns = [] if kind is None or len(chain) > 1 else [kind.name.replace("_", " ")]
-    columns += ["kernel"] if kernel and len(chain) == 1 else []
 
     def show_again(job: Job) -> None:
         """The row of an image that an earlier run restored; a map or kernel that was not saved stays blank."""
@@ -303,6 +330,16 @@ def command(
         except TwofoldError as error:
             outcome.errors.append(str(error))
     return outcome.close(as_json=as_json, verb="restored", quiet=quiet or work[0].target == STREAM)
+
+
+def _check_auto(model: list[str], engine: str, others: dict[str, Any]) -> None:
+    """Raises: Misuse for what needs one model that is known beforehand."""
+    if len(model) > 1:
+        raise Misuse("--model auto is alone: it takes one model for each image; leave it or the others out")
+    given = [option for option, value in others.items() if value is not None]
+    given += ["--engine ray"] if engine == "ray" else []
+    if given:
+        raise Misuse(f"--model auto and {', '.join(given)} do not go together; name a model")
 
 
 def _number(text: str | None) -> float | None:

@@ -63,8 +63,8 @@ class KernelSearch:
             raise ImageError(f"kernel size: expected an odd number from 3, got {self.size}")
 
     def __call__(self, observed: Tensor, progress: Progress | None = None) -> KernelEstimate:
-        """Of one picture `(1, C, H, W)`. progress: called with (work done, work in all) before the search and after each
-        of its rounds; what it raises ends the search.
+        """Of one picture `(1, C, H, W)`. progress: called with (work done, work in all) first and after each round of
+        the search; what it raises ends the search.
         """
         grey = full_precision(check_images(observed)).mean(1, keepdim=True)
         if len(grey) != 1:
