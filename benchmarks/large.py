@@ -2,7 +2,7 @@
 
     python benchmarks/large.py --json benchmarks/results/large.json
 
-One thread and a process of its own for each measurement. A picture in more than eight tiles ends after the eighth, and
+One thread and a process of its own for each measurement. A picture in more than four tiles ends after the fourth, and
 its seconds are those tiles' share: tiles are equally large, and the result is allocated with the first. `bytes` is the
 peak of the resident memory above what is resident when the picture has been read and the network's recipe chosen; it
 includes the restored picture. `resident` is the peak of the whole process, with torch and the picture. A model that
@@ -23,7 +23,7 @@ from harness import RETURN_MEMORY_AT_ONCE, fresh_process, largest_resident, pars
 from twofold import api, zoo
 
 MEGAPIXELS = (1, 12, 50)
-TILES = 8
+TILES = 4
 
 
 class Enough(Exception):

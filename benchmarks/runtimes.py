@@ -3,11 +3,12 @@
     python benchmarks/runtimes.py --threads 1 --json benchmarks/results/runtimes.json
     python benchmarks/runtimes.py --threads 2 --json benchmarks/results/runtimes.json
 
-A number of threads is a part of the file; the other parts stay. The variants take turns, and the best round counts, in
-seconds; with more than one thread the machine has to be idle otherwise. "torch, exact" is the network as it was
-written; "torch, float32" and "torch, bf16" are the library's recipe. What is not installed is left out; the extras are
-[onnx] and [openvino]. PReNet has random weights (`--prenet` names an imported file), so its pictures say nothing about
-quality; `rms` is the deviation from exact in grey levels, `change` that of PSNR in dB.
+A number of threads is a part of the file, and so is a network; the other parts stay. The variants take turns, and the
+best round counts: in CPU seconds with one thread, else in seconds, for which the machine has to be idle otherwise.
+"torch, exact" is the network as it was written; "torch, float32" and "torch, bf16" are the library's recipe. What is
+not installed is left out; the extras are [onnx] and [openvino]. PReNet has random weights (`--prenet` names an imported
+file), so its pictures say nothing about quality; `rms` is the deviation from exact in grey levels, `change` that of
+PSNR in dB.
 
 The limit is a roofline: each convolution takes at least its operations at the processor's peak, and at least the bytes
 of its input, output and weights at the bandwidth of its memory; the two peaks are measured here. All that is not a
@@ -55,13 +56,16 @@ def main() -> None:
         "gbyte_per_second": round(bandwidth / 1e9, 1),
         "networks": {},
     }
-    found = read(asked.json)
+    found = read(asked.json).get("threads", {})
+    former = found.get(str(asked.threads), {})
+    if former.get("side") == asked.side:
+        part["networks"] |= former["networks"]
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.networks.split(","):
             source = prenet(Path(folder), asked.prenet) if name == "prenet" else name
             part["networks"][name] = measure(source, name, asked, peak, bandwidth)
             print(name, part["networks"][name], flush=True)
-            write(asked.json, {"threads": {**found.get("threads", {}), str(asked.threads): part}})
+            write(asked.json, {"threads": {**found, str(asked.threads): part}})
 
 
 def measure(
@@ -80,9 +84,7 @@ def measure(
     seconds = dict.fromkeys(runners, float("inf"))
     for _ in range(asked.rounds):
         for variant, run in runners.items():
-            began = time.perf_counter()
-            run(observed)
-            seconds[variant] = min(seconds[variant], time.perf_counter() - began)
+            seconds[variant] = min(seconds[variant], best(lambda run=run: run(observed), 1))
     layers = convolutions(restorer, observed)
     rows = {}
     for variant, run in runners.items():
@@ -174,11 +176,12 @@ def memory_rate() -> float:
 
 
 def best(work: Callable[[], object], rounds: int = 8) -> float:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = float("inf")
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = clock()
         work()
-        seconds = min(seconds, time.perf_counter() - began)
+        seconds = min(seconds, clock() - began)
     return seconds
 
 

@@ -44,6 +44,16 @@ JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, max=64, help="Images read ahead and written behind; the files are the same.")
 ]
 RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Take sub-folders too.")]
+DataOption = Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
+    ),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")]
+MinutesOption = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
+ShowOption = Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are there and not empty.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]

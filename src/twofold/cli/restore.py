@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,10 +35,8 @@ from twofold.cli.pictures import (
     Job,
     beside,
     check_places,
-    check_quality,
     check_suffix,
-    jobs,
-    left_out,
+    run_of,
     save_picture,
     tile_size,
     twin_of,
@@ -167,22 +164,24 @@ def command(
     for option, name in (("--guidance", guidance), ("--kernel", kernel)):
         if name is not None and not name.strip():  # as of a variable of the shell that is not set
             raise Misuse(f"{option} is empty; name a file or a folder, or leave it out")
-    work = jobs(
-        inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored", recursive=recursive
-    )
-    check_quality(quality, work)
     if sheet is not None:
         check_suffix(sheet)
-    if as_json and work[0].target == STREAM:
-        raise Misuse("--json and the image would both be printed; name a file with --output")
+    work = run_of(
+        inputs,
+        output,
+        others=[guidance_out, kernel_out],
+        format=format,
+        marker="restored",
+        recursive=recursive,
+        quality=quality,
+        as_json=as_json,
+    )
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     level = noise_level if noise_level is not None else _number(guidance)
     painted = {} if guidance is None or level is not None else twins(work, Path(guidance))
     blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
     check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), *map(Path, model)])
-    if message := left_out(inputs, recursive=recursive):
-        print(f"twofold: {message}", file=sys.stderr)
     check_device(device)
     computed_by = check_runtime(runtime)
     if dry:

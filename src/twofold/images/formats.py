@@ -19,7 +19,7 @@ READABLE = (*SUFFIXES, ".avif", ".gif", ".heic", ".heif")
 """Of the formats that are read."""
 
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
-"""Of cameras' own formats. Most are TIFF files whose first page is a small preview, which must not be taken for them."""
+"""Of cameras' own formats. Most are TIFF files whose first page is a small preview, no photograph to restore."""
 
 UNREADABLE = (*RAW, ".exr", ".hdr", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga", ".xcf")
 """Of images that are not read, so that a folder of them is not left out without a message."""
