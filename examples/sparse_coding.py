@@ -2,8 +2,8 @@
 
     python examples/sparse_coding.py [--steps 150]
 
-The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). Learning changes how fast the solution is approached, not the
-solution: whatever the coder was trained on, after enough iterations its answer is that of the model. Two minutes on one core.
+The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). Learning changes how fast the solution is approached, not the solution:
+whatever the coder was trained on, after enough iterations its answer is that of the model. Two minutes on one core.
 """
 
 import argparse

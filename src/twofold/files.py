@@ -124,3 +124,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text by `replacing`; characters that UTF-8 cannot encode are escaped as in JSON."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user: `$XDG_CACHE_HOME/twofold`, else `~/.cache/twofold`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"

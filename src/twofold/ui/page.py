@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
+from twofold.api import SEARCH_SHARE
 from twofold.contracts import TwofoldError
 from twofold.ui import html, work
 from twofold.ui.examples import example
@@ -278,16 +279,19 @@ class Page:
             if photo.number not in visit.photos:  # removed meanwhile
                 continue
 
-            def report(tiles: int, of: int, at: int = at, photo: Photo = photo) -> None:
+            kernel = chosen.wishes(visit, None).kernel
+            searched = self.models[chosen.model].takes_kernel and not work.knows_kernel(photo, kernel)
+
+            def report(done: int, of: int, at: int = at, photo: Photo = photo, searched: bool = searched) -> None:
                 if visit.stop.is_set():
                     raise work.Stopped
-                progress((at + tiles / max(of, 1)) / len(photos), desc=photo.name)
+                share = done / max(of, 1)
+                searching = searched and share < SEARCH_SHARE
+                doing = f"{photo.name}: searching for the kernel" if searching else photo.name
+                progress((at + share) / len(photos), desc=doing)
 
-            doing, kernel = photo.name, chosen.wishes(visit, None).kernel
-            if self.models[chosen.model].takes_kernel and not work.knows_kernel(photo, kernel):
-                doing = f"{photo.name}: searching for the kernel, which may take a minute"
-            progress(at / len(photos), desc=doing)
             try:
+                report(0, 1)
                 self._restore_one(visit, photo, chosen, guidance, report)
                 done += 1
             except work.Stopped:

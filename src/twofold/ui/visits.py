@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twofold.contracts import TwofoldError
-from twofold.ui.guess import Guess
+from twofold.guess import Guess
 
 _PREFIX = "twofold-ui-"
 IDLE = 24 * 3600.0

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from twofold import images
 from twofold.contracts import GuidanceKind, ImageError, TwofoldError
+from twofold.guess import guess
 from twofold.images import Picture
-from twofold.ui.guess import guess
 from twofold.ui.restoring import Models, PageProgress, PageResult, Wishes
 from twofold.ui.visits import Limits, Photo, Visit
 

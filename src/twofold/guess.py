@@ -14,6 +14,14 @@ from torch.nn import functional as F
 
 Array = NDArray[np.float32]
 _SMALL, _CROP = 320, 640
+MODELS = {
+    "rain": "derain",
+    "haze": "dehaze",
+    "deconvolution": "deblur",
+    "lowlight": "lowlight",
+    "underwater": "underwater",
+}
+"""The model that is taken for a task unless another is named."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
