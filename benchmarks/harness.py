@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,17 @@ def half_interval(values: Sequence[float]) -> float:
     """Half the width of Student's 95 % interval; NaN for fewer than two values."""
     ends = interval(values)
     return math.nan if ends is None else (ends[1] - ends[0]) / 2
+
+
+def binned(values: Sequence[float], bins: int = 40) -> list[float]:
+    """Means of `bins` parts of about equal length.
+
+    >>> binned([1.0, 3.0, 5.0, 7.0], 2)
+    [2.0, 6.0]
+    """
+    edges = [round(i * len(values) / bins) for i in range(bins + 1)]
+    parts = [values[a:b] for a, b in pairwise(edges) if b > a]
+    return [float(f"{sum(part) / len(part):.4g}") for part in parts]
 
 
 def rounded(node: Any) -> Any:

@@ -18,7 +18,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from skimage import data as photographs
 from torch import Tensor, nn
 
 import paper_a_claims
-from harness import figure, parser, read, write
+from harness import binned, figure, parser, read, write
 from paper_a_claims import ASSUMED, LEVELS, SUMMARIES, TRUE, UNEVEN, WAYS, Runs, percent, summary_of_model
 from twofold import images, zoo
 from twofold.contracts import Restored, Sample
@@ -84,22 +83,11 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None 
     return reading.parse(tree)
 
 
-def started(guide: nn.Module) -> None:
-    """Weights as He et al. 2015 draw them. From torch's own, less than half as large, the guide draws the best constant
-    map for many hundred steps, which would be all that a small training has.
-    """
-    for layer in guide.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-
-
 def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
     """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the steps."""
     machine = machine_of(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     restorer: nn.Module = recipe.model.build()
-    started(restorer.guide)  # type: ignore[arg-type]
     if way == "none":
         restorer = Unguided(restorer.net, TYPICAL[part])  # type: ignore[arg-type]
     restorer = machine.place(restorer)
@@ -113,17 +101,6 @@ def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str
     facts: dict[str, Any] = {"cpu_seconds": round(time.process_time() - began, 1)}
     facts["curves"] = {name: binned(values) for name, values in losses.items() if values}
     return restorer.eval(), facts
-
-
-def binned(values: Sequence[float], bins: int = 40) -> list[float]:
-    """Means of `bins` parts of about equal length.
-
-    >>> binned([1.0, 3.0, 5.0, 7.0], 2)
-    [2.0, 6.0]
-    """
-    edges = [round(i * len(values) / bins) for i in range(bins + 1)]
-    parts = [values[a:b] for a, b in pairwise(edges) if b > a]
-    return [float(f"{sum(part) / len(part):.4g}") for part in parts]
 
 
 # Deconvolution.
