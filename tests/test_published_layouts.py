@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,20 @@ def test_a_search_of_the_papers_and_its_judge_start_on_published_files(name: str
 )  # fmt: skip
 def test_an_evaluation_starts_on_published_test_sets(place: str, root: Path, plain_model: Path) -> None:
     assert command_line(["evaluate", "--model", str(plain_model), "--data", str(root / place), "--device", "cpu"]) == 0
+
+
+def test_an_evaluation_measures_lpips_where_its_weights_are(
+    root: Path, plain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "--model", str(plain_model), "--data", str(root / "UIEB"), "--device", "cpu"]
+    assert command_line([*asked, "--features", str(root / "features"), "-o", str(tmp_path / "table.json")]) == 0
+    facts = json.loads((tmp_path / "table.json").read_text())
+    assert facts["perceptual"] == facts["protocol"]["perceptual"] == "lpips_alexnet"
+    assert facts["summary"]["perceptual"] == 0  # every weight is 0
+    assert command_line([*asked, "--features", str(root / "UIEB")]) == 1
+    assert "no LPIPS heads" in capsys.readouterr().err
+    assert command_line([*asked, "--perceptual", "lpips"]) == 2
+    assert command_line([*asked, "--perceptual", "lpips_vgg16"]) == 2
 
 
 def test_levins_files_are_four_photographs_and_eight_kernels_each_with_each(root: Path) -> None:
