@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from twofold.evaluate import interval
@@ -168,6 +169,15 @@ def interval_of(values: Sequence[float], digits: int = 3) -> list[float] | None:
     return None if ends is None else [round(end, digits) for end in ends]
 
 
+def seeds_needed(deviation: float, half: float, most: int = 100_000) -> int:
+    """How many values of that standard deviation make Student's 95 % interval of the mean no wider than ± `half`.
+
+    >>> seeds_needed(0.5, 0.15), seeds_needed(0.1, 0.15)
+    (46, 5)
+    """
+    return next(n for n in range(2, most) if stdtrit(n - 1, 0.975) * deviation / math.sqrt(n) <= half)
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of Student's 95 % interval; NaN for fewer than two values."""
     ends = interval(values)
@@ -208,18 +218,18 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
-def span(ends: Sequence[float] | None, sign: str = "") -> str:
+def span(ends: Sequence[float] | None, sign: str = "", digits: int = 2) -> str:
     """An interval as text.
 
     >>> span([0.1, 0.2], sign="+")
     '+0.10 … +0.20'
     """
-    return "one seed" if ends is None else " … ".join(f"{end:{sign}.2f}" for end in ends)
+    return "one seed" if ends is None else " … ".join(f"{end:{sign}.{digits}f}" for end in ends)
 
 
-def gained(facts: Mapping[str, Any]) -> str:
+def gained(facts: Mapping[str, Any], digits: int = 2) -> str:
     """A difference with its interval, from `{"mean": …, "interval": …}`."""
-    return f"{facts['mean']:+.2f} ({span(facts['interval'], sign='+')})"
+    return f"{facts['mean']:+.{digits}f} ({span(facts['interval'], sign='+', digits=digits)})"
 
 
 def percent(level: str | float) -> str:
