@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness import interval_of, parser, rounded, span, table, write
+from harness import interval_of, parser, read, rounded, span, table, write
 from twofold.data.crops import CropCache, as_floats, plan
 from twofold.data.folders import Folder
 from twofold.losses import Loss, charbonnier, l2, laplacian, ssim, tv
@@ -44,7 +44,7 @@ from twofold.solve import (
 
 TERMS: dict[str, Loss] = {"l2": l2, "soft l1": partial(charbonnier, epsilon=0.03), "tv": tv, "laplacian": laplacian}
 """The last two are of the restored picture alone. `soft l1` is √(d² + 0.03²)."""
-SIDE, CROPS, NOISE, RIDGE = 24, 24, 0.1, 1e-4
+SIDE, CROPS, NOISE, RIDGE = 24, 12, 0.1, 1e-4
 TAPS = 7
 FAST = Momentum(0.03, 0.9)
 EXACT_STEPS = 300
@@ -187,8 +187,10 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     asked = options.parse_args()
     torch.set_num_threads(1)
-    seeds = [one_seed(asked.data, seed) for seed in range(asked.seeds)]
-    write(asked.json, rounded({"seeds": seeds}))
+    seeds: list[dict[str, Any]] = read(asked.json).get("seeds", [])  # goes on where it was interrupted
+    for seed in range(len(seeds), asked.seeds):
+        seeds.append(rounded(one_seed(asked.data, seed)))
+        write(asked.json, {"seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -282,7 +282,8 @@ def main() -> None:
         if part == "model":
             judge_model(asked)
         elif part == "truths":
-            keep(part, paper_a_truths.run(asked), asked)
+            for facts in paper_a_truths.run(asked, read(asked.json).get(part, {})):
+                keep(part, facts, asked)
         else:
             run_part(part, asked)
 

@@ -11,7 +11,8 @@ else (see docs/guidance.md), so that the reconstruction is not trained.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -127,17 +128,25 @@ def judged(guide: Guide, change: Change, test: Sequence[Sample]) -> dict[str, di
     return {name: means(values, 5) for name, values in rows.items()}
 
 
-def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Every case with every seed; the facts of the part `truths`."""
-    runs = []
+SETTINGS = {"steps": STEPS, "crop": CROP, "batch": BATCH, "test_side": TEST_SIDE, "tests": TESTS}
+
+
+def run(asked: argparse.Namespace, kept: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The facts of the part `truths` after every training, of all cases with all seeds. kept: those of a former run,
+    which is gone on with where its settings are the same.
+    """
+    runs = kept["runs"] if kept.get("settings") == SETTINGS else []
+    done = {(run["case"], run["seed"]) for run in runs}
     for name, (kind, change) in CASES.items():
+        missing = [seed for seed in range(asked.seeds) if (name, seed) not in done]
+        if not missing:
+            continue
         source, other = sources(kind, asked, CROP), held_out(kind, asked)
         test = [other(torch.Generator().manual_seed(1_000 + n)) for n in range(TESTS)]
-        for seed in range(asked.seeds):
+        for seed in missing:
             runs.append({"case": name, "seed": seed, **judged(trained(kind, change, source, seed), change, test)})
-            print(runs[-1], flush=True)
-    settings = {"steps": STEPS, "crop": CROP, "batch": BATCH, "test_side": TEST_SIDE, "tests": TESTS}
-    return {"summary": summary(runs), "settings": settings, "runs": runs}
+            print(json.dumps(runs[-1]), flush=True)
+            yield {"summary": summary(runs), "settings": SETTINGS, "runs": runs}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ MEANINGS = {
     "denoiser": "the learned part of the fixed-point operator.",
     "density": "range of the share of pixels at which a streak starts, per layer.",
     "dense": "convolutions of a residual dense block.",
+    "each_kernel": "validate on every photograph under every kernel of the files.",
     "every": "a multiple-of-n split by scene: every n-th one is picked; 0 for no split.",
     "factor": "what the learning rate is multiplied by at each milestone.",
     "filters": "of the denoiser.",
@@ -64,6 +65,7 @@ MEANINGS = {
     "iterations": "of the fixed-point operator, at most.",
     "judge": "the network that classifies clean and degraded images, or the recipe that trains it.",
     "keep": "which side of the split by `every` is kept.",
+    "maps": "a pattern with one star, for the guidance maps of the pairs, such as maps/*.png.",
     "kernels": "blur kernels.",
     "kind": "chooses this group.",
     "layers": "how many.",
@@ -113,6 +115,7 @@ MEANINGS = {
     "weight": "how often this source is drawn, relative to the others.",
     "weight_decay": "factor of the squared norm of the weights.",
     "weights": "of the losses in a found loss; of a judge, a file of ImageNet weights.",
+    "white": "the value that a white pixel of a map stands for.",
     "width": "channels; of rain, range of a streak's width in pixels.",
     "widths": "channels at each scale, finest first.",
 }

@@ -291,6 +291,14 @@ def test_maps_that_are_not_there_are_named(pattern: str, message: str, root: Pat
         PairFolder("LOL-v2/Real_captured/Test", maps=pattern).pairs(root)
 
 
+def test_a_map_of_another_size_is_named(root: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        write(tmp_path / "maps" / f"low0000{number}.png", np.zeros((SIDE // 2, SIDE), np.uint8))
+    folder = PairFolder(str(root / "LOL-v2/Real_captured/Test"), maps=str(tmp_path / "maps" / "*.png"))
+    with pytest.raises(DataError, match=r"low00000\.png: is 72x36 where its observed picture is 72x72"):
+        Paired((folder,)).build(Path("/"), Crops(16))
+
+
 def test_maps_and_a_rule_at_once_are_refused(root: Path) -> None:
     spec = reading.read_recipe("paper-a-rain100l", ["data.train.0.guidance=rain_region"]).data.train[0]
     with pytest.raises(DataError, match="give each folder its maps, or take one guidance rule"):
