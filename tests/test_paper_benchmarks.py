@@ -118,6 +118,12 @@ def test_the_softmax_of_figure_7_leaves_the_smoothness_terms_out(benchmark: Call
     assert figures.softmaxed({"l1": 1.0, "l2": 1.0, "tv": 9.0, "laplacian": 3.0}) == {"l1": 0.5, "l2": 0.5}
 
 
+def test_mbllen_has_its_published_size_and_keeps_that_of_the_picture(benchmark: Callable[[str], ModuleType]) -> None:
+    network = benchmark("paper_b_networks").MBLLEN()
+    assert sum(p.numel() for p in network.parameters()) == 450_171
+    assert network(torch.rand(1, 3, 13, 20)).shape == (1, 3, 13, 20)
+
+
 def test_committed_figures_are_there_and_small(benchmark: Callable[[str], ModuleType]) -> None:
     figures = benchmark("figures")
     for file, _ in figures.COMMITTED.values():
