@@ -36,6 +36,10 @@ def command(
         typer.Option(parser=place, help="Of the blur: one file for all, or a folder of them by name."),
     ] = None,
     paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
+    features: Annotated[
+        Path | None, typer.Option(parser=place, help="Folder of network weights: measures LPIPS too.")
+    ] = None,
+    perceptual: Annotated[str, typer.Option(help="Which distance; the protocol's without this option.")] = "",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
     output: Annotated[
@@ -59,11 +63,16 @@ def command(
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
+    from twofold.nets.perceptual import DISTANCES
     from twofold.settings import nearest
     from twofold.train.loop import interruption
 
     if protocol not in PROTOCOLS:
         raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
+    if (perceptual or PROTOCOLS[protocol].perceptual) not in DISTANCES:
+        raise Misuse(f"unknown distance {perceptual!r}; {nearest(perceptual, list(DISTANCES))}")
+    if perceptual and features is None:
+        raise Misuse("--perceptual needs --features, the folder that holds its weights")
     size = tile_size(tile)
     for path in output or []:
         if path.suffix.lower() not in (".json", ".md"):
@@ -71,6 +80,7 @@ def command(
     check_device(device)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
+    distance = None if features is None else DISTANCES[perceptual or PROTOCOLS[protocol].perceptual](features)
     loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise Misuse(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
@@ -89,6 +99,7 @@ def command(
                 model=model,
                 dataset=paper,
                 kernel_of=None if kernels is None else kernel_of,
+                distance=distance,
                 progress=lambda done, total: show(done),
             )
         except DataError:
