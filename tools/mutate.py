@@ -26,6 +26,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -215,7 +216,7 @@ def compiled(tree: ast.Module, name: str, path: tuple[str, ...]) -> CodeType | N
 
 
 class Seen(NamedTuple):
-    """What one test executes without a fault. lines: module → lines. seconds: with the tracer, so rather too long."""
+    """What one test executes without a fault. lines: module → lines. seconds: of a processor, the tracer's included."""
 
     lines: dict[str, list[int]]
     seconds: float
@@ -229,21 +230,30 @@ class Faulty:
         self.until = time.monotonic() + 60 * settings.minutes
         self.failed = False
 
+    def pytest_collection(self) -> None:
+        from hypothesis import settings as examples  # not earlier: pytest rewrites it as it loads it
+
+        examples.register_profile("mutate", deadline=None, database=None, derandomize=True)
+        examples.load_profile("mutate")
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed = self.failed or report.failed
 
     def pytest_runtestloop(self, session: Any) -> bool:
+        session.config.pluginmanager.unregister(name="terminalreporter")
         items = {item.nodeid: item for item in session.items}
-        if "tests" not in self.done:
+        tests = self.done.setdefault("tests", {})
+        missing = {name: item for name, item in items.items() if name not in tests}
+        if missing:
             into = self.folder.parent / "seen.json"
-            in_child(lambda: self._record(items, into), math.inf)
-            if not into.exists():
-                raise SystemExit("the tests without a fault did not come to an end")
+            in_child(lambda: self._record(missing, into), math.inf)
             found = json.loads(into.read_text())
             if isinstance(found, str):
                 raise SystemExit(f"{found} fails without a fault: repair that first")
-            self.done["tests"] = found
-        seen = {name: Seen(*facts) for name, facts in self.done["tests"].items()}
+            tests.update(found)
+            if len(tests) < len(items):
+                return True
+        seen = {name: Seen(*facts) for name, facts in tests.items()}
         say(f"{len(items)} tests, {sum(s.seconds for s in seen.values()):.0f} s; {len(self.sample)} faults drawn")
         sources = {path.stem: path.read_text() for path in self.folder.glob("*.py")}
         wanted = {fault.key for fault in self.sample}
@@ -275,23 +285,27 @@ class Faulty:
     def _record(self, items: Mapping[str, Any], into: Path) -> int:
         inside, found = str(self.folder), {}
         for name, item in items.items():
-            lines: dict[str, set[int]] = {}
+            if time.monotonic() > self.until:
+                break
+            lines: set[tuple[str, int]] = set()
 
-            def line(frame: Any, event: str, _: Any, lines: dict[str, set[int]] = lines) -> Any:
-                lines.setdefault(Path(frame.f_code.co_filename).stem, set()).add(frame.f_lineno)
+            def line(frame: Any, event: str, _: Any, add: Callable[[tuple[str, int]], None] = lines.add) -> Any:
+                add((frame.f_code.co_filename, frame.f_lineno))
                 return line
 
             def call(frame: Any, event: str, _: Any, line: Any = line) -> Any:
                 return line if frame.f_code.co_filename.startswith(inside) else None
 
-            began = time.perf_counter()
+            began = time.process_time()
             sys.settrace(call)
             self._run(item)
             sys.settrace(None)
             if self.failed:
                 into.write_text(json.dumps(name))
                 return 1
-            found[name] = Seen({m: sorted(s) for m, s in lines.items()}, round(time.perf_counter() - began, 3))
+            spent = round(time.process_time() - began, 3)
+            modules = {file: Path(file).stem for file, _ in lines}
+            found[name] = Seen({m: sorted(n for f, n in lines if f == file) for file, m in modules.items()}, spent)
         into.write_text(json.dumps(found))
         return 0
 
@@ -316,10 +330,13 @@ def tests_of(fault: Fault, seen: Mapping[str, Seen], limit: float) -> list[str]:
 
 
 def in_child(work: Callable[[], int], limit: float) -> int:
-    """The status of a function run in a forked process; −1 where it took too long, 2 where it broke."""
+    """The status of a function run in a forked process; −1 where it took more than so many seconds of a processor, or
+    twenty times as many in all, 2 where it broke."""
     pid = os.fork()
     if pid == 0:
         os.setpgrp()
+        if limit < math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         status = 2
@@ -329,11 +346,11 @@ def in_child(work: Callable[[], int], limit: float) -> int:
             except BaseException:
                 traceback.print_exc()
         os._exit(status)
-    until = time.monotonic() + limit
+    until = time.monotonic() + 20 * limit
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return max(os.waitstatus_to_exitcode(status), -1)
         time.sleep(0.005)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -428,7 +445,7 @@ def main() -> None:
         run_tests(folder, source, Faulty(source, sample, done, settings))
     PROGRESS.parent.mkdir(exist_ok=True)
     PROGRESS.write_text(json.dumps(done))
-    left = sum(fault.key not in done["outcomes"] for fault in sample)
+    left = sum(fault.key not in done.get("outcomes", {}) for fault in sample)
     if left:
         say(f"{left} of {len(sample)} faults are left; the same call continues")
         return
@@ -448,12 +465,9 @@ def run_tests(folder: Path, source: Path, plugin: Faulty) -> None:
     sys.path.insert(0, str(source))
     os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
     import pytest
-    from hypothesis import settings as examples
 
-    examples.register_profile("mutate", deadline=None, database=None, derandomize=True)
-    examples.load_profile("mutate")
     tests = [str(p) for p in sorted((folder / "tests/solve").glob("test_*.py")) if p.name not in LEFT_OUT]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--noconftest", "-o", "addopts=", "--doctest-modules"]
+    options = ["-q", "-pno:cacheprovider", "-pno:xdist", "--noconftest", "-o", "addopts=", "--doctest-modules"]
     pytest.main([*options, "--rootdir", str(folder), *tests, str(source / "twofold/solve")], plugins=[plugin])
 
 
