@@ -159,6 +159,7 @@ class ProximalGradient:
 
     @property
     def step(self) -> Number:
+        """s."""
         return 2 * self.fraction / self.smoothness
 
     @property

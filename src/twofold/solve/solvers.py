@@ -56,7 +56,11 @@ class NotConverged(SolveError):
 
 
 class Solver(Protocol):
-    """How to step. `advance` gets u, T(u), the residual and whatever it returned last time (at first None)."""
+    """How to step, and when to stop: after `steps`, or at a residual of tolerance ‖u‖ + absolute.
+
+    advance: (u, T(u), their distance `(B,)` or `()`, what it returned last time beside the state, at first None) → the
+    next state, like u, and what it is to get next time.
+    """
 
     @property
     def steps(self) -> int: ...
