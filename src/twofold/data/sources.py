@@ -47,7 +47,8 @@ class Divisible(Protocol):
     """A source of clean pictures that can be divided by picture, as a search divides it into two halves."""
 
     @property
-    def clean(self) -> CropCache: ...
+    def clean(self) -> CropCache:
+        """The clean pictures it draws from."""
 
     def __call__(self, generator: torch.Generator) -> Sample: ...
 
@@ -57,6 +58,7 @@ class Divisible(Protocol):
 
 
 def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
+    """A zoom drawn evenly from the range `zoom`; nothing is drawn where both ends are equal."""
     low, high = zoom
     return low if low == high else uniform_between(generator, low, high)
 

@@ -152,6 +152,7 @@ def kept_choice(model: str | Path) -> RuntimeChoice | None:
 
 
 def choices_file() -> Path:
+    """Where the chosen runtimes are kept."""
     return cache_folder() / "runtimes.json"
 
 
