@@ -33,13 +33,13 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-mutate: $(STAMP) ## plant faults in the mathematics and count those that no test notices; ARGS="implicit --sample 40"
+mutate: $(STAMP) ## change the mathematics at random and count the changes that no test notices; ARGS="implicit --sample 40"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(ARGS)
 
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
 	for b in bilevel convergence data deconvolution hypergradient large search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
-	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance paper_a paper_c restore shipped steering; do \
+	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance hadamard_maps loss_strategies paper_a paper_c restore shipped steering; do \
 	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; \
 	  for task in lowlight underwater haze; do \
 	  $(BIN)/python benchmarks/paper_b.py --data $(DATA) --task $$task --json benchmarks/results/paper_b-$$task.json || exit 1; \

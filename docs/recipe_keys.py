@@ -27,6 +27,7 @@ RECIPES: dict[str, type[BaseModel]] = {
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 Schema = dict[str, Any]
 
+
 class RecipeSchema(GenerateJsonSchema):
     """The schema of pydantic, where a validator that looks a name up in a table becomes the list of its names."""
 

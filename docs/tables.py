@@ -29,6 +29,7 @@ BENCHMARKS = (
     "convergence",
     "gkm",
     "guidance",
+    "hadamard_maps",
     "hypergradient",
     "large",
     "paper_a",

@@ -14,7 +14,7 @@ import twofold
 
 ROOT = Path(twofold.__file__).parent
 SHAPE = re.compile(
-    r"\((?:[A-Z]\w*|[a-z]|\d+|\.\.\.)(?: or \d+| \d+)?,[^()]*\)"  # (B, C, H, W), (1, 1, h, w), (n,), (..., H, W)
+    r"\((?:[A-Z]\w*|[a-z]|\d+|\.\.\.|…)(?: or \d+| \d+)?,[^()]*\)"  # (B, C, H, W), (1, 1, h, w), (n,), (..., H, W)
     r"|scalar|any shape|element-?wise|of one shape|same shape|like the parameters|[Tt]ree|[Ss]tate",
 )
 """How a shape is written; in `solve`, trees and states hold tensors of any shape."""
@@ -23,7 +23,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Definition(NamedTuple):
-    """A public class, function or method. docs: its docstring, and those of the same method of a base or a protocol."""
+    """A public class, function or method. docs: what is said of it, by itself, its class, a base or a protocol."""
 
     where: str
     node: ast.AST
@@ -66,10 +66,22 @@ def definitions(modules: dict[str, ast.Module]) -> Iterator[Definition]:
                         for other in kin.body
                         if isinstance(other, Function) and other.name == method.name
                     ]
-                    # what a call does is said by the class
-                    of_class = [ast.get_docstring(kin) or "" for kin in family(node)]
-                    called = method.name in ("forward", "__call__")
-                    yield Definition(f"{path}: {node.name}.{method.name}", method, same + of_class * called)
+                    # a class may say what a method does by its name; it always says it of its only one
+                    named = re.compile(rf"\b{method.name}(?:,[\w ,]+)?: |`{method.name}[`(]")
+                    own = [
+                        text
+                        for kin in (*family(node), *fulfilled)
+                        if (text := " ".join((ast.get_docstring(kin) or "").split()))
+                        if method.name in ("forward", "__call__", only(kin)) or named.search(text)
+                    ]
+                    yield Definition(f"{path}: {node.name}.{method.name}", method, same + own)
+
+
+def only(node: ast.ClassDef) -> str:
+    """The name of a class's one public method, empty where there are none or several."""
+    methods = [m for m in node.body if isinstance(m, Function) and not m.name.startswith("_")]
+    names = [m.name for m in methods if not any(ast.unparse(mark) == "property" for mark in m.decorator_list)]
+    return names[0] if len(names) == 1 else ""
 
 
 def takes_tensors(node: ast.AST) -> bool:
@@ -125,7 +137,9 @@ def test_every_public_function_of_tensors_says_their_shapes() -> None:
         ('def f(x: list[Tensor]): "Their sum, a scalar."', [], []),
         ("def _f(x: Tensor): ...", [], []),
         ('class C:\n  "It takes `(B, K)`."\n  def __call__(self, x: Tensor): ...', [], []),
-        ('class C:\n  "It is."\n  def f(self, x: Tensor): ...', ["m: C.f"], ["m: C.f"]),
+        ('class C:\n  "It is `(n,)`."\n  def f(self, x: Tensor): ...', [], []),
+        ('class C:\n  "."\n  def f(self, x: Tensor): ...\n  def g(self): ...', ["m: C.f", "m: C.g"], ["m: C.f"]),
+        ('class C:\n  "f: of `(n,)`. g: none."\n  def f(self, x: Tensor): ...\n  def g(self): ...', [], []),
         (
             'class C:\n  "."\n  def f(self, x: Tensor): "(n,)"\nclass D(C):\n  "."\n  def f(self, x: Tensor): ...',
             [],

@@ -55,7 +55,7 @@ assert list(terms) == ["l1", "edges"]
     ),
     "protocol": Addition(
         1,
-        [Edit("metrics.py", '        Protocol("rgb", ', 'CODE\n        Protocol("rgb", ')],
+        [Edit("metrics.py", '        Protocol("rgb", ', '        CODE,\n        Protocol("rgb", ')],
         """
 from twofold.metrics import PROTOCOLS
 clean = torch.full((1, 3, 32, 32), 0.5)

@@ -26,6 +26,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -70,6 +71,8 @@ SWAPS: dict[type, type] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
+BROKEN = 2
+FAILED = 10  # exit status of a child whose first test failed; one more for the second, and so on
 NAMES = {"any": "all", "all": "any", "min": "max", "max": "min"}
 
 EQUIVALENT: dict[tuple[str, str], str] = {}
@@ -215,7 +218,7 @@ def compiled(tree: ast.Module, name: str, path: tuple[str, ...]) -> CodeType | N
 
 
 class Seen(NamedTuple):
-    """What one test executes without a fault. lines: module → lines. seconds: with the tracer, so rather too long."""
+    """What one test executes without a fault. lines: module → lines. seconds: of a processor, the tracer's included."""
 
     lines: dict[str, list[int]]
     seconds: float
@@ -226,28 +229,37 @@ class Faulty:
 
     def __init__(self, source: Path, sample: list[Fault], done: dict[str, Any], settings: argparse.Namespace) -> None:
         self.folder, self.sample, self.done, self.settings = source / "twofold/solve", sample, done, settings
-        self.until = time.monotonic() + 60 * settings.minutes
         self.failed = False
+
+    def pytest_collection(self) -> None:
+        from hypothesis import settings as examples  # not earlier: pytest rewrites it as it loads it
+
+        examples.register_profile("mutate", deadline=None, database=None, derandomize=True)
+        examples.load_profile("mutate")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed = self.failed or report.failed
 
     def pytest_runtestloop(self, session: Any) -> bool:
+        session.config.pluginmanager.unregister(name="terminalreporter")
+        self.until = time.monotonic() + 60 * self.settings.minutes
         items = {item.nodeid: item for item in session.items}
-        if "tests" not in self.done:
+        tests = self.done["tests"]
+        missing = {name: item for name, item in items.items() if name not in tests}
+        if missing:
             into = self.folder.parent / "seen.json"
-            in_child(lambda: self._record(items, into), math.inf)
-            if not into.exists():
-                raise SystemExit("the tests without a fault did not come to an end")
+            in_child(lambda: self._record(missing, into), math.inf)
             found = json.loads(into.read_text())
             if isinstance(found, str):
                 raise SystemExit(f"{found} fails without a fault: repair that first")
-            self.done["tests"] = found
-        seen = {name: Seen(*facts) for name, facts in self.done["tests"].items()}
+            tests.update(found)
+            if len(tests) < len(items):
+                return True
+        seen = {name: Seen(*facts) for name, facts in tests.items()}
         say(f"{len(items)} tests, {sum(s.seconds for s in seen.values()):.0f} s; {len(self.sample)} faults drawn")
         sources = {path.stem: path.read_text() for path in self.folder.glob("*.py")}
         wanted = {fault.key for fault in self.sample}
-        outcomes = self.done.setdefault("outcomes", {})
+        outcomes = self.done["outcomes"]
         for module, source in sources.items():
             for fault, tree in faults(module, source):
                 if fault.key not in wanted or fault.key in outcomes:
@@ -259,39 +271,46 @@ class Faulty:
                 limit = 10 + 10 * sum(seen[test].seconds for test in tests)
                 status = in_child(lambda f=fault, t=tree, p=place, n=tests: self._try(f, t, p, items, n), limit)
                 place.write_text(source)
-                outcomes[fault.key] = "survived" if status == 0 else "killed" if status == 1 else "stopped"
+                if status == BROKEN:
+                    raise SystemExit(f"{fault} could not be planted")
+                killer = tests[status - FAILED] if status >= FAILED else "stopped"
+                outcomes[fault.key] = "survived" if status == 0 else killer
                 if status == 0:
                     say(f"survived  {module}.py:{fault.first}  {fault.what}  ({len(tests)} tests)")
         return True
 
     def _try(self, fault: Fault, tree: ast.Module, place: Path, items: Mapping[str, Any], tests: list[str]) -> int:
         plant(fault, tree, place)
-        for test in tests:
+        for number, test in enumerate(tests):
             self._run(items[test])
             if self.failed:
-                return 1
+                return FAILED + number
         return 0
 
     def _record(self, items: Mapping[str, Any], into: Path) -> int:
         inside, found = str(self.folder), {}
         for name, item in items.items():
-            lines: dict[str, set[int]] = {}
+            if time.monotonic() > self.until:
+                break
+            lines: set[tuple[str, int]] = set()
 
-            def line(frame: Any, event: str, _: Any, lines: dict[str, set[int]] = lines) -> Any:
-                lines.setdefault(Path(frame.f_code.co_filename).stem, set()).add(frame.f_lineno)
+            def line(frame: Any, event: str, _: Any, add: Callable[[tuple[str, int]], None] = lines.add) -> Any:
+                add((frame.f_code.co_filename, frame.f_lineno))
                 return line
 
             def call(frame: Any, event: str, _: Any, line: Any = line) -> Any:
                 return line if frame.f_code.co_filename.startswith(inside) else None
 
-            began = time.perf_counter()
+            began = time.process_time()
             sys.settrace(call)
             self._run(item)
             sys.settrace(None)
             if self.failed:
                 into.write_text(json.dumps(name))
                 return 1
-            found[name] = Seen({m: sorted(s) for m, s in lines.items()}, round(time.perf_counter() - began, 3))
+            spent = round(time.process_time() - began, 3)
+            modules = {file: Path(file).stem for file, _ in lines}
+            found[name] = Seen({m: sorted(n for f, n in lines if f == file) for file, m in modules.items()}, spent)
         into.write_text(json.dumps(found))
         return 0
 
@@ -309,31 +328,34 @@ def tests_of(fault: Fault, seen: Mapping[str, Seen], limit: float) -> list[str]:
     spent, chosen = 0.0, []
     for test in found:
         spent += seen[test].seconds
-        if spent > limit and len(chosen) >= 10:
+        if (spent > limit and len(chosen) >= 10) or len(chosen) == 255 - FAILED:
             break
         chosen.append(test)
     return chosen
 
 
 def in_child(work: Callable[[], int], limit: float) -> int:
-    """The status of a function run in a forked process; −1 where it took too long, 2 where it broke."""
+    """The status of a function run in a forked process; −1 where it took more than so many seconds of a processor, or
+    twenty times as many in all, BROKEN where it raised."""
     pid = os.fork()
     if pid == 0:
         os.setpgrp()
+        if limit < math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
-        status = 2
+        status = BROKEN
         with contextlib.suppress(BaseException):  # a child ends here, whatever happens, or it would run as its parent
             try:
                 status = work()
             except BaseException:
                 traceback.print_exc()
         os._exit(status)
-    until = time.monotonic() + limit
+    until = time.monotonic() + 20 * limit
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return max(os.waitstatus_to_exitcode(status), -1)
         time.sleep(0.005)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -393,10 +415,56 @@ def report(sample: list[Fault], planted: list[Fault], outcomes: Mapping[str, str
     }
 
 
-def digest(folder: Path) -> str:
-    """Of everything that an outcome depends on."""
-    paths = sorted([*(folder / PACKAGE).glob("*.py"), *(folder / "tests/solve").glob("*.py"), Path(__file__)])
+RESULTS = ("mutation",)
+
+
+def tables(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of docs/solve.md, from `benchmarks/results/mutation.json`."""
+    found = facts["mutation"]
+    low, high = found["interval"]
+    body = [
+        f"| `{m}` | {c['faults']} | {c['drawn']} | {c['drawn'] - c['survived']} |" for m, c in found["modules"].items()
+    ]
+    score = f"{found['killed']}: {found['score']:.1%} ({low:.1%} to {high:.1%})"
+    total = f"| all | {found['faults']} | {found['drawn']} | {score} |"
+    left = []
+    for survivor in found["survivors"]:
+        what = survivor["what"].replace("|", "\\|")
+        why = survivor["equivalent"] or "not explained"
+        left.append(f"| `{survivor['module']}`, line {survivor['line']} | `{what}` | {why} |")
+    return {
+        "mutation": "\n".join(
+            ["| module | faults | drawn | found by a test |", "| --- | --- | --- | --- |", total, *body]
+        ),
+        "mutation_survivors": "\n".join(["| where | fault | why no test fails |", "| --- | --- | --- |", *left]),
+    }
+
+
+def digest(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def still_valid(done: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call found out and what holds still: nothing where the package or this program has changed, else
+    what rests on test files that have not; a fault that survived is tried again where any has."""
+    package = digest(Path(__file__), *sorted((ROOT / PACKAGE).glob("*.py")))
+    files = {path.name: digest(path) for path in sorted((ROOT / "tests/solve").glob("*.py"))}
+    if done.get("package") != package:
+        return {"package": package, "files": files, "tests": {}, "outcomes": {}}
+
+    def unchanged(test: str) -> bool:
+        name = Path(test.partition("::")[0]).name
+        return name not in files or files[name] == done["files"].get(name)
+
+    same = files == done["files"]
+    return {
+        "package": package,
+        "files": files,
+        "tests": {test: seen for test, seen in done["tests"].items() if unchanged(test)},
+        "outcomes": {
+            fault: found for fault, found in done["outcomes"].items() if (unchanged(found) if "::" in found else same)
+        },
+    }
 
 
 def main() -> None:
@@ -412,10 +480,7 @@ def main() -> None:
     paths = [p for p in sorted((ROOT / PACKAGE).glob("*.py")) if not settings.modules or p.stem in settings.modules]
     planted = [fault for path in paths for fault, _ in faults(path.stem, path.read_text())]
     sample = drawn(planted, settings.share, settings.seed)
-    now = digest(ROOT)
-    done = json.loads(PROGRESS.read_text()) if PROGRESS.exists() else {}
-    if done.get("digest") != now:
-        done = {"digest": now}
+    done = still_valid(json.loads(PROGRESS.read_text()) if PROGRESS.exists() else {})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = folder / "src"
@@ -448,12 +513,9 @@ def run_tests(folder: Path, source: Path, plugin: Faulty) -> None:
     sys.path.insert(0, str(source))
     os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
     import pytest
-    from hypothesis import settings as examples
 
-    examples.register_profile("mutate", deadline=None, database=None, derandomize=True)
-    examples.load_profile("mutate")
     tests = [str(p) for p in sorted((folder / "tests/solve").glob("test_*.py")) if p.name not in LEFT_OUT]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--noconftest", "-o", "addopts=", "--doctest-modules"]
+    options = ["-q", "-pno:cacheprovider", "-pno:xdist", "--noconftest", "-o", "addopts=", "--doctest-modules"]
     pytest.main([*options, "--rootdir", str(folder), *tests, str(source / "twofold/solve")], plugins=[plugin])
 
 

@@ -165,7 +165,7 @@ def load_restorer(name_or_path: str | Path, *, device: torch.device | str | None
         raise WeightsError(f"unknown model {str(name_or_path)!r}; {nearest(str(name_or_path), list(shipped))}")
     try:
         check_size(spec.build, state)
-        restorer = spec.build()
+        restorer = spec.build().float()  # whatever torch's default is
         restorer.load_state_dict(state)
     except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         last = (str(error).splitlines() or [type(error).__name__])[-1].strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from twofold.cli.options import (
     SkipOption,
     place,
 )
-from twofold.cli.pictures import STREAM, Job, beside, check_places, check_quality, jobs, left_out
+from twofold.cli.pictures import STREAM, Job, beside, check_places, run_of
 from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
@@ -186,16 +185,20 @@ def command(
     except ValueError as error:
         raise Misuse(str(error)) from error
     outs = [guidance_out, kernel_out, clean_out]
-    work = jobs(inputs, output, others=outs, format=format, marker=kind, recursive=recursive)
-    check_quality(quality, work)
-    if as_json and work[0].target == STREAM:
-        raise Misuse("--json and the image would both be printed; name a file with --output")
+    work = run_of(
+        inputs,
+        output,
+        others=outs,
+        format=format,
+        marker=kind,
+        recursive=recursive,
+        quality=quality,
+        as_json=as_json,
+    )
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
     check_places(work, maps, kernels, cleans, given=[Path(kernel)] if kernel else [])
-    if message := left_out(inputs, recursive=recursive):
-        print(f"twofold: {message}", file=sys.stderr)
     if dry:
         return dry_run(work, skip=skip_existing, as_json=as_json)
 

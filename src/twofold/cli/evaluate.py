@@ -41,6 +41,10 @@ def command(
         typer.Option(parser=place, help="Of the blur: one file for all, or a folder of them by name."),
     ] = None,
     paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
+    features: Annotated[
+        Path | None, typer.Option(parser=place, help="Folder of network weights: measures LPIPS too.")
+    ] = None,
+    perceptual: Annotated[str, typer.Option(help="Which distance; the protocol's without this option.")] = "",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
     output: Annotated[
@@ -68,6 +72,7 @@ def command(
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
+    from twofold.nets.perceptual import DISTANCES
     from twofold.settings import nearest
     from twofold.train.loop import interruption
 
@@ -76,6 +81,7 @@ def command(
             raise Misuse(f"--output {path}: name a .json or a .md file")
     if every_model:
         single = {"--model": model, "--observed": observed, "--clean": clean, "--kernels": kernels, "--paper": paper}
+        single |= {"--perceptual": perceptual, "--features": features}
         given = [option for option, value in single.items() if value]
         if given or every != 1 or protocol != "rgb":
             named = given[0] if given else "--every and --protocol"
@@ -86,10 +92,15 @@ def command(
         raise Misuse("name a model with --model, or measure every shipped one with --all")
     if protocol not in PROTOCOLS:
         raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
+    if (perceptual or PROTOCOLS[protocol].perceptual) not in DISTANCES:
+        raise Misuse(f"unknown distance {perceptual!r}; {nearest(perceptual, list(DISTANCES))}")
+    if perceptual and features is None:
+        raise Misuse("--perceptual needs --features, the folder that holds its weights")
     size = tile_size(tile)
     check_device(device)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
+    distance = None if features is None else DISTANCES[perceptual or PROTOCOLS[protocol].perceptual](features)
     loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise Misuse(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
@@ -108,6 +119,7 @@ def command(
                 model=model,
                 dataset=paper,
                 kernel_of=None if kernels is None else kernel_of,
+                distance=distance,
                 progress=lambda done, total: show(done),
             )
         except DataError:

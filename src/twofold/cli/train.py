@@ -17,7 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.options import DeviceOption, JsonOption, check_device, place
+from twofold.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    MinutesOption,
+    RunOption,
+    SetOption,
+    ShowOption,
+    check_device,
+    place,
+)
 from twofold.contracts import ConfigError, TwofoldError
 from twofold.files import locked
 from twofold.settings import checked, to_yaml
@@ -60,26 +70,19 @@ class Bar:
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file. `list` prints the names.")],
-    data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
-        ),
-    ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set data.batch=4. May be repeated.")
-    ] = None,
+    data: DataOption = Path("."),
+    output: RunOption = None,
+    change: SetOption = None,
     loss: Annotated[
         Path | None, typer.Option(parser=place, help="A loss.yaml that a search wrote, in place of the recipe's loss.")
     ] = None,
     device: DeviceOption = "auto",
-    minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 5.0,
+    minutes: MinutesOption = 5.0,
     stop_after: Annotated[
         float | None,
         typer.Option(min=0, help="Minutes after which the run stops with a checkpoint; exit code 3. Not for judges."),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
+    show: ShowOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Trains a model from a recipe: twofold train list names the shipped ones, --show prints one.

@@ -96,7 +96,8 @@ class Chain:
 
     def from_files(self, root: Path) -> Chain:
         """The same with every step ready. Raises: DataError where files cannot be used."""
-        return replace(self, steps={name: with_files(step, root) for name, step in self.steps.items()})
+        ready: Any = {name: with_files(step, root) for name, step in self.steps.items()}
+        return replace(self, steps=ready)
 
 
 AnyDegradation = Annotated[
@@ -123,9 +124,10 @@ def changed(settings: Mapping[str, Any] | Degradation, changes: Sequence[str], r
     >>> changed(RainStreaks(), ["angle=[0, 0]", "layers=2"], Path())
     RainStreaks(angle=(0.0, 0.0), spread=1.5, length=(15.0, 45.0), ..., layers=2, ...)
     """
+    given: Any = settings
     if not isinstance(settings, Mapping):
-        settings = TypeAdapter(AnyDegradation).dump_python(settings, mode="json")
-    tree = {"degradation": deepcopy(dict(settings))}
+        given = TypeAdapter(AnyDegradation).dump_python(given, mode="json")
+    tree = {"degradation": deepcopy(dict(given))}
     for text in changes:
         change(tree, f"degradation.{text}")
     return with_files(checked(_Chosen, tree, "--set" if changes else "degradation").degradation, root)

@@ -22,11 +22,12 @@ FARTHER = 0.65
 
 
 def uniform_between(generator: torch.Generator, low: float, high: float) -> float:
+    """A number drawn evenly between `low` and `high`."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
 def quantised(images: Tensor) -> Tensor:
-    """Clamped and rounded to the 256 levels of a file of 8 bits, as a float in [0, 1]."""
+    """`(B, C, H, W)` clamped and rounded to the 256 levels of a file of 8 bits, as floats in [0, 1]."""
     return (images.clamp(0, 1) * 255).round() / 255
 
 

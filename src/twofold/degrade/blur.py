@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
-import scipy.io
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ConfigError, Degradation, ImageError, Sample, check_images
+from twofold.contracts import ConfigError, DataError, Degradation, ImageError, Sample, check_images
 from twofold.degrade.additive import GaussianNoise, uniform_between
+from twofold.files import read_matlab
 from twofold.nets.fourier import convolve, crop, psf2otf
 from twofold.settings import Chosen, Range, Rate
 
@@ -114,11 +114,16 @@ LARGEST_KERNEL = 4096**2
 
 
 def read_kernel(path: str | Path) -> Tensor:
-    """A checked kernel `(1, 1, h, w)` from a picture, `.npy`, or text (`.dlm`, `.txt`, `.csv`: one row a line).
+    """A checked kernel `(1, 1, h, w)` from a picture, `.npy`, `.mat` or text (`.dlm`, `.txt`, `.csv`: one row a line).
 
-    Raises: ImageError if the file cannot be read or is no kernel (see `check_kernel`).
+    Raises: ImageError if the file cannot be read, is no kernel (see `check_kernel`) or holds several.
     """
     path = Path(path)
+    if path.suffix == ".mat":
+        found = _matlab_kernels(path)
+        if len(found) > 1:
+            raise ImageError(f"kernel: {path} holds {len(found)} kernels; keep the wanted one in a file of its own")
+        return found[0]
     try:
         if path.suffix == ".npy":
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # checks the size that the header promises
@@ -137,22 +142,44 @@ def read_kernel(path: str | Path) -> Tensor:
     return check_kernel(array)
 
 
+MATLAB_KERNELS = ("kernels", "f", "k", "kernel", "psf", "h")
+"""Names of variables under which `.mat` files keep kernels: a cell array `kernels`, Levin's `f`, and what is usual."""
+
+
+def _matlab_kernels(path: Path) -> tuple[Tensor, ...]:
+    """Those of the first variable in `MATLAB_KERNELS`, or of the only variable there is."""
+    try:
+        variables = read_matlab(path)
+    except DataError as error:
+        raise ImageError(f"kernel: {error}") from error
+    name = next((name for name in MATLAB_KERNELS if name in variables), None)
+    if name is None and len(variables) == 1:
+        (name,) = variables
+    if name is None:
+        raise ImageError(
+            f"kernel: {path} holds no kernel: variables {', '.join(variables) or 'none'}, where one of "
+            f"{', '.join(MATLAB_KERNELS)} is looked for"
+        )
+    return tuple(check_kernel(torch.from_numpy(np.asarray(array, np.float32))) for array in variables[name])
+
+
 def read_kernels(path: str | Path) -> tuple[Tensor, ...]:
-    """Every kernel of a folder, by name; those of a MATLAB file (a cell array `kernels`); or the one of another file.
+    """The different kernels of a folder or of a pattern (`sets/kernel*.png`), by name; those of a `.mat` file; or the
+    one of another file. A kernel that is there several times, as in Levin's 32 files, is kept once.
 
     Raises: ImageError if there is none, or one cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".mat":
-        try:
-            cells = scipy.io.loadmat(path)["kernels"].ravel()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ImageError(f"kernel: {path} holds no cell array `kernels`: {error!r}") from error
-        return tuple(check_kernel(torch.from_numpy(np.asarray(cell, np.float32))) for cell in cells)
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    if "*" in path.name:
+        files = sorted(path.parent.glob(path.name))
     if not files:
-        raise ImageError(f"kernel: {path} is an empty folder; put kernel files there")
-    return tuple(read_kernel(file) for file in files)
+        raise ImageError(f"kernel: {path} holds no files; put kernel files there")
+    different: dict[tuple[tuple[int, ...], bytes], Tensor] = {}
+    for file in files:
+        for kernel in _matlab_kernels(file) if file.suffix == ".mat" else (read_kernel(file),):
+            different.setdefault((tuple(kernel.shape), kernel.numpy().tobytes()), kernel)
+    return tuple(different.values())
 
 
 class Kernels(Protocol):
@@ -189,7 +216,7 @@ class Given:
 
 @dataclass(frozen=True)
 class KernelFiles:
-    """Kernels below a data folder: a folder of kernel files, one such file, or a `.mat` file of several.
+    """Kernels below a data folder: a folder or pattern of kernel files, one such file, or a `.mat` file of several.
 
     path: below the data root. `from_files` reads them; before that they are only named.
     """

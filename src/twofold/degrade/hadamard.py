@@ -222,7 +222,8 @@ def blurred(images: Tensor, deviation: float) -> Tensor:
 
 
 def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
-    """What is seen of a scene through a medium that lets `transmission` pass and adds its own light: x t + A (1 - t).
+    """What is seen of a scene through a medium that lets `transmission` pass and adds its own light: x t + A (1 - t),
+    elementwise.
 
     >>> through(torch.tensor(0.2), torch.tensor(0.5), torch.tensor(0.9))
     tensor(0.5500)

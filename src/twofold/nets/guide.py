@@ -34,6 +34,9 @@ class Guide(nn.Module):
 
     kind: what the map means; a share (rain region) ends in a sigmoid, an amount (noise level, depth) in a softplus.
     stage: the guide also sees the current estimate and gives a new map at every stage of the reconstruction.
+
+    Weights start as He et al. 2015 draw them, without biases. From torch's own start, less than half as large, the map
+    stayed constant for the first 1,600 steps of a small training.
     """
 
     halo = 4
@@ -55,6 +58,10 @@ class Guide(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, 1, 3, padding=1),
         )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, observed: Tensor, current: Tensor | None = None) -> Tensor:
         if self.stage:

@@ -292,6 +292,24 @@ def perceptual_squeeze(features: Path) -> DirectionDistance:
     return DirectionDistance(load_features(SQUEEZENET, features), (1, 5, 10, 12), name="perceptual_squeeze")
 
 
+def lpips_alexnet(folder: Path) -> DirectionDistance:
+    """`lpips` of AlexNet with its weights and `alex.pth` in one folder. Raises: WeightsError."""
+    return lpips(ALEXNET, features=folder, heads=folder / "alex.pth")
+
+
+def lpips_vgg16(folder: Path) -> DirectionDistance:
+    """`lpips` of VGG16 with its weights and `vgg.pth` in one folder. Raises: WeightsError."""
+    return lpips(VGG16, features=folder, heads=folder / "vgg.pth")
+
+
+DISTANCES: dict[str, Callable[[Path], DirectionDistance]] = {
+    "lpips_alexnet": lpips_alexnet,
+    "lpips_vgg16": lpips_vgg16,
+    "perceptual_squeeze": perceptual_squeeze,
+}
+"""Distances that an evaluation can report, by name: each reads its networks from a folder."""
+
+
 def _compared(
     network: FeatureNetwork, layers: Sequence[int], restored: Tensor, clean: Tensor
 ) -> list[tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, check_images
+from twofold.contracts import ImageError, Progress, check_images
 from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
 from twofold.restorers.deconvolution import derivatives
 
@@ -61,7 +61,10 @@ class KernelSearch:
         if self.size < 3 or self.size % 2 == 0:
             raise ImageError(f"kernel size: expected an odd number from 3, got {self.size}")
 
-    def __call__(self, observed: Tensor) -> KernelEstimate:
+    def __call__(self, observed: Tensor, progress: Progress | None = None) -> KernelEstimate:
+        """Of one picture `(1, C, H, W)`. progress: called with (work done, work in all) first and after each round of
+        the search; what it raises ends the search.
+        """
         grey = full_precision(check_images(observed)).mean(1, keepdim=True)
         if len(grey) != 1:
             raise ImageError(f"observed: kernels are estimated from one picture at a time, got {len(grey)}")
@@ -81,6 +84,9 @@ class KernelSearch:
             0.5  # a point would be a fixed point of the search: no blur explains all
         )
         edges = self.edges
+        done, total = 0, self.rounds * sum(size**2 for size in sizes)  # a round costs as the pixels that it sees
+        if progress:
+            progress(done, total)
         for size in reversed(sizes):
             factor = size / self.size
             scaled, usable = grey, valid
@@ -92,6 +98,9 @@ class KernelSearch:
                 sharp, target = self._edges(scaled, usable, kernel, edges)
                 kernel = centre(tidy(fit_kernel(sharp, target, size, self.smooth)))
                 edges = max(edges / 1.1, 1e-4)  # first only the strongest edges, which are the surest
+                done += size**2
+                if progress:
+                    progress(done, total)
         halves = torch.chunk(torch.arange(grey.shape[-1]), 2)
         left, right = (
             tidy(fit_kernel(sharp[..., columns], target[..., columns], self.size, self.smooth)) for columns in halves

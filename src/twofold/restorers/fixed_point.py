@@ -158,7 +158,7 @@ class RainLayers(FixedPointRestorer):
 
 
 class RidgeDenoiser(nn.Module):
-    """x ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
+    """x `(B, C, H, W)` ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
 
     Each layer is a gradient step of length 1 on the convex prior Σ h_t((W x)_i), h_t Huber's function of slope at most
     t, with ‖W‖ ≤ 1: firmly non-expansive. Shallow, so weaker than a deep network without a certificate; and stronger

@@ -204,6 +204,7 @@ class SupernetSpec(Settings):
     checkpointed: bool = False
 
     def build(self, cell: Cell) -> HadamardNet:
+        """The network with the modules that `cell` puts at its places."""
         return HadamardNet(
             cell,
             width=self.width,

@@ -60,7 +60,7 @@ from twofold.solve.second_order import CentralDifference, Cross, Exact, ForwardD
 from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
 from twofold.solve.strategies import FirstOrder, OneStepUnrolled, ThroughFixedPoint, Truncated, Unrolled
-from twofold.solve.streams import Calls, FiniteSum, Method, Polynomial, Stream, Turn, descend, minibatches, whole
+from twofold.solve.streams import Calls, FiniteSum, Iteration, Method, Polynomial, Stream, descend, minibatches, whole
 from twofold.solve.value_function import ValueFunction
 
 __all__ = [
@@ -112,6 +112,7 @@ __all__ = [
     "Hypergradient",
     "Implicit",
     "Iterated",
+    "Iteration",
     "KrasnoselskiiMann",
     "LinearMap",
     "Linearised",
@@ -151,7 +152,6 @@ __all__ = [
     "ThroughFixedPoint",
     "Truncated",
     "TruncatedAdjoint",
-    "Turn",
     "Unrolled",
     "UnrolledAdjoint",
     "ValueFunction",

@@ -32,7 +32,8 @@ from twofold.solve.second_order import EXACT, Cross, Products
 
 
 class HessianSolver(Protocol):
-    """Solves (A + ridge) v = b, given v ↦ A v. tolerance: of ‖b − (A + ridge) v‖ / ‖b‖, which the caller checks."""
+    """Solves (A + ridge) v = b, given v ↦ A v, on trees like b. tolerance: of ‖b − (A + ridge) v‖ / ‖b‖, which `Damped`
+    checks."""
 
     @property
     def tolerance(self) -> float: ...
@@ -141,7 +142,7 @@ FULL_HESSIAN = FullHessian()
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """Jᵀ (∇² of the loss in the network's outputs) J, J the Jacobian of the outputs in u (Schraudolph 2002, eq. 4): the
+    """Jᵀ (∇² of the loss in the network's outputs) J, J the Jacobian of the outputs in u (Schraudolph 2002): the
     Hessian without the curvature of the network, positive semi-definite for a convex loss.
 
     outputs: (upper parameters, lower parameters) → a tensor or a tree of them. loss: (upper parameters, outputs) →

@@ -39,8 +39,12 @@ class Bilevel(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """minimises_lower: whether its rest points are the stationary points of the lower loss, which implicit
-    gradients need."""
+    """How the lower level moves.
+
+    begin: parameters → the first state. step: (problem, k = 0, 1, …, upper parameters, state) → the next state, of the
+    same structure. params: the lower parameters in a state. replace: the state with other ones. minimises_lower:
+    whether its rest points are the stationary points of the lower loss, which implicit gradients need.
+    """
 
     @property
     def minimises_lower(self) -> bool: ...

@@ -20,9 +20,9 @@ from twofold.solve.solvers import Solution, Solver, iterate
 
 @dataclass(frozen=True)
 class PhantomGradient:
-    """Solves without a graph, then takes `last` damped steps u ← u + damping (T(u) − u) with one (Geng et al. 2021, eq.
-    8): Neumann's series of `last` terms for the damped operator, whose Jacobian I + damping (J − I) contracts where J's
-    real parts are below 1, though J itself may not.
+    """Solves without a graph, then takes `last` damped steps u ← u + damping (T(u) − u) with one (Geng et al. 2021):
+    Neumann's series of `last` terms for the damped operator, whose Jacobian I + damping (J − I) can contract where J
+    does not: for eigenvalues of J with real parts below 1 and a small enough damping.
 
     damping: in (0, 1]; 1 is `TruncatedAdjoint`. The gradient is biased by what `last` steps leave: (1 − damping (1 −
     λ))^last on an eigenvector of J of eigenvalue λ. The start gets no gradient.
@@ -52,7 +52,7 @@ class PhantomGradient:
 
 def jacobian_penalty(operator: Operator, at: State, *, generator: torch.Generator, samples: int = 1) -> Tensor:
     """An unbiased estimate of ‖J‖²_F / n, J the Jacobian of the operator at a state of n numbers (Bai, Koltun and
-    Kolter 2021, eq. 3): the mean of ‖εᵀJ‖² / n over random normal ε. Added to a loss with a small weight it keeps
+    Kolter 2021): the mean of ‖εᵀJ‖² / n over random normal ε. Added to a loss with a small weight it keeps
     solves short.
 
     at: the solution, taken as constant. generator: of ε, on the CPU. samples: vectors drawn; one product each. The

@@ -41,7 +41,7 @@ class Penalised(NamedTuple):
 
 @dataclass(frozen=True)
 class F2SA:
-    """Fully first-order stochastic approximation (Kwon et al. 2023, algorithm 1), with z for their y and y for their z:
+    """Fully first-order stochastic approximation (F²SA, Kwon et al. 2023), with z for their y and y for their z:
 
         y ← y − γ_k ∇_u f(w, y)                               `inner` times, each with a draw of its own
         z ← z − γ_k (∇_u f(w, z) + ∇_u F(w, z)/λ_k)
@@ -106,7 +106,7 @@ class Recursive(NamedTuple):
 
 @dataclass(frozen=True)
 class F3SA:
-    """`F2SA` with momentum that corrects itself (Kwon et al. 2023, algorithm 2): each gradient is estimated by
+    """`F2SA` with momentum that corrects itself (F³SA, Kwon et al. 2023): each gradient is estimated by
 
         h_k = ∇(x_k; draw_k) + (1 − η_k) (h_{k−1} − ∇(x_{k−1}; draw_k)),
 
@@ -187,7 +187,7 @@ class _JointSteps:
 
 @dataclass(frozen=True)
 class BOME(_JointSteps):
-    """Bilevel optimisation made easy (Liu, Ye, Wright, Stone and Liu 2022, eq. 5 to 7 and algorithm 1): with
+    """Bilevel optimisation made easy (Liu, Ye, Wright, Stone and Liu 2022): with
     q(w, u) = f(w, u) − f(w, u_T), u_T being `inner` gradient steps from u and held constant,
 
         (w, u) ← (w, u) − s_k (∇F + λ_k ∇q),    λ_k = max(0, (control ‖∇q‖² − ⟨∇F, ∇q⟩) / ‖∇q‖²):
@@ -237,7 +237,7 @@ class BOME(_JointSteps):
 
 @dataclass(frozen=True)
 class PBGD(_JointSteps):
-    """Penalty-based bilevel gradient descent with the value gap (Shen and Chen 2023, V-PBGD, algorithm 1):
+    """Penalty-based bilevel gradient descent with the value gap (V-PBGD, Shen and Chen 2023):
 
         y ← y − γ ∇_u f(w, y)                                                 `inner` times, from the last y
         (w, u) ← (w, u) − s_k (∇F(w, u) + λ (∇f(w, u) − (∇_w f(w, y), 0)))

@@ -93,7 +93,7 @@ class Settled:
 SETTLED = Settled()
 
 
-class AtMinimum(ABC):
+class _AtMinimum(ABC):
     """What the two strategies share: `steps` lower steps, then ∇²f v = ∂_u F at the parameters reached, after checking
     that the implicit function theorem applies there."""
 
@@ -106,6 +106,7 @@ class AtMinimum(ABC):
         require_dynamics(type(self).__name__, self.steps, self.dynamics)
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        """As `Strategy`."""
         require_minimising(type(self).__name__, self.dynamics)
         lower = run.advance(self.dynamics, upper, lower, self.steps)
         value, direct, b = run.upper_gradients(upper, lower)
@@ -131,7 +132,7 @@ class AtMinimum(ABC):
 
 
 @dataclass(frozen=True)
-class Neumann(AtMinimum):
+class Neumann(_AtMinimum):
     """The gradient at the lower minimum, ∂_w F − ∂_w ⟨∇_u f, v⟩ with v = s Σ_{i ≤ terms} (I − s ∇²f)ⁱ ∂_u F.
 
     steps, dynamics: how the minimum is approached first; 0 steps trust the parameters given. step_size: s,
@@ -192,7 +193,7 @@ class Neumann(AtMinimum):
 
 
 @dataclass(frozen=True)
-class ConjugateGradient(AtMinimum):
+class ConjugateGradient(_AtMinimum):
     """The gradient at the lower minimum, with ∇²f v = ∂_u F solved by conjugate gradients: no step size, few
     products.
 

@@ -26,7 +26,7 @@ from twofold.solve.params import SolveError, State, axpy, dot, minus, norm, scal
 
 def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: float) -> CGResult:
     """Solves A x = b for a symmetric A, definite or not, until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: the
-    minimum residual method (Paige and Saunders 1975, section 6), by Lanczos vectors and plane rotations.
+    minimum residual method (Paige and Saunders 1975), by Lanczos vectors and plane rotations.
 
     For a singular A whose range holds b it finds a solution; otherwise the residual stalls, and says so. The residual
     returned is computed from x once more, not carried along.
@@ -69,7 +69,7 @@ def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: 
 
 def gmres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: float, restart: int = 30) -> CGResult:
     """Solves A x = b for any A until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: generalised minimum residuals
-    (Saad and Schultz 1986, algorithm 4), with Arnoldi's vectors made orthogonal twice.
+    (Saad and Schultz 1986), with Arnoldi's vectors made orthogonal twice.
 
     restart: vectors kept, each as large as b; then it starts anew from what it has, which for an indefinite A may
     stall. Prefer `minres` where A is symmetric.
@@ -143,7 +143,7 @@ def nystrom(
     apply: Callable[[State], State], like: State, *, rank: int, ridge: float, generator: torch.Generator
 ) -> Nystrom:
     """The Nyström approximation of a symmetric positive semi-definite A from products with `rank` random vectors
-    (Frangella, Tropp and Udell 2023, algorithm 2.1; for hypergradients Hataya and Yamada 2023, eq. 6, with columns).
+    (Frangella, Tropp and Udell 2023; for hypergradients Hataya and Yamada 2023, with columns).
 
     like: a tree with the structure of A's argument. ridge: of the inverse. generator: of the vectors. The error is
     about the sum of the eigenvalues that `rank` leaves out: use it where few are large, with a ridge above the rest.
@@ -183,7 +183,7 @@ def nystrom(
 
 def refined(apply: Callable[[State], State], b: State, rough: Nystrom, *, steps: int, tolerance: float) -> CGResult:
     """Solves A x = b for a positive definite A by conjugate gradients preconditioned with a Nyström approximation
-    (Frangella, Tropp and Udell 2023, algorithm 5.1), until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent. With 0
+    (Frangella, Tropp and Udell 2023), until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent. With 0
     steps x is `rough.solve(b)`.
 
     apply: A with its ridge, which is `rough.ridge`.

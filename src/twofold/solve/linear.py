@@ -35,7 +35,8 @@ class LinearMap(NamedTuple):
 
 
 class Metric(Protocol):
-    """G, symmetric positive definite, on states. floor: a positive lower bound of its smallest eigenvalue."""
+    """G, symmetric positive definite, on states of one structure. floor: a positive lower bound of its smallest
+    eigenvalue. apply: v ↦ G v. solve: v ↦ G⁻¹ v; both keep structure and shapes."""
 
     @property
     def floor(self) -> Number: ...

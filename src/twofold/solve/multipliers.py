@@ -171,10 +171,12 @@ class PDHG:
 
     @property
     def step(self) -> Number:
+        """τ."""
         return self.fraction**0.5 * self.ratio / self.linear.norm
 
     @property
     def dual_step(self) -> Number:
+        """σ."""
         return self.fraction**0.5 / (self.ratio * self.linear.norm)
 
     @property

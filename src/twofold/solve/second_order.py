@@ -27,7 +27,11 @@ from twofold.solve.params import (
 
 
 class Products(Protocol):
-    """Second derivatives of the lower loss at one point: ∇_u f, v ↦ ∇²_uu f v, v ↦ ∂_w ⟨∇_u f, v⟩."""
+    """Second derivatives of the lower loss f at one point (w, u).
+
+    gradient: ∇_u f, a tree like u. hessian: v ↦ ∇²_uu f v, both like u. mixed: v like u ↦ ∂_w ⟨∇_u f, v⟩, one tensor
+    for each tensor of w; SolveError where f's gradient does not depend on w.
+    """
 
     def gradient(self) -> State: ...
     def hessian(self, v: State) -> State: ...
@@ -35,6 +39,8 @@ class Products(Protocol):
 
 
 class Cross(Protocol):
+    """How products with second derivatives are taken. at: makes them at a point; run counts the evaluations."""
+
     def at(self, run: Evaluator, w: State, u: State) -> Products: ...
 
 
@@ -60,7 +66,7 @@ EXACT = Exact()
 
 @dataclass(frozen=True)
 class CentralDifference:
-    """(∇f(u + εv) − ∇f(u − εv)) / 2ε with ε = radius / ‖v‖ (Liu, Simonyan and Yang 2019, eq. 8): two gradients,
+    """(∇f(u + εv) − ∇f(u − εv)) / 2ε with ε = radius / ‖v‖ (Liu, Simonyan and Yang 2019): two gradients,
     no graph.
 
     radius: how far the lower parameters are moved, in the Euclidean norm; None takes the cube root of the precision,
@@ -204,7 +210,8 @@ class _ForwardProducts:
 
 
 def require_mixed(found: list[Tensor | None]) -> None:
-    """Raises SolveError where every slope is None: the lower level does not depend on the upper parameters.
+    """Raises SolveError where every slope (tensors of any shape) is None: the lower level does not depend on the upper
+    parameters.
 
     >>> require_mixed([None])
     Traceback (most recent call last):

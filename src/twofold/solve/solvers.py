@@ -56,14 +56,24 @@ class NotConverged(SolveError):
 
 
 class Solver(Protocol):
-    """How to step. `advance` gets u, T(u), the residual and whatever it returned last time (at first None)."""
+    """How to step, and when to stop: after `steps`, or at a residual of tolerance ‖u‖ + absolute.
+
+    advance: (u, T(u), their distance `(B,)` or `()`, what it returned last time beside the state, at first None) → the
+    next state, like u, and what it is to get next time.
+    """
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Most evaluations of T that an iterate may take."""
+
     @property
-    def tolerance(self) -> float: ...
+    def tolerance(self) -> float:
+        """Of the residual, relative to ‖u‖; 0 takes every step."""
+
     @property
-    def absolute(self) -> float: ...
+    def absolute(self) -> float:
+        """Added to the relative tolerance."""
+
     def advance(self, u: State, image: State, residual: Tensor, memory: Any) -> tuple[State, Any]: ...
 
 

@@ -1,7 +1,7 @@
 """Stochastic bilevel descent with Hessian-vector products: mini-batches on both levels, no inner solve to the end.
 
 All of them follow three variables, the lower parameters u, the upper ones w, and the solution v of ∇²_uu f v = ∇_u F
-(Dagréou et al. 2022, eq. 3), along
+(Dagréou et al. 2022), along
 
     D_u = ∇_u f,    D_v = ∇²_uu f v − ∇_u F,    D_w = ∇_w F − ∇²_wu f v,
 
@@ -47,12 +47,12 @@ class Three(NamedTuple):
 
 @dataclass(frozen=True)
 class SOBA:
-    """Stochastic bilevel algorithm (Dagréou et al. 2022, algorithm 1 with eq. 5): u, v and w each take one
+    """Stochastic bilevel algorithm (Dagréou et al. 2022): u, v and w each take one
     stochastic gradient step at the same draw, u and v with ρ_k, w with γ_k.
 
     lower_step: ρ_k, below 2 / curvature of every batch. upper_step: γ_k, small beside ρ_k. With noise both must fall:
     ρ_k ∝ k^−2/5 and γ_k ∝ k^−3/5 there. averaging: θ_k in (0, 1], the weight of the newest D_w in a running mean along
-    which w moves (MA-SOBA, Chen, Xiao and Balasubramanian 2023, eq. 5); None moves along D_w itself.
+    which w moves (MA-SOBA, Chen, Xiao and Balasubramanian 2023); None moves along D_w itself.
 
     >>> from itertools import islice
     >>> import torch
@@ -108,9 +108,9 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class SABA:
-    """`SOBA` with the variance reduction of SAGA (Dagréou et al. 2022, section 3.3): every direction is
+    """`SOBA` with the variance reduction of SAGA (Dagréou et al. 2022): every direction is
     new − old + mean, over tables with one entry a batch, so constant steps converge, linearly where φ satisfies the
-    Polyak-Łojasiewicz inequality (there, theorem 4).
+    Polyak-Łojasiewicz inequality (shown there).
 
     It asks for a `FiniteSum`. Memory: (2 |u| + |w|) for each lower batch, |u| + |w| for each upper one. The tables are
     filled at the start, one pass over all batches.
@@ -164,7 +164,7 @@ class SABA:
 
 @dataclass(frozen=True)
 class AmIGO:
-    """Amortised implicit gradient optimisation (Arbel and Mairal 2022, algorithm 1): `inner` steps of u, then `linear`
+    """Amortised implicit gradient optimisation (Arbel and Mairal 2022): `inner` steps of u, then `linear`
     stochastic gradient steps of ½ ⟨v, ∇²f v⟩ − ⟨∇_u F, v⟩, both from where the last iteration left them, then one
     step of w; every step has a draw of its own.
 
@@ -209,7 +209,7 @@ class AmIGO:
 
 @dataclass(frozen=True)
 class StocBiO:
-    """Stochastic bilevel optimiser (Ji, Yang and Liang 2021, algorithm 2 and eq. 6): `inner` steps of u, then
+    """Stochastic bilevel optimiser (Ji, Yang and Liang 2021): `inner` steps of u, then
     v = η Σ_{q ≤ terms} Π (I − η ∇²f) ∇_u F with another draw in every factor, then one step of w.
 
     lower_step: of u. series_step: η, below 1 / curvature of every batch. upper_step: of w. The truncated series biases

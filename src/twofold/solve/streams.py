@@ -97,6 +97,7 @@ class FiniteSum:
 
     @property
     def whole(self) -> Bilevel:
+        """The problem that the draws stand for: the means of all parts."""
         return Bilevel(_mean(self.uppers), _mean(self.lowers))
 
 
@@ -184,6 +185,7 @@ class Draws:
         yield from (self._counted(Bilevel(loss, self.stream.lowers[0])) for loss in self.stream.uppers)
 
     def calls(self) -> Calls:
+        """What has been computed so far."""
         self._before = Calls(
             self._before.upper_gradients + sum(run.upper_evaluations for run in self._runs),
             self._before.lower_gradients + sum(run.lower_evaluations for run in self._runs),
@@ -201,17 +203,18 @@ class Draws:
 
 
 class Method(Protocol):
-    """A single loop over draws. Its memory is a NamedTuple with `upper` and `lower`, and is never changed in place."""
+    """A single loop over draws. begin: the first memory, from both levels' parameters. step: the memory after iteration
+    k = 0, 1, …. A memory is a NamedTuple with `upper` and `lower`, and is never changed in place."""
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Any: ...
     def step(self, draws: Draws, k: int, memory: Any) -> Any: ...
 
 
-class Turn(NamedTuple):
+class Iteration(NamedTuple):
     """One iteration of a single loop. number: from 0. upper_params, lower_params: after it. calls: since the start.
     memory: all that the method goes on from.
 
-    >>> Turn(0, torch.tensor(1.0), torch.tensor(2.0), Calls(1, 1, 0, 1), None).calls.draws
+    >>> Iteration(0, torch.tensor(1.0), torch.tensor(2.0), Calls(1, 1, 0, 1), None).calls.draws
     1
     """
 
@@ -229,7 +232,7 @@ def descend(
     lower_params: State,
     *,
     project: Callable[[State], State] | None = None,
-) -> Iterator[Turn]:
+) -> Iterator[Iteration]:
     """The iterations of a single-loop method, without end: take as many as you like.
 
     stream: the problems, one a draw; `whole(problem)` for one problem without mini-batches, a `FiniteSum` for data.
@@ -259,7 +262,7 @@ def descend(
                     f"iteration {number} of {type(method).__name__} made the {name} parameters infinite or NaN: "
                     "a step exceeds 2 / curvature, or a loss is not finite there; take smaller steps"
                 )
-        yield Turn(number, memory.upper, memory.lower, draws.calls(), memory)
+        yield Iteration(number, memory.upper, memory.lower, draws.calls(), memory)
         number += 1
 
 

@@ -51,6 +51,7 @@ class Genotype:
 
     @property
     def units(self) -> int:
+        """How many Hadamard units there are."""
         return len(self.groups) - 2
 
     @property
@@ -96,9 +97,11 @@ class Genotype:
         return cell
 
     def to_json(self) -> str:
+        """As text that `from_json` reads."""
         return json.dumps({"ops_per_branch": self.ops_per_branch, "groups": self.groups}, indent=1)
 
     def write(self, path: Path) -> None:
+        """As a file that recipes name."""
         write_text(path, self.to_json() + "\n")
 
     @classmethod

@@ -23,6 +23,7 @@ from twofold.train import checkpoint
 from twofold.train.schemes import Report, Scheme, load_state, state_of
 
 DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
+Tensors = tuple[Tensor, ...] | list[Tensor]
 Validate = Callable[[int, nn.Module], dict[str, float]]  # (steps done, restorer in evaluation mode) → scores
 
 
@@ -33,7 +34,7 @@ def average_of(module: nn.Module, decay: float) -> AveragedModel:
     averaged: they are those of the module.
     """
 
-    def follow(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    def follow(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         n = int(updates)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
