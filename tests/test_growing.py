@@ -68,7 +68,7 @@ assert PROTOCOLS["rgb-inside"].score(restored, clean).psnr.item() > 50 > PROTOCO
         2,
         [
             Edit("degrade/additive.py", END, "CODE"),
-            Edit("data/degradations.py", " | Underwater,", " | Underwater | Veil,"),
+            Edit("data/degradations.py", " | Chain,", " | Chain | Veil,"),
             Edit("data/degradations.py", "SaltAndPepper, streak_layers", "SaltAndPepper, Veil, streak_layers"),
         ],
         """

@@ -337,7 +337,7 @@ def load(
     place = _device(device)
     named = runtime not in ("auto", "torch")
     if named:
-        runtimes.check_runtime(runtime)
+        runtimes.require_runtime(runtime)
         if place.type != "cpu":
             raise TwofoldError(f"runtime {runtime} computes on the processor; take device cpu, got {place}")
         if precision == "exact":
