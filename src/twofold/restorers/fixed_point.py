@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import Guidance, ImageError, Restored
+from twofold.contracts import ImageError, Inputs, Restored, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
-from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
+from twofold.nets.fourier import Border, DataProx, EdgeTaper, crop, full_precision, margin
+from twofold.nets.lipschitz import conv_norm_every_size
 from twofold.solve import (
     Adjoint,
     Ball,
     Blocks,
     Blockwise,
     Compose,
-    DataProx,
     DenoiserStep,
     KrasnoselskiiMann,
     LinearisedADMM,
@@ -37,14 +37,12 @@ from twofold.solve import (
     Scaled,
     Solver,
     State,
-    SumProx,
     UnrolledAdjoint,
-    conv_norm_every_size,
     fixed_point,
     soft_threshold,
     unit_interval,
 )
-from twofold.solve.linear import metric_norm
+from twofold.solve.linear import Number, metric_norm, require_within
 from twofold.solve.params import over
 
 
@@ -62,18 +60,16 @@ class Problem(NamedTuple):
     project: Callable[[State], State] | None = None
 
 
-class FixedPointRestorer(nn.Module, ABC):
+class FixedPointRestorer(nn.Module, Restorer):
     """observed `(B, C, H, W)` → the picture at the fixed point, with the solve's `Solution` as the report.
+
+    It has no halo: the iteration carries what one pixel knows across the whole picture.
 
     solver: how far and how the iteration runs; T is averaged here, so Picard's iteration (relaxation 1) is right.
     adjoint: how a gradient passes through it, where one is asked for. Neither holds weights: change them at any time.
     """
 
-    kind = None
-    halo: int | None = None  # the iteration carries what one pixel knows across the whole picture
-    multiple = 1
-    channels = 3
-    takes_kernel = False
+    forward = Restorer.__call__
     solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
     adjoint: Adjoint = UnrolledAdjoint()
 
@@ -81,23 +77,8 @@ class FixedPointRestorer(nn.Module, ABC):
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         """The operator holds the weights: what it computes can be differentiated in them."""
 
-    def context(self, observed: Tensor) -> None:
-        """None: the image is restored whole."""
-
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
-        """None: there is no guide."""
-
-    def forward(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is not None:
-            raise TypeError("this model takes no guidance")
-        problem = self.problem(observed, kernel)
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        problem = self.problem(observed, inputs.kernel)
         # How far the iteration came is part of the answer: an image short of the tolerance is still an image.
         solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint, throw=False)
         return Restored(problem.image(solution.value), report=solution)
@@ -272,6 +253,30 @@ def bounded(u: State) -> State:
     return over(lambda x: x.clamp(-1, 2), u)
 
 
+@dataclass(frozen=True, eq=False)
+class SumProx:
+    """The proximal step of ½‖observed − Σ layers‖²: every layer takes an equal share of what is missing.
+
+    Non-expansive, with a Lipschitz constant of exactly 1: what moves between layers does not change their sum.
+
+    observed: `(B, C, H, W)`, the state a tuple of m such layers. penalty: ρ > 0; the share is 1 / (ρ + m).
+
+    >>> SumProx(torch.full((1, 1), 4.0), penalty=2.0)((torch.zeros(1, 1), torch.zeros(1, 1)))
+    (tensor([[1.]]), tensor([[1.]]))
+    """
+
+    observed: Tensor
+    penalty: Number
+
+    def __post_init__(self) -> None:
+        require_within(self.penalty, low=0, name="penalty")
+
+    def __call__(self, layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        missing = self.observed - sum(layers[1:], start=layers[0])
+        share = missing / (self.penalty + len(layers))
+        return tuple(layer + share for layer in layers)
+
+
 class RainLayers(FixedPointRestorer):
     """Two layers, u = (picture, rain): T = denoisers of each layer ∘ prox of ½‖observed − picture − rain‖².
 
@@ -298,7 +303,7 @@ class RainLayers(FixedPointRestorer):
 
 
 class RidgeDenoiser(nn.Module):
-    """x ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
+    """x `(B, C, H, W)` ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
 
     Each layer is a gradient step of length 1 on the convex prior Σ h_t((W x)_i), h_t Huber's function of slope at most
     t, with ‖W‖ ≤ 1: firmly non-expansive. Shallow, so weaker than a deep network without a certificate; and stronger

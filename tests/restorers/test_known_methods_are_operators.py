@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.nets.fourier import Circular
+from twofold.nets.fourier import Circular, DataProx
 from twofold.restorers.fixed_point import Deconvolution, RidgeDenoiser
 from twofold.solve import (
     Compose,
-    DataProx,
     DenoiserStep,
     LinearisedADMM,
     LinearMap,
