@@ -39,8 +39,6 @@ TARGETS = (1e-1, 1e-2, 1e-3)
 
 
 TUNING_SEED = 1000
-BUDGETS = {"quadratics": 150.0, "regularisation": 450.0, "cleaning": 150.0}
-"""Gradients and products, passes over the samples: few enough that the methods differ at the end."""
 
 
 class Point(NamedTuple):
@@ -146,7 +144,7 @@ def compare(name: str, seeds: int, budget: float, names: list[str]) -> dict[str,
             ends.append((seen[-1], runs[k][-1][0].upper))
         best.append(min(reference(case, min(ends, key=lambda end: end[0])[1]), *(min(v[k]) for v in values.values())))
     first = [case.value(case.upper) for case in cases]
-    result: dict[str, Any] = {"budget": budget, "skipped": skipped, "methods": {}}
+    result: dict[str, Any] = {"skipped": skipped, "methods": {}}
     for method, runs in followed.items():
         curves = []
         for k, run_ in enumerate(runs):
@@ -223,7 +221,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("--pictures", type=Path, help="the folder of bilevel-PROBLEM.png")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--budget", type=float, help="gradients and products, passes over the samples; else by problem")
+    parser.add_argument("--budget", type=float, default=150.0, help="gradients and products, passes over the samples")
     parser.add_argument("--problem", choices=list(CASES), action="append")
     parser.add_argument("--method", action="append", default=[])
     chosen = parser.parse_args()
@@ -236,12 +234,13 @@ def main() -> None:
             found["skipped"][name] = "scikit-learn is not installed"
             continue
         found["skipped"].pop(name, None)
-        found["problems"][name] = compare(name, chosen.seeds, chosen.budget or BUDGETS[name], chosen.method)
+        found["problems"][name] = compare(name, chosen.seeds, chosen.budget, chosen.method)
         if chosen.pictures:
             draw(name, found["problems"][name], chosen.pictures / f"bilevel-{name}.png")
     installed = [peer for peer in ("torchopt", "higher", "jaxopt", "jax", "scikit-learn") if _version(peer)]
     found["settings"] = {
         "seeds": chosen.seeds,
+        "budget": chosen.budget,
         "parts": PARTS,
         "torch": torch.__version__,
         "peers": {peer: _version(peer) for peer in installed},

@@ -111,7 +111,7 @@ def regularisation(seed: int) -> Case:
     sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 512, 512 // PARTS), seed, problem)
     start = torch.full((64,), -3.0, dtype=DOUBLE), torch.zeros(64, dtype=DOUBLE)
     data = x[fit], y[fit], x[held], y[held]
-    smoothness, steps = 1.5 * curvature + 0.3, (1000.0, 300.0, 100.0, 30.0, 10.0)
+    smoothness, steps = 1.5 * curvature + 0.3, (300.0, 100.0, 30.0, 10.0)
     return Case("regularisation", data, sums, *start, smoothness, known, settle, steps)
 
 
@@ -153,7 +153,7 @@ def cleaning(seed: int) -> Case:
     sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 256, 256 // PARTS), seed, problem)
     start = torch.zeros(256, dtype=DOUBLE), torch.zeros(170, dtype=DOUBLE)
     data = x[fit], label, x[held], digit[held]
-    return Case("cleaning", data, sums, *start, curvature + DECAY, None, settle, (3000.0, 1000.0, 300.0, 100.0, 30.0))
+    return Case("cleaning", data, sums, *start, curvature + DECAY, None, settle, (1000.0, 300.0, 100.0, 30.0))
 
 
 CASES = {"quadratics": quadratics, "regularisation": regularisation, "cleaning": cleaning}

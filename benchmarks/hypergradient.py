@@ -309,6 +309,8 @@ def unrolled_table(result: dict[str, Any]) -> str:
     found = result["unrolled"]
     body = []
     for key, name in ways.items():
+        if not all(key in facts["seconds"] for facts in found.values()):
+            continue
         line = [name]
         for facts in found.values():
             ratio = facts["seconds"][key] / facts["seconds"]["torchopt"]

@@ -26,7 +26,7 @@ from paper_c_codes import patches, patches_table, sparse, sparse_table
 from paper_c_joint import joint, joint_table
 from paper_c_pictures import deconvolution, rain, rain_shallow, ways_table
 from paper_c_training import Photos, photos
-from twofold.solve import Harmonic, aggregated_step, metric_of
+from twofold.solve import Harmonic, aggregated_step
 
 
 def minimum(
@@ -37,9 +37,7 @@ def minimum(
     def phi(x: Tensor) -> Tensor:
         y, leads = x.new_zeros(sizes[1]), Harmonic(how["first"])
         for k in range(how["steps"]):
-            y = aggregated_step(
-                lambda v: follow(x, v), lambda v: upper(x, v), y, mu=how["mu"], step=leads(k), metric=metric_of(follow)
-            )
+            y = aggregated_step(lambda v: follow(x, v), lambda v: upper(x, v), y, mu=how["mu"], step=leads(k))
         return upper(x, y)
 
     zero = torch.zeros(sizes[0], dtype=torch.float64)
@@ -71,14 +69,14 @@ def counter(_: Photos, out: Path, seed: int) -> dict[str, Any]:
                 mu=mu,
             )
             row |= {way: round(float(x[0]), 4), f"upper_loss_{way}": loss}
-            _, loss = minimum(
+            loss = minimum(
                 lambda x, y: y - length * A.mT @ (A @ y - x),
                 lambda x, y: 0.5 * (y - c).square().sum(),
                 (3, 8),
                 first=0.5,
                 steps=steps,
                 mu=mu,
-            )
+            )[1]
             row[f"random_upper_loss_{way}"] = loss
         facts[str(steps)] = row
     print("counter:", facts, flush=True)
