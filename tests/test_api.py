@@ -250,7 +250,6 @@ def test_an_infinite_depth_is_refused(tmp_path: Path) -> None:
         (torch.zeros(2, 4, 4), "channels, got 2"),
         (torch.zeros(1, 4, 4, 4), "channels, got 4"),
         (torch.zeros(4, 4), r"\(B, C, H, W\)"),
-        (torch.zeros(2, 3, 4, 4), "batch of 2"),
         ("nowhere.png", "no such file"),
         (np.full((4, 4, 3), 200.0), "grey levels; divide by 255"),
     ],
