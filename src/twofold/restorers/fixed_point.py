@@ -241,7 +241,8 @@ def neighbours_power(like: Tensor) -> Tensor:
     height, width = like.shape[-2:]
     down = (math.pi * torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)).sin().square()
     across = (math.pi * torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)).sin().square()
-    return 4 * (down[:, None] + across)
+    power: Tensor = 4 * (down[:, None] + across)
+    return power
 
 
 def bounded(u: State) -> State:

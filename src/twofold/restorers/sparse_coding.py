@@ -142,7 +142,8 @@ class LearnedALM(nn.Module):
             error = (signals.norm(dim=1) + self.spectrum.max().sqrt() * code) / c
             multiplier = math.sqrt(signals.shape[1]) / scales.min()
             longest = (scales * (self.spectrum + c**2).sqrt()).max() / 0.99**0.5  # 1 / √step of `LinearisedALM`
-            return (longest**2 * (code**2 + error**2) + multiplier**2).sqrt()
+            length: Tensor = (longest**2 * (code**2 + error**2) + multiplier**2).sqrt()
+        return length
 
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
         T, u = self.operator(signals), self.start(signals)
