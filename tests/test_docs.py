@@ -27,7 +27,7 @@ def test_the_page_on_bilevel_meta_optimization_judges_every_claim() -> None:
     """Six claims, the fourth in halves, its second half for each baseline."""
     page = (ROOT / "docs" / "bmo.md").read_text()
     verdict = r"(?:\*\*)?(?:holds|does not hold|undecided|does not converge for \d of \d seeds)"
-    judged = re.findall(rf"^\| (\w+) \| [^|]*(?:\|(?! {verdict})[^|]*)*\| {verdict}", page, flags=re.MULTILINE)
+    judged = re.findall(rf"^\| (\w+) \| [^|]+ \| {verdict}[^|]* \|", page, flags=re.MULTILINE)
     assert sorted(set(judged)) == ["1", "2", "3", "4a", "4b", "5", "6"]
 
 
