@@ -67,7 +67,7 @@ WAYS = {
     "one step, ω settled": Way(OneStepUnrolled(0.03), 30, 0.2, 40),
     "20 unrolled steps": Way(Unrolled(20, FAST), 30, 0.2),
     "implicit (CG)": Way(ConjugateGradient(40, FAST, iterations=60, tolerance=1e-2), 30, 0.2),
-    "value function": Way(ValueFunction(1e3, 80, FAST, tolerance=0.5), 30, 0.2),
+    "value function": Way(ValueFunction(300.0, 60, FAST, tolerance=0.5), 30, 0.2),
 }
 
 

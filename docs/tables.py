@@ -32,6 +32,7 @@ BENCHMARKS = (
     "hadamard_maps",
     "hypergradient",
     "large",
+    "loss_strategies",
     "paper_a",
     "paper_b",
     "paper_c",
