@@ -29,6 +29,7 @@ BENCHMARKS = (
     "convergence",
     "gkm",
     "guidance",
+    "hadamard_guided",
     "hadamard_maps",
     "hypergradient",
     "large",
