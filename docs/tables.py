@@ -37,6 +37,7 @@ BENCHMARKS = (
     "paper_a",
     "paper_b",
     "paper_c",
+    "peers_tables",
     "restore",
     "searches",
     "shipped",

@@ -36,11 +36,16 @@ class Files(Shape):
     """A pair of picture files, as `twofold.data.pairs.Pair`; read in its turn: a broken one costs only itself."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the pair, as tables show it."""
+
     @property
-    def observed(self) -> Path: ...
+    def observed(self) -> Path:
+        """The degraded picture."""
+
     @property
-    def clean(self) -> Path: ...
+    def clean(self) -> Path:
+        """The ground truth."""
 
 
 Case = Files | tuple[str, Sample]

@@ -130,6 +130,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user: `$XDG_CACHE_HOME/twofold`, else `~/.cache/twofold`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"
+
+
 def read_matlab(path: Path) -> dict[str, list[NDArray[Any]]]:
     """The numeric variables of a `.mat` file by name, each a list of arrays: one, or those of a cell array.
 

@@ -316,6 +316,7 @@ class LossSpec:
             raise ConfigError(f"layers of a loss are lists of numbers, got {dict(layers)!r}") from error
 
     def to_yaml(self) -> str:
+        """As text that `from_yaml` reads."""
         facts: dict[str, Any] = {"weights": dict(self.weights)}
         if self.layers:
             facts["layers"] = {name: list(layers) for name, layers in self.layers.items()}

@@ -125,14 +125,16 @@ def test_a_damaged_file_or_one_of_another_network_is_refused(tmp_path: Path) -> 
 
 
 class Trap:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch /tmp/twofold-trap-was-sprung",)
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.marker,)
 
 
 def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
-    marker = Path("/tmp/twofold-trap-was-sprung")
-    marker.unlink(missing_ok=True)
-    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"features.0.weight": Trap()}, protocol=2))
+    marker = tmp_path / "run"
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"features.0.weight": Trap(marker)}, protocol=2))
     with pytest.raises(WeightsError):
         p.load_features(p.SQUEEZENET, tmp_path / "trap.pth")
     assert not marker.exists()

@@ -131,8 +131,10 @@ class HazyCrops:
 class WithDepth:
     """Photographs with measured depth, files of the same name in two folders; haze is drawn anew over them.
 
-    depth: None makes one up that keeps to the picture's outlines. disparity, unit, limit: see `read_depth`. every,
-    keep: see `folders.Folder`. bend: range of an exponent on the depth. veil: range of the depth of the nearest things.
+    clean: folder of the photographs. haze: what is drawn. weight: how often this source is drawn, relative to the
+    others. depth: folder of the depths; None makes one up that keeps to the picture's outlines. disparity, unit, limit:
+    see `read_depth`. every, keep: see `folders.Folder`. bend: range of an exponent on the depth. veil: range of the
+    depth of the nearest things.
     """
 
     clean: str

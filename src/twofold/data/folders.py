@@ -21,9 +21,12 @@ _ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures below the data root: a folder, or a pattern such as `sun/img*_groundtruth_img.png`. `every: 5, keep:
-    rest` leaves out each fifth file by name; `keep: picked` takes only those. Of a folder without pictures the `.mat`
-    files are taken (see `crops.read_bytes`), each picture once: Levin's 32 files hold four.
+    """Pictures. path: below the data root: a folder, or a pattern such as `sun/img*_groundtruth_img.png`. every: n, to
+    split the files by name into each n-th and the rest; 0 takes all. keep: which part; `every: 5, keep: rest` leaves
+    out each fifth file, `keep: picked` takes only those.
+
+    Of a folder without pictures the `.mat` files are taken (see `crops.read_bytes`), each picture once: Levin's 32
+    files hold four.
     """
 
     path: str
@@ -63,8 +66,9 @@ def _pictures(place: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class PairFolder:
-    """Pairs below the data root; None lets the layout be recognised. every, keep: as in `Folder`. maps: their guidance
-    maps, a pattern with one star for a pair's name, such as `maps/*.png` or `rainregion-*` (see `pairs.with_maps`).
+    """Pairs. root: folder below the data root. observed, clean: names of the two folders in it; None lets the layout be
+    recognised. every, keep: as in `Folder`. maps: their guidance maps, a pattern with one star for a pair's name, such
+    as `maps/*.png` or `rainregion-*` (see `pairs.with_maps`).
     """
 
     root: str = "."

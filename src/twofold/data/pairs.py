@@ -14,6 +14,7 @@ from torch import Tensor
 from twofold import images
 from twofold.contracts import DataError
 from twofold.data.digests import copies
+from twofold.nets.fourier import center_crop
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ def middle(picture: Tensor, size: tuple[int, int], *, name: str = "clean") -> Te
             f"{name}: is {width}x{height} where its observed picture is {size[1]}x{size[0]}; are they a pair? "
             "A clean picture may be up to a tenth larger, and is cropped to the middle"
         )
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return picture[..., top : top + size[0], left : left + size[1]]
+    return center_crop(picture, size)
 
 
 def every(pairs: Sequence[Pair], n: int, *, picked: bool) -> list[Pair]:

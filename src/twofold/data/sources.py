@@ -47,7 +47,8 @@ class Divisible(Protocol):
     """A source of clean pictures that can be divided by picture, as a search divides it into two halves."""
 
     @property
-    def clean(self) -> CropCache: ...
+    def clean(self) -> CropCache:
+        """The clean pictures it draws from."""
 
     def __call__(self, generator: torch.Generator) -> Sample: ...
 
@@ -57,6 +58,7 @@ class Divisible(Protocol):
 
 
 def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
+    """A zoom drawn evenly from the range `zoom`; nothing is drawn where both ends are equal."""
     low, high = zoom
     return low if low == high else uniform_between(generator, low, high)
 
@@ -104,9 +106,10 @@ class Cases(Sequence[tuple[str, Sample]]):
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Clean photographs, degraded anew at every draw. rotate: crops are also rotated by 90° and flipped; not for
-    weather. weight: how often this source is drawn, relative to the others. each_kernel: `cases` blurs every photograph
-    by every kernel, as the tables of Levin's and Sun's sets have it.
+    """Clean photographs, degraded anew at every draw. clean: their folders. degradation: what is applied. rotate: crops
+    are also rotated by 90° and flipped; not for weather. weight: how often this source is drawn, relative to the
+    others. each_kernel: `cases` blurs every photograph by every kernel, as the tables of Levin's and Sun's sets have
+    it.
     """
 
     clean: Annotated[tuple[Folder, ...], Field(min_length=1)]
@@ -212,8 +215,9 @@ def read_maps(pairs: Sequence[Pair], observed: Sequence[Tensor], white: float) -
 
 @dataclass(frozen=True)
 class Paired:
-    """Real pairs. guidance: how the map is derived from a pair; none for D_tr of a guided run is fine. Where the pairs
-    name `maps`, these are read instead; white: the value that a white pixel of a map stands for.
+    """Real pairs. pairs: their folders. weight: how often this source is drawn, relative to the others. guidance: how
+    the map is derived from a pair; none for D_tr of a guided run is fine. Where the pairs name `maps`, these are read
+    instead. white: the value that a white pixel of such a map stands for.
     """
 
     pairs: Annotated[tuple[PairFolder, ...], Field(min_length=1)]

@@ -218,7 +218,7 @@ class Given:
 class KernelFiles:
     """Kernels below a data folder: a folder or pattern of kernel files, one such file, or a `.mat` file of several.
 
-    `from_files` reads them; before that they are only named.
+    path: below the data root. `from_files` reads them; before that they are only named.
     """
 
     path: str
@@ -241,10 +241,11 @@ class CameraShake:
     """The path of a shaking hand during an exposure.
 
     The path is a random Fourier series whose amplitudes fall with the frequency, 1 / f ** roughness: slow drift with
-    tremor on top. Its pace varies, so that it is brighter where the hand rests. Its longest extent is drawn from
-    `extent`, in pixels, and it lies with its centre of mass in the middle of the square.
+    tremor on top. Its pace varies, so that it is brighter where the hand rests. It lies with its centre of mass in the
+    middle of the square.
 
-    roughness: range; larger is smoother. thickness: standard deviation in pixels of the point that moves.
+    size: side of the kernels, in pixels. extent: range of the path's longest side, in pixels. roughness: range; larger
+    is smoother. thickness: standard deviation in pixels of the point that moves.
     """
 
     size: Side = 37
@@ -267,7 +268,7 @@ class CameraShake:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """An isotropic Gaussian. deviation: range of its standard deviation, in pixels."""
+    """An isotropic Gaussian. size: side of the kernels. deviation: range of its standard deviation. Both in pixels."""
 
     size: Side = 25
     deviation: Range = (0.6, 3.0)
@@ -280,7 +281,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Disc:
-    """Defocus: an evenly filled circle with a soft rim. radius: range, in pixels."""
+    """Defocus: an evenly filled circle with a soft rim. size: side of the kernels. radius: range. Both in pixels."""
 
     size: Side = 25
     radius: Range = (1.0, 8.0)
@@ -296,7 +297,9 @@ class Disc:
 
 @dataclass(frozen=True)
 class Line:
-    """Straight motion at even pace. length: range, in pixels; the direction is any."""
+    """Straight motion at even pace in any direction. size: side of the kernels. length: range. thickness: standard
+    deviation of the line. All in pixels.
+    """
 
     size: Side = 25
     length: Range = (3.0, 21.0)
@@ -319,8 +322,9 @@ class Blur:
     known.
 
     `clean` of the sample is the matching middle of the picture, `kernel` the kernels `(B, 1, size, size)`, `guidance`
-    the noise map of `noise`. Every picture of the batch draws its own kernel. A noise that quantises
-    (`GaussianNoise(quantise=True)`) gives what a file of 8 bits would hold.
+    the noise map of `noise`. kernels: what draws a kernel for each picture. noise: added after the blur. Every picture
+    of the batch draws its own kernel. A noise that quantises (`GaussianNoise(quantise=True)`) gives what a file of 8
+    bits would hold.
     """
 
     kernels: Annotated[Kernels, Chosen(AnyKernels)] = CameraShake()
