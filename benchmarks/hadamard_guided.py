@@ -58,7 +58,7 @@ def first_divisor(net: HadamardNet, observed: Tensor) -> tuple[Tensor, Tensor]:
     """The restored picture, and 2 d - 1 of the first unit, mean over its channels: `(B, 1, h, w)`."""
     unit, seen = net.units[0], []
     assert isinstance(unit.combine, Divide)
-    hook = unit.divisor.register_forward_hook(lambda _, told, v: seen.append(v))
+    hook = unit.divisor.register_forward_hook(lambda _, inputs, v: seen.append(v))
     restored = net(observed)
     hook.remove()
     return restored, (2 * unit.combine.divisor(seen[0]) - 1).mean(1, keepdim=True)
