@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import harness  # noqa: E402
 
@@ -31,6 +31,7 @@ BENCHMARKS = (
     "guidance",
     "hypergradient",
     "large",
+    "mutate",
     "paper_a",
     "paper_b",
     "paper_c",
@@ -40,7 +41,7 @@ BENCHMARKS = (
     "steering",
     "train",
 )
-"""The modules of `benchmarks/` that define `tables`."""
+"""The modules of `benchmarks/` and `tools/` that define `tables`."""
 
 
 def collected() -> dict[str, str]:

@@ -22,6 +22,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -34,6 +35,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -269,7 +271,7 @@ class Faulty:
                 tests = tests_of(fault, seen, self.settings.seconds)
                 place = self.folder / f"{module}.py"
                 limit = 10 + 10 * sum(seen[test].seconds for test in tests)
-                status = in_child(lambda f=fault, t=tree, p=place, n=tests: self._try(f, t, p, items, n), limit)
+                status = in_child(partial(self._try, fault, tree, place, items, tests), limit)
                 place.write_text(source)
                 if status == BROKEN:
                     raise SystemExit(f"{fault} could not be planted")
@@ -325,7 +327,8 @@ def tests_of(fault: Fault, seen: Mapping[str, Seen], limit: float) -> list[str]:
     found = [test for test, facts in seen.items() if lines.intersection(facts.lines.get(fault.module, ()))]
     found = found or [test for test, facts in seen.items() if fault.module in facts.lines]
     found.sort(key=lambda test: seen[test].seconds * sum(len(s) for s in seen[test].lines.values()))
-    spent, chosen = 0.0, []
+    spent = 0.0
+    chosen: list[str] = []
     for test in found:
         spent += seen[test].seconds
         if (spent > limit and len(chosen) >= 10) or len(chosen) == 255 - FAILED:
@@ -440,14 +443,15 @@ def tables(facts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+def digest(*paths: Path, text: str = "") -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths) + text.encode()).hexdigest()
 
 
 def still_valid(done: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier call found out and what holds still: nothing where the package or this program has changed, else
-    what rests on test files that have not; a fault that survived is tried again where any has."""
-    package = digest(Path(__file__), *sorted((ROOT / PACKAGE).glob("*.py")))
+    """What an earlier call found out and what holds still: nothing where the package or the way faults are planted has
+    changed, else what rests on test files that have not; a fault that survived is tried again where any has."""
+    way = "".join(inspect.getsource(function) for function in (places, within, changes, plant, tests_of))
+    package = digest(*sorted((ROOT / PACKAGE).glob("*.py")), text=way)
     files = {path.name: digest(path) for path in sorted((ROOT / "tests/solve").glob("*.py"))}
     if done.get("package") != package:
         return {"package": package, "files": files, "tests": {}, "outcomes": {}}
