@@ -233,8 +233,8 @@ def test_a_step_that_is_too_long_is_shortened_and_the_accuracies_are_left():
 
 
 def test_a_direction_that_is_too_inaccurate_tightens_both_accuracies_by_what_is_missing():
-    """At w = 3 and u = 3 the gradient is 4 and the bound of its error 2 · 3. Half of 4 is allowed, so a factor of 1/3 is
-    missing; half of that is taken, of the distance 3 that was there."""
+    """At w = 3 and u = 3 the gradient is 4 and the bound of its error 2 · 3. Half of 4 is allowed: a factor of 1/3 is
+    missing, and half of that is taken, of the distance 3 that was there."""
     first = next(line(accuracy=4.0, linear_accuracy=1.0, step_size=0.02, shrink=0.5))
     assert first.rejections == 1
     assert first.accuracy == pytest.approx(3.0 / 6)

@@ -197,6 +197,13 @@ def test_conjugate_gradients_begin_anew_within_their_iterations_where_the_recurs
             way.inverse(product, b)
 
 
+def test_a_pass_of_one_iteration_counts_as_one():
+    calls = iter(range(99))
+    product = lambda v: v * (1.01 if next(calls) == 0 else 1.0)  # noqa: E731
+    _, residual = ConjugateGradient(0, GradientDescent(1.0), 2, 1e-6).inverse(product, torch.ones(2))
+    assert residual <= 1e-6
+
+
 def test_conjugate_gradients_do_not_begin_anew_where_that_does_not_help():
     """Every product is of another matrix than the last: no pass halves what the one before left."""
     calls = iter(range(999))
