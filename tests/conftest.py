@@ -9,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tiny_models import TINY, untrained
 from twofold import specs
+from twofold.export import runtimes
+
+# Neither the time of one example nor that of drawing them says anything on a machine that does other work too.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +26,15 @@ def denormals() -> Iterator[None]:
     """What a test flushes to zero, the next one finds again: the setting is that of the whole process."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees which runtimes were chosen for the machine's user."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

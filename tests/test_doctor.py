@@ -23,7 +23,7 @@ def test_the_report_is_plain_data_and_names_versions_and_weights(report: dict[st
     assert json.loads(json.dumps(report)) == report
     assert report["versions"]["twofold"] == twofold.__version__
     assert report["versions"]["torch"] == torch.__version__.split("+")[0] or report["versions"]["torch"]
-    assert set(report["weights"]) == set(doctor._with_weights())
+    assert set(report["weights"]) == set(doctor.with_weights())
     assert all(facts["right"] for facts in report["weights"].values())
     assert report["machine"]["threads"] == torch.get_num_threads()
     assert report["settings"]["OMP_NUM_THREADS"] == "1"
@@ -31,7 +31,7 @@ def test_the_report_is_plain_data_and_names_versions_and_weights(report: dict[st
 
 
 def test_the_plan_of_each_model_is_that_of_loading_it(report: dict[str, Any]) -> None:
-    for name, card in doctor._with_weights().items():
+    for name, card in doctor.with_weights().items():
         chosen = report["plans"][name]
         plan = api.load(name).plan
         assert ("bfloat16" in chosen["plan"].split(" + ")) == plan.bfloat16
@@ -51,7 +51,7 @@ def test_the_self_test_restores_and_times_every_plan(report: dict[str, Any]) -> 
 def test_the_text_fits_a_bug_report(report: dict[str, Any]) -> None:
     said = doctor.report_text(report)
     assert said.startswith(f"twofold {twofold.__version__}, Python ")
-    assert "weights: {0} of {0}".format(len(doctor._with_weights())) in said
+    assert "weights: {0} of {0}".format(len(doctor.with_weights())) in said
     assert "plan of " in said
     assert str(Path.home()) not in said
 

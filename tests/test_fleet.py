@@ -175,6 +175,7 @@ def test_the_command_restores_a_folder_and_reports_what_failed(
     [
         (["--engine", "ray", "--guidance", "0.5"], "--guidance: not with --engine ray"),
         (["--engine", "ray", "--kernel", "."], "--kernel FOLDER: not with --engine ray"),
+        (["--engine", "ray", "--jobs", "2"], "--jobs: not with --engine ray"),
         (["--engine", "spark"], "--engine is local or ray"),
         (["--workers", "2"], "--workers and --address are for ray"),
     ],
@@ -207,6 +208,16 @@ def test_a_row_is_restored_as_the_file_would_be(tmp_path: Path, picture: Maker, 
     wanted = api.load(guided_model, precision="exact").restore(images.read(source), strength=0.5)[0].pixels.clamp(0, 1)
     assert (images.read(target).pixels - wanted).abs().max() < 2.5 / 255
     assert torch.get_num_threads() == 1
+
+
+def test_a_worker_writes_by_the_quality_that_was_asked_for(tmp_path: Path, picture: Maker, guided_model: Path) -> None:
+    source = picture("in/a.png", 40, 40)
+    row = fleet._read({"source": str(source), "target": str(tmp_path / "a.jpg")})
+    batch = {name: [value] for name, value in row.items()}
+    low, high = (
+        fleet.FleetWorker(fleet.FleetWork(str(guided_model), quality=quality))(batch)["data"][0] for quality in (10, 95)
+    )
+    assert len(low) < 0.6 * len(high)
 
 
 def test_temporary_files_of_this_run_alone_are_cleared(tmp_path: Path) -> None:

@@ -295,3 +295,45 @@ def test_reading_a_large_image_takes_one_copy_as_floating_point() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2.2 * picture.pixels.numel() * 4  # the samples as bytes and as floating-point numbers
+
+
+def _preview(**tags: object) -> bytes:
+    """A TIFF file as cameras write them: its first page is a small finished image."""
+    buffer = io.BytesIO()
+    extra = [(50706, "B", 4, (1, 4, 0, 0), True)] if tags.get("dng") else []
+    tifffile.imwrite(buffer, np.full((6, 8, 3), 200, np.uint8), extratags=extra)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.CR2", b"II*\0\x10\0\0\0CR\x02\0" + bytes(100)),
+        ("a.cr3", b"\0\0\0\x18ftypcrx \0\0\0\1" + bytes(100)),
+        ("a.raf", b"FUJIFILMCCD-RAW 0201" + bytes(100)),
+        ("a.rw2", b"IIU\0\x18\0\0\0" + bytes(100)),
+        ("a.orf", b"IIRO\x08\0\0\0" + bytes(100)),
+        ("a.nef", _preview()),
+        ("a.tif", _preview(dng=True)),
+    ],
+)
+def test_raw_files_of_cameras_are_refused_with_the_way_out(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: is a RAW file of a camera, which is not read; convert it")
+    assert "darktable-cli" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_jpeg_that_is_called_as_a_raw_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.nef").write_bytes(saved(gradient(), "JPEG"))
+    assert read(tmp_path / "a.nef").pixels.shape == (1, 3, 64, 96)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_of_several_frames_or_pages_the_first_is_read_and_they_are_counted(format: str) -> None:
+    pages = [Image.new("RGB", (8, 6), (shade, shade, shade)) for shade in (255, 100, 0)]
+    picture = decoded(saved(pages[0], format, save_all=True, append_images=pages[1:]))
+    assert picture.frames == 3
+    assert picture.pixels.min() > 0.98

@@ -55,3 +55,29 @@ def test_strength_zero_leaves_the_image_as_it_is(name: str, grey: bool) -> None:
     restored = twofold.load(name)(observed, kernel=kernel, strength=0.0).image
     # Of a grey image, the mean of three equal channels may round in its last digit.
     assert torch.allclose(restored, observed, rtol=0, atol=1e-6 if grey else 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_default_dtype_of_float64_changes_nothing(name: str) -> None:
+    observed, kernel = degraded(name)
+    wanted = twofold.load(name, precision="exact")(observed, kernel=kernel).image
+    torch.set_default_dtype(torch.float64)
+    try:
+        restored = twofold.load(name, precision="exact")(observed, kernel=kernel).image
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert restored.dtype == torch.float32
+    assert (restored - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["derain", "lowlight"])
+@pytest.mark.parametrize("precision", ["exact", "float32"])
+def test_a_model_in_training_restores_as_any_other_and_stays_in_training(name: str, precision: api.Precision) -> None:
+    observed, kernel = degraded(name)
+    model = twofold.load(name, precision=precision)
+    wanted = model(observed, kernel=kernel).image
+    network = model.restorer
+    assert isinstance(network, torch.nn.Module)
+    network.train()
+    assert torch.equal(model(observed, kernel=kernel).image, wanted)
+    assert all(part.training for part in network.modules())

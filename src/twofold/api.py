@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Integral, Real
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from twofold import images, runtime, tiling, zoo
 from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, Restorer, TwofoldError
 from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
+from twofold.export import runtimes
+from twofold.export.runtimes import GraphRunner
 from twofold.images import ImageLike, Picture
 from twofold.restorers.blind import KernelEstimate, KernelSearch
 from twofold.restorers.tile import Extra, Tile
@@ -33,13 +36,15 @@ class Model:
     """A loaded restorer that takes any kind of image; itself a `Restorer` of tensors.
 
     `model(image)` returns `Restored`: the image as the kind of object that was given, the guidance map `(1, 1, H, W)`,
-    and as the report a kernel that had to be estimated. plan: how the network is run, see `runtime.ExecutionPlan`.
+    and as the report a kernel that had to be estimated. plan: how the network is run in torch, see
+    `runtime.ExecutionPlan`. graph: what runs it instead, in ONNX Runtime or OpenVINO.
     """
 
     name: str
     restorer: Restorer
     device: torch.device
     plan: runtime.ExecutionPlan = field(default_factory=runtime.plain)
+    graph: GraphRunner | None = None
     _runners: dict[tuple[Extra, ...], _Runner] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -64,14 +69,23 @@ class Model:
         kernel: Kernel | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> Restored:
         """See `restore`."""
         picture = images.from_any(image)
-        checked, report = kernel_for(picture, kernel)
+        searched = is_search(kernel)
+        checked, report = kernel_for(picture, kernel, progress=part_of(progress, 0, SEARCH_SHARE))
+        tiles = part_of(progress, SEARCH_SHARE if searched else 0, 1)
         restored, used = self.restore(
-            picture, kernel=checked, guidance=guidance, strength=strength, tile=tile, progress=progress
+            picture,
+            kernel=checked,
+            guidance=guidance,
+            strength=strength,
+            self_ensemble=self_ensemble,
+            tile=tile,
+            progress=tiles,
         )
         kept: Any = images.to_kind_of(restored, image)
         return Restored(kept, used, report)
@@ -83,6 +97,7 @@ class Model:
         kernel: Tensor | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
@@ -91,6 +106,8 @@ class Model:
         kernel: `(1, 1, h, w)`, see `kernel_for`.
         """
         check_strength(strength)
+        if self_ensemble and strength:  # at 0 every orientation is the picture itself
+            return self._over_orientations(picture, kernel, guidance, strength, tile, progress)
         if (kernel is None) == self.takes_kernel:
             raise TwofoldError(
                 f"{self.name} needs the kernel of the blur: an image of it, or 'estimate'"
@@ -115,7 +132,6 @@ class Model:
         if guidance is not None:
             extras = (*extras, "guidance")
             stack = torch.cat([stack, self._given(guidance, observed)], 1)
-        runner = self._runner(extras)
         share = torch.full((1, 1, 1, 1), strength, dtype=torch.float32, device=self.device)
 
         def on_tile(part: Tensor) -> Tensor:
@@ -127,36 +143,65 @@ class Model:
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 
-        out = tiling.tiled(
-            on_tile,
-            stack,
-            halo=self.restorer.halo,
-            multiple=self.restorer.multiple,
-            tile=tiling.Budget(per_pixel=runner.bytes_per_pixel) if tile == "auto" else tile,
-            progress=progress,
-        )
+        with _evaluating(self.restorer):
+            runner = self._runner(extras)
+            out = tiling.tiled(
+                on_tile,
+                stack,
+                halo=self.restorer.halo,
+                multiple=self.restorer.multiple,
+                tile=tiling.Budget(per_pixel=runner.bytes_per_pixel) if tile == "auto" else tile,
+                progress=progress,
+            )
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
 
+    def _over_orientations(
+        self,
+        picture: Picture,
+        kernel: Tensor | None,
+        guidance: GuidanceSource | None,
+        strength: float,
+        tile: TileSize,
+        progress: Progress | None,
+    ) -> tuple[Picture, Tensor | None]:
+        """The mean of `restore` over the eight orientations of the picture (self-ensemble, Timofte et al. 2016)."""
+        given = None if guidance is None else self._given(guidance, picture.pixels.float())
+        pixels, maps, share = torch.zeros(()), torch.zeros(()), 1 / len(tiling.ORIENTATIONS)
+        for count, orientation in enumerate(tiling.ORIENTATIONS):
+            restored, used = self.restore(
+                replace(picture, pixels=tiling.oriented(picture.pixels, orientation)),
+                kernel=None if kernel is None else tiling.oriented(kernel, orientation),
+                guidance=None if given is None else tiling.oriented(given, orientation),
+                strength=strength,
+                tile=tile,
+                progress=part_of(progress, share * count, share * (count + 1)),
+            )
+            pixels = pixels + tiling.unoriented(restored.pixels, orientation)
+            if used is not None:
+                maps = maps + tiling.unoriented(used, orientation)
+        return replace(picture, pixels=pixels * share), None if self.kind is None else maps * share
+
     def _context(self, observed: Tensor) -> Tensor | None:
         """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _evaluating(self.restorer):
             return self.restorer.context(observed.to(self.device))
 
     def _runner(self, extras: tuple[Extra, ...]) -> _Runner:
         """How a tile with these extras is computed; made on first use."""
         if extras not in self._runners:
-            example = [torch.rand(1, self.channels, 128, 128, device=self.device)]
-            example += [torch.ones(1, 1, 1, 1, device=self.device)]
+            kept: Any = {"device": self.device, "dtype": torch.float32}  # whatever torch's default is
+            example = [torch.rand(1, self.channels, 128, 128, **kept), torch.ones(1, 1, 1, 1, **kept)]
             context = self._context(example[0])
             made = {
-                "kernel": torch.full((1, 1, 25, 25), 1 / 25**2, device=self.device),
+                "kernel": torch.full((1, 1, 25, 25), 1 / 25**2, **kept),
                 "context": torch.zeros(1, 1) if context is None else context,
-                "guidance": torch.rand(1, 1, 128, 128, device=self.device),
+                "guidance": torch.rand(1, 1, 128, 128, **kept),
             }
             inputs = (*example, *(made[name] for name in extras))
             run = runtime.runner(Tile(self.restorer, extras).eval(), self.plan, inputs=len(inputs))
-            self._runners[extras] = _Runner(run, runtime.peak_bytes(run, inputs) // 128**2 + 64)
+            held = runtime.peak_bytes(run, inputs) // 128**2 + 64  # of another runtime too, which does not say
+            self._runners[extras] = _Runner(self.graph.tile(self.restorer, extras) if self.graph else run, held)
         return self._runners[extras]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,22 +235,59 @@ class Model:
         return values
 
 
+@contextmanager
+def _evaluating(restorer: Restorer) -> Iterator[None]:
+    """A network that its user is training restores as any other, and is in training again afterwards."""
+    training = [part for part in restorer.modules() if part.training] if isinstance(restorer, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class _Runner(NamedTuple):
     run: Callable[..., Tensor]
     bytes_per_pixel: int
 
 
-def kernel_for(picture: Picture, kernel: Kernel | None) -> tuple[Tensor | None, KernelEstimate | None]:
+SEARCH_SHARE = 0.8
+"""Of the progress of a restoration whose kernel is searched for, the share that is the search."""
+
+
+def part_of(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """The progress of the part of some work that lies between its shares `start` and `end`, in thousandths of it.
+
+    >>> part_of(print, 0.5, 1)(1, 2)
+    750 1000
+    """
+    if progress is None or (start, end) == (0, 1):
+        return progress
+    whole = progress
+    return lambda done, total: whole(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
+
+
+def is_search(kernel: Kernel | None) -> bool:
+    """Whether the kernel has to be found in the picture."""
+    return isinstance(kernel, KernelSearch) or (isinstance(kernel, str) and kernel == "estimate")
+
+
+def kernel_for(
+    picture: Picture, kernel: Kernel | None, *, progress: Progress | None = None
+) -> tuple[Tensor | None, KernelEstimate | None]:
     """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, an array, "estimate" or a search.
+
+    progress: of a search.
 
     Raises: ImageError for what is no kernel, or one that is larger than the picture.
     """
     if kernel is None:
         return None, None
-    if isinstance(kernel, str) and kernel == "estimate":
-        kernel = KernelSearch()
-    if isinstance(kernel, KernelSearch):
-        estimate = kernel(picture.pixels.float())
+    if is_search(kernel):
+        search = kernel if isinstance(kernel, KernelSearch) else KernelSearch()
+        estimate = search(picture.pixels.float(), progress)
         return estimate.kernel, estimate
     size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
     if isinstance(kernel, np.ndarray) and kernel.dtype.kind in "buif":
@@ -228,29 +310,62 @@ def check_strength(strength: float) -> None:
 Precision = Literal["auto", "float32", "bf16", "exact"]
 
 
-def load(name_or_path: str | Path, *, device: torch.device | str = "auto", precision: Precision = "auto") -> Model:
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str = "auto",
+    precision: Precision = "auto",
+    runtime: Runtime = "auto",
+) -> Model:
     """The model of that name (`twofold models` lists them), or of a weights file.
 
     device: "auto" takes a GPU where there is one. precision: "exact" is float32 as the network was written; "float32"
     fuses layers, equal up to rounding; "bf16" rounds inside convolutions to 8 bits. "auto" takes bf16 where the
     processor computes in it and the model's card says that the image stays within half a grey level (root mean square)
-    of float32, else float32. The choice depends on the model and the machine alone, never on timing.
+    of float32, else float32. runtime: "onnx" is ONNX Runtime, on the processor as OpenVINO is; their "auto" precision
+    is float32. "auto" takes what `twofold doctor --choose` kept for the model and this machine, else torch. Loading
+    measures nothing: the choice never depends on timing.
 
     Raises: WeightsError for an unknown name (the nearest is offered), a damaged or foreign file; TwofoldError for a
-    device that is not there.
+    device or a runtime that is not there, or a model that has no graph for the runtime.
     """
-    place = _device(device)
-    restorer = zoo.load_restorer(name_or_path, device=place)
-    if not isinstance(restorer, nn.Module):  # a classical one: there are no layers to run differently
-        precision = "exact"
-    if precision == "auto":
-        card = zoo.cards().get(str(name_or_path))
-        half = card is not None and card.allows_bf16 and runtime.has_bf16(place)
-        precision = "bf16" if half else "float32"
     if precision not in get_args(Precision):
         raise TwofoldError(f"precision: expected {', '.join(get_args(Precision))}, got {precision!r}")
-    plan = runtime.plain() if precision == "exact" else runtime.plan_for(place, bfloat16=precision == "bf16")
-    return Model(str(name_or_path), restorer, place, plan)
+    place = _device(device)
+    named = runtime not in ("auto", "torch")
+    if named:
+        runtimes.require_runtime(runtime)
+        if place.type != "cpu":
+            raise TwofoldError(f"runtime {runtime} computes on the processor; take device cpu, got {place}")
+        if precision == "exact":
+            raise TwofoldError(f"precision exact is torch's own; take float32, or runtime torch instead of {runtime}")
+    restorer = zoo.load_restorer(name_or_path, device=place)
+    if not isinstance(restorer, nn.Module):  # a classical one: there are no layers to run differently
+        if named:
+            raise TwofoldError(f"{name_or_path} is no network, so runtime {runtime} cannot compute it; take torch")
+        return Model(str(name_or_path), restorer, place)
+    if runtime == "auto" and precision == "auto" and place.type == "cpu":
+        chosen = runtimes.kept_choice(name_or_path)
+        if chosen is not None:
+            runtime, precision = chosen.runtime, chosen.precision
+    graph = None
+    if runtime in ("onnx", "openvino"):
+        graph = runtimes.graph_runner(name_or_path, restorer, runtime, bfloat16=precision == "bf16")
+        precision = "float32" if precision == "auto" else precision
+    return Model(str(name_or_path), restorer, place, _plan(str(name_or_path), place, precision), graph)
+
+
+def _plan(name: str, place: torch.device, precision: Precision) -> runtime.ExecutionPlan:
+    if precision == "exact":
+        return runtime.plain()
+    card = zoo.cards().get(name)
+    half = precision == "bf16" or (
+        precision == "auto" and card is not None and card.allows_bf16 and runtime.has_bf16(place)
+    )
+    return runtime.plan_for(place, bfloat16=half)
 
 
 @lru_cache(maxsize=2)
@@ -275,6 +390,7 @@ def restore(
     kernel: Kernel | None = None,
     guidance: GuidanceSource | None = None,
     strength: float = 1.0,
+    self_ensemble: bool = False,
     tile: TileSize = "auto",
     device: torch.device | str = "auto",
     progress: Progress | None = None,
@@ -286,9 +402,10 @@ def restore(
     `KernelSearch`), which finds it in the picture and returns it as the report. guidance: used instead of the estimated
     map. A number holds for every pixel; a tensor or floating-point array has the picture's size and the unit of
     `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
-    the map; `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at
-    once; the result is the same. device: where a model that is named is loaded. progress: told (tiles done, tiles in
-    all).
+    the map; `kind.strength` says what that means. self_ensemble: the mean over the eight orientations of the picture,
+    in eight times the time. tile: side in pixels, "auto" by memory, None for the whole picture at once; the result is
+    the same. device: where a model that is named is loaded. progress: called with (tiles
+    done, tiles in all), or in thousandths where a kernel is searched for first.
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.
@@ -304,4 +421,12 @@ def restore(
     else:  # the last two are kept, so that a loop over images does not load its model every time
         version = Path(model).stat().st_mtime_ns if Path(model).is_file() else 0
         loaded = _kept(str(model), str(device), version)
-    return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)
+    return loaded(
+        image,
+        kernel=kernel,
+        guidance=guidance,
+        strength=strength,
+        self_ensemble=self_ensemble,
+        tile=tile,
+        progress=progress,
+    )

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import twofold
 from twofold import runtime, tiling, zoo
 from twofold.contracts import Restorer, TwofoldError
 from twofold.degrade.additive import RainStreaks
+from twofold.export import runtimes
 from twofold.metrics import psnr
 
-_LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "scikit-image", "kornia", "torchmetrics")
+_LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "scikit-image", "kornia")
 _OPTIONAL = {  # by extra
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("openvino",),
@@ -52,11 +53,17 @@ _GAIN = 3.0
 _SIDE = 128
 
 
-def examine(environment: Mapping[str, str], *, test: bool = True) -> dict[str, Any]:
+def examine(environment: Mapping[str, str], *, test: bool = True, choose: Iterable[str] = ()) -> dict[str, Any]:
     """Sections of facts, plain data for JSON; "problems" lists what is wrong and what to do, empty if nothing is.
 
-    environment: the process's. test: also restore a picture, two seconds.
+    environment: the process's. test: also restore a picture, two seconds. choose: models whose runtime is measured and
+    kept first, see `export.runtimes.choose`.
+
+    Raises: TwofoldError where one of `choose` is unknown or has no graph.
     """
+    choose = list(choose)
+    for name in choose:
+        runtimes.choose(name)
     report: dict[str, Any] = {
         "versions": _versions(),
         "machine": _machine(),
@@ -64,6 +71,7 @@ def examine(environment: Mapping[str, str], *, test: bool = True) -> dict[str, A
         "settings": _settings(environment),
         "weights": _weights(),
         "plans": _plans(),
+        "runtimes": {name: _runtime(name) for name in dict.fromkeys([*with_weights(), *choose])},
     }
     if test:
         report["test"] = _guarded(self_test)
@@ -149,7 +157,7 @@ def _weights() -> dict[str, dict[str, Any]]:
     """Of every card: whether its weights are there, and whether they are those of the card."""
     folder = resources.files("twofold") / "weights"
     found: dict[str, dict[str, Any]] = {}
-    for name, card in _with_weights().items():
+    for name, card in with_weights().items():
         try:
             data = (folder / f"{name}.safetensors").read_bytes()
             found[name] = {"found": True, "right": hashlib.sha256(data).hexdigest() == card.sha256, "bytes": len(data)}
@@ -158,7 +166,7 @@ def _weights() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _with_weights() -> dict[str, zoo.Card]:
+def with_weights() -> dict[str, zoo.Card]:
     """The cards of all models but the classical ones, which have no weights."""
     return {name: card for name, card in zoo.cards().items() if card.parameters}
 
@@ -168,7 +176,7 @@ def _plans() -> dict[str, dict[str, str]]:
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hardware = runtime.has_bf16(place)
     found = {}
-    for name, card in _with_weights().items():
+    for name, card in with_weights().items():
         plan = runtime.plan_for(place, bfloat16=hardware and card.allows_bf16)
         if not hardware:
             reason = f"the {place.type} does not compute in bfloat16"
@@ -182,6 +190,15 @@ def _plans() -> dict[str, dict[str, str]]:
             )
         found[name] = {"plan": _named(plan), "reason": reason}
     return found
+
+
+def _runtime(name: str) -> dict[str, str]:
+    """Which runtime a model has on the processor, and why."""
+    chosen = runtimes.kept_choice(name)
+    if chosen is None:
+        reason = "nothing was measured with these versions on this machine; twofold doctor --choose does"
+        return {"runtime": "torch", "reason": reason}
+    return {"runtime": f"{chosen.runtime} {chosen.precision}", "reason": chosen.reason}
 
 
 def _named(plan: runtime.ExecutionPlan) -> str:
@@ -307,6 +324,12 @@ def report_text(report: Mapping[str, Any]) -> str:
     for name, chosen in report["plans"].items():
         by_plan.setdefault((chosen["plan"], chosen["reason"]), []).append(name)
     lines += [f"plan of {', '.join(names)}: {plan} ({reason})" for (plan, reason), names in by_plan.items()]
+    unmeasured = [name for name, facts in report["runtimes"].items() if facts["runtime"] == "torch"]
+    for name, facts in report["runtimes"].items():
+        if name not in unmeasured:
+            lines.append(f"runtime of {name}: {facts['runtime']} ({facts['reason']})")
+    if unmeasured:
+        lines.append(f"runtime of {', '.join(unmeasured)}: torch ({report['runtimes'][unmeasured[0]]['reason']})")
     lines += _tested(report.get("test", {}))
     found = report["problems"]
     return "\n".join([*lines, *(f"PROBLEM: {each}" for each in found), *([] if found else ["no problems found"])])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twofold.contracts import Progress, TwofoldError
 from twofold.files import replacing
@@ -32,7 +32,7 @@ _READERS = 4
 class FleetWork:
     """What each worker does. model: a name, a path that all machines have, or hf://user/name. kernel: a file, or
     "estimate". tile, strength: as `restore` has them. gpus: graphics cards of a worker, 0 for the processor alone;
-    cores: of the processor.
+    cores: of the processor. runtime: as `load` has it. quality: of JPEG and WebP files, from 1 to 100.
     """
 
     model: str
@@ -41,11 +41,15 @@ class FleetWork:
     tile: int | str = "auto"
     cores: int = 1
     gpus: float = 0.0
+    runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    quality: int | None = None
 
 
 @dataclass(frozen=True)
 class FleetResult:
-    """One picture: its facts (width, height, seconds), or the error that it ended with."""
+    """One picture: its facts (width, height, seconds; frames, damage, not_kept where there is something to say), or the
+    error that it ended with.
+    """
 
     source: Path
     target: Path
@@ -64,7 +68,7 @@ class FleetWorker:
         torch.set_num_threads(max(work.cores, 1))
         torch.set_flush_denormal(True)
         self.work = work
-        self.model = api.load(work.model, device="cuda" if work.gpus else "cpu")
+        self.model = api.load(work.model, device="cuda" if work.gpus else "cpu", runtime=work.runtime)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = [{name: values[i] for name, values in batch.items()} for i in range(len(batch["source"]))]
@@ -72,6 +76,7 @@ class FleetWorker:
         return {name: [row[name] for row in done] for name in done[0]}
 
     def restored(self, row: _Row) -> _Row:
+        """The row of one image with its restored bytes and facts, or with the error."""
         if row["error"]:
             return row
         began = time.perf_counter()
@@ -90,14 +95,18 @@ class FleetWorker:
             file = Path(folder, source.name)
             file.write_bytes(data)
             try:
-                picture = images.read(file)
+                picture = images.read(file, partial=True)
             except TwofoldError as error:
                 raise TwofoldError(str(error).replace(str(file), str(source))) from error
         kernel, _ = api.kernel_for(picture, self.work.kernel)
         tile: Any = self.work.tile
         restored, _ = self.model.restore(picture, kernel=kernel, strength=self.work.strength, tile=tile)
         height, width = picture.pixels.shape[-2:]
-        return images.encoded(restored, suffix), {"width": width, "height": height}
+        facts: dict[str, Any] = {"width": width, "height": height}
+        facts |= {"frames": picture.frames} if picture.frames > 1 else {}
+        facts |= {"damage": picture.damage} if picture.damage else {}
+        facts |= {"not_kept": lost} if (lost := images.not_kept(restored, suffix)) else {}
+        return images.encoded(restored, suffix, quality=self.work.quality), facts
 
 
 def restore_all(

@@ -44,11 +44,20 @@ def padded(images: Tensor, multiple: int, border: int = 0) -> Tensor:
     for axis in (-2, -1):
         length = images.shape[axis]
         wanted = _up(length + 2 * border, multiple)
-        if wanted != length:
-            period = max(2 * (length - 1), 1)
-            there = torch.arange(-border, wanted - border, device=images.device) % period
-            images = images.index_select(axis, torch.minimum(there, (period - there) % max(period, 2)))
+        images = _mirrored(images, axis, -border, wanted - border)
     return images
+
+
+def _mirrored(images: Tensor, axis: int, start: int, end: int) -> Tensor:
+    """From `start` to `end` along an axis, of the picture that goes on as its mirror image on both sides; a view where
+    that lies inside.
+    """
+    length = images.shape[axis]
+    if start >= 0 and end <= length:
+        return images.narrow(axis, start, end - start)
+    period = max(2 * (length - 1), 1)
+    there = torch.arange(start, end, device=images.device) % period
+    return images.index_select(axis, torch.minimum(there, (period - there) % max(period, 2)))
 
 
 def tiled(
@@ -71,9 +80,9 @@ def tiled(
     Raises: TwofoldError if memory does not suffice even for small tiles.
     """
     height, width = images.shape[-2:]
-    whole = padded(images, multiple)
+    down, across = _up(height, multiple), _up(width, multiple)
     rim = 0 if halo is None else _up(halo, multiple)
-    rows, columns = _cut(whole.shape[-2], whole.shape[-1], rim, multiple, None if halo is None else tile)
+    rows, columns = _cut(down, across, rim, multiple, None if halo is None else tile)
     spans = [(*row, *column) for row, column in product(pairwise(rows), pairwise(columns))]
     result: Tensor | None = None
     if progress:
@@ -84,7 +93,9 @@ def tiled(
             top, bottom, left, right = pending.pop()
             above, before = max(top - rim, 0), max(left - rim, 0)
             try:
-                piece = function(whole[..., above : bottom + rim, before : right + rim])
+                seen = _mirrored(images, -2, above, min(bottom + rim, down))  # no padded copy of a large picture
+                piece = function(_mirrored(seen, -1, before, min(right + rim, across)))
+                del seen
             except (RuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and "memory" not in str(error):
                     raise
@@ -174,3 +185,26 @@ def _even(length: int, count: int, rim: int, multiple: int) -> list[int]:
 
 def _up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
+
+
+ORIENTATIONS = tuple(product((False, True), (False, True), (False, True)))
+"""The eight orientations of an image: (transposed, flipped vertically, flipped horizontally)."""
+
+
+def oriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
+    """`image` `(..., H, W)`, transposed first and then flipped."""
+    transposed, *flipped = orientation
+    image = image.mT if transposed else image
+    return image.flip([axis for axis, chosen in zip((-2, -1), flipped, strict=True) if chosen])
+
+
+def unoriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
+    """The inverse of `oriented`.
+
+    >>> image = torch.arange(6.0).view(2, 3)
+    >>> all(torch.equal(unoriented(oriented(image, o), o), image) for o in ORIENTATIONS)
+    True
+    """
+    transposed, *flipped = orientation
+    image = image.flip([axis for axis, chosen in zip((-2, -1), flipped, strict=True) if chosen])
+    return image.mT if transposed else image

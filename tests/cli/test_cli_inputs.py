@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from skimage import data
 
-from twofold import images
+from twofold import api, images
 from twofold.cli.app import run_command_line
 from twofold.cli.pipeline import Outcome
+from twofold.degrade.hadamard import Underwater
 
 Maker = Callable[..., Path]
 
@@ -302,3 +305,39 @@ def test_a_full_or_closed_standard_output_costs_no_file(picture: Maker, tmp_path
     assert subprocess.run(ended, shell=True, capture_output=True, text=True, check=False).stderr == ""
     shapes = {images.read(tmp_path / name).pixels.shape for name in ("b.png", "c.png")}
     assert shapes == {(1, 3, 12, 17)}
+
+
+def test_auto_takes_the_model_for_the_damage_of_each_image(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = images.from_any(data.coffee()).pixels[..., :240, :320]
+    (tmp_path / "in").mkdir()
+    images.write(tmp_path / "in" / "dark.png", images.Picture(clean * 0.04))
+    drawn = Underwater()(clean, torch.Generator().manual_seed(0)).observed
+    images.write(tmp_path / "in" / "water.png", images.Picture(drawn))
+    images.write(tmp_path / "in" / "good.png", images.Picture(clean))
+    arguments = ["restore", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", "auto"]
+    assert run_command_line([*arguments, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [facts["models"] for facts in report["done"]] == [["lowlight"], ["underwater"]]
+    assert "it is dark" in report["done"][0]["guess"]
+    assert "good.png: auto finds no clear sign of damage; name a model" in report["failed"][0]["error"]
+    wanted = api.load("lowlight").restore(images.read(tmp_path / "in" / "dark.png"))[0].pixels.clamp(0, 1)
+    assert (images.read(tmp_path / "out" / "dark.png").pixels - wanted).abs().max() < 0.51 / 255
+    run_command_line(arguments)
+    assert " by lowlight: it is dark" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--model", "derain"], "--model auto is alone"),
+        (["--guidance", "0.5"], "--model auto and --guidance do not go together; name a model"),
+        (["--kernel", "estimate", "--engine", "ray"], "--model auto and --kernel, --engine ray do not go together"),
+    ],
+)
+def test_auto_takes_nothing_that_is_for_one_model(
+    more: list[str], reason: str, picture: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["restore", str(picture("a.png")), "--model", "auto", *more]) == 2
+    assert reason in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 
 from twofold.cli.misuse import Misuse
 from twofold.cli.pictures import Job
-from twofold.cli.pipeline import Outcome, bar
+from twofold.cli.pipeline import Outcome, bar, is_done
 from twofold.contracts import TwofoldError
 from twofold.fleet import FleetWork, ray_module, restore_all
 
@@ -38,7 +38,7 @@ def on_cluster(
             else f"{plan.model} removes no blur; leave --kernel out"
         )
     outcome = Outcome(len(work))
-    left = [job for job in work if not (skip and job.target.exists())]
+    left = [job for job in work if not (skip and is_done(job))]
     outcome.skipped = [str(job.source) for job in work if job not in set(left)]
     with bar(len(left), "restoring") as show:
         results = restore_all(
@@ -53,6 +53,7 @@ def on_cluster(
             source = str(job.source)
             outcome.failed[source] = result.error if source in result.error else f"{source}: {result.error}"
         else:
-            facts = {"input": str(job.source), "output": str(job.target), "model": plan.model}
+            facts = {"input": str(job.source), "output": str(job.target), "format": job.suffix[1:]}
+            facts |= {"models": [plan.model], "strength": plan.strength}
             outcome.done.append({**facts, **result.facts})
     return outcome.close(as_json=as_json, verb="restored")

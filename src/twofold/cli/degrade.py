@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from twofold.cli.options import (
     SkipOption,
     place,
 )
-from twofold.cli.pictures import STREAM, Job, beside, check_places, check_quality, jobs, left_out
+from twofold.cli.pictures import STREAM, Job, beside, check_places, run_of
 from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
 from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, Degradation, ImageError
 
@@ -35,8 +34,8 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of damage. map: what its true cause is. white: the value that a white pixel of the kept map stands for.
-    options: those it takes, with what holds where they are not given.
+    """One kind of degradation. map: what its guidance is. white: the value that a white pixel of the saved map stands
+    for. options: those it takes beside --set, with their defaults.
     """
 
     build: Callable[[Options], Degradation]
@@ -106,7 +105,9 @@ def command(
         list[str],
         typer.Argument(metavar="INPUT", help="Clean images, folders (with sub-folders), patterns, or - (stdin)."),
     ],
-    kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}.")],
+    kind: Annotated[
+        str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}, or another kind that recipes have.")
+    ],
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", help="File, folder, or - (stdout). Without it: photo-KIND.jpg, FOLDER-KIND."),
@@ -124,6 +125,10 @@ def command(
     kernel: Annotated[
         str | None,
         typer.Option(help="blur: shake, gaussian, defocus, motion, or the file of a kernel. Without it shake."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting, as recipes have it: --set beta=[0.5,1]. May be repeated."),
     ] = None,
     guidance_out: Annotated[
         Path | None,
@@ -163,30 +168,37 @@ def command(
     import torch
 
     from twofold import metrics
+    from twofold.data import degradations
     from twofold.nets.fourier import center_crop
 
-    chosen = _named("kind", kind, DEGRADATIONS)
+    chosen = DEGRADATIONS.get(kind) or _of_recipes(kind)
     given = {"level": level, "layout": layout, "kernel": kernel}
     for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
         if name not in chosen.options:
             raise Misuse(f"--kind {kind} has no {name}; leave the option out")
     try:
         degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
+        if changes:
+            degradation = degradations.changed(degradation, changes, Path())
     except ImageError:  # of a kernel's file
         raise
     except ValueError as error:
         raise Misuse(str(error)) from error
     outs = [guidance_out, kernel_out, clean_out]
-    work = jobs(inputs, output, others=outs, format=format, marker=kind, recursive=recursive)
-    check_quality(quality, work)
-    if as_json and work[0].target == STREAM:
-        raise Misuse("--json and the image would both be printed; name a file with --output")
+    work = run_of(
+        inputs,
+        output,
+        others=outs,
+        format=format,
+        marker=kind,
+        recursive=recursive,
+        quality=quality,
+        as_json=as_json,
+    )
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     cleans = beside(work, clean_out, option="--clean-out")
     check_places(work, maps, kernels, cleans, given=[Path(kernel)] if kernel else [])
-    if message := left_out(inputs, recursive=recursive):
-        print(f"twofold: {message}", file=sys.stderr)
     if dry:
         return dry_run(work, skip=skip_existing, as_json=as_json)
 
@@ -196,11 +208,12 @@ def command(
         name = os.fsencode(job.name.as_posix())  # as the disk has it: not every name is UTF-8
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
         sample = degradation(picture.pixels, generator)
-        assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
         alpha = None if picture.alpha is None else center_crop(picture.alpha, (height, width))
         files = []
         if job in maps:
+            if sample.guidance is None:
+                raise ImageError(f"--kind {kind} has no guidance map; leave --guidance-out out")
             files.append((maps[job], images.Picture(sample.guidance / chosen.white, bits=16)))
         if job in cleans:
             files.append((cleans[job], replace(picture, pixels=sample.clean, alpha=alpha)))
@@ -211,7 +224,7 @@ def command(
             "kind": kind,
             "seed": seed,
             "guidance": chosen.map,
-            "guidance_mean": round(float(sample.guidance.mean()), 5),
+            "guidance_mean": None if sample.guidance is None else round(float(sample.guidance.mean()), 5),
             "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small image may catch no drop of rain
             "width": width,
             "height": height,
@@ -233,6 +246,14 @@ def _named(what: str, name: str, known: dict[str, T]) -> T:
     if name not in known:
         raise Misuse(f"unknown {what} {name!r}; {nearest(name, list(known))}")
     return known[name]
+
+
+def _of_recipes(kind: str) -> Kind:
+    """A kind that recipes can name and `DEGRADATIONS` does not, with default settings; its map is saved as it is."""
+    from twofold.data.degradations import changed, degradation_kinds
+
+    own = _named("kind", kind, {**dict.fromkeys(DEGRADATIONS, ""), **{name: name for name in degradation_kinds()}})
+    return Kind(lambda options: changed({"kind": own}, [], Path()), kind, 1.0)
 
 
 def _span(text: str) -> tuple[float, float]:

@@ -8,9 +8,18 @@ from typing import Annotated
 
 import typer
 
+from twofold.cli.misuse import Misuse
+
 
 def command(
     test: Annotated[bool, typer.Option("--test/--no-test", help="Also restore a small picture, two seconds.")] = True,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="First measure the runtimes that are installed, and keep the fastest.")
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="For --choose: these; without it, all that are shipped."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
 ) -> int:
     """Says what this machine and installation can do, and tests them: the text to paste into a bug report.
@@ -21,9 +30,16 @@ def command(
     each model is run here and why, and a photograph restored with its time. Exit code 1 if there is a problem.
 
     twofold doctor --json > report.json
+
+    Which of torch, ONNX Runtime and OpenVINO restores fastest here, to be used from now on (some minutes):
+
+    twofold doctor --choose
     """
     from twofold import doctor
 
-    report = doctor.examine(os.environ, test=test)
+    if model and not choose:
+        raise Misuse("--model is for --choose; leave it out, or add --choose")
+    chosen = (model or doctor.with_weights()) if choose else ()
+    report = doctor.examine(os.environ, test=test, choose=chosen)
     print(json.dumps(report, indent=2) if as_json else doctor.report_text(report))
     return 1 if report["problems"] else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,13 @@ def model_names() -> list[str]:
 
 
 MODEL_HELP = f"{', '.join(model_names())}, or a .safetensors file; `twofold models` explains them."
+AUTO = "auto"
+"""As a model of `restore`: the one for the damage that each photograph shows."""
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+RuntimeOption = Annotated[
+    str,
+    typer.Option(help="torch, onnx, openvino, or auto: what `twofold doctor --choose` kept here, else torch."),
+]
 FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")]
 QualityOption = Annotated[
     int | None, typer.Option(min=1, max=100, help="Of JPEG (without it 95) and WebP (without it lossless).")
@@ -38,10 +44,28 @@ JobsOption = Annotated[
     int, typer.Option("--jobs", min=1, max=64, help="Images read ahead and written behind; the files are the same.")
 ]
 RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Take sub-folders too.")]
+DataOption = Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
+    ),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")]
+MinutesOption = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
+ShowOption = Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are there and not empty.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+RUNTIMES = ("auto", "torch", "onnx", "openvino")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+
+
+def check_runtime(name: str) -> Any:
+    """The runtime of that name. Raises: Misuse."""
+    if name not in RUNTIMES:
+        raise Misuse(f"--runtime is {', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}, got {name!r}")
+    return name
 
 
 def check_device(name: str) -> None:

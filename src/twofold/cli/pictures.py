@@ -82,6 +82,27 @@ def jobs(
     return found
 
 
+def run_of(
+    inputs: Sequence[str],
+    output: str | None,
+    *,
+    others: Sequence[Path | None],
+    format: str | None,
+    marker: str,
+    recursive: bool,
+    quality: int | None,
+    as_json: bool,
+) -> list[Job]:
+    """`jobs`, with --quality and --json checked against where the results go, and a line on what is left out."""
+    work = jobs(inputs, output, others=others, format=format, marker=marker, recursive=recursive)
+    check_quality(quality, work)
+    if as_json and work[0].target == STREAM:
+        raise Misuse("--json and the image would both be printed; name a file with --output")
+    if message := left_out(inputs, recursive=recursive):
+        print(f"twofold: {message}", file=sys.stderr)
+    return work
+
+
 def suffix_of_format(format: str | None) -> str | None:
     """The suffix of what --format names, in any case and spelling. Raises: Misuse."""
     if format is None:

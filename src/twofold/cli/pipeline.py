@@ -54,7 +54,8 @@ class Outcome:
             print(json.dumps({**report, "errors": self.errors, "stopped": self.stopped or None}, indent=2))
         elif not quiet:
             for facts in self.done[:20]:
-                print(f"{printable(facts['input'])} → {printable(facts['output'])} ({facts['seconds']:.1f} s)")
+                guessed = f" by {facts['models'][0]}: {facts['guess']}" if "guess" in facts else ""
+                print(f"{printable(facts['input'])} → {printable(facts['output'])} ({facts['seconds']:.1f} s){guessed}")
             if len(self.done) + len(self.skipped) > 1:
                 more = " (the first 20 are named)" if len(self.done) > 20 else ""
                 print(f"{len(self.done)} {verb}{more}" + (f", {len(self.skipped)} skipped" if self.skipped else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from twofold import images
 from twofold.cli.cluster import check_options, on_cluster
 from twofold.cli.misuse import Misuse
 from twofold.cli.options import (
+    AUTO,
     MODEL_HELP,
     DeviceOption,
     DryRunOption,
@@ -24,8 +24,10 @@ from twofold.cli.options import (
     QualityOption,
     QuietOption,
     RecursiveOption,
+    RuntimeOption,
     SkipOption,
     check_device,
+    check_runtime,
     place,
 )
 from twofold.cli.pictures import (
@@ -33,10 +35,8 @@ from twofold.cli.pictures import (
     Job,
     beside,
     check_places,
-    check_quality,
     check_suffix,
-    jobs,
-    left_out,
+    run_of,
     save_picture,
     tile_size,
     twin_of,
@@ -54,7 +54,8 @@ def command(
         typer.Argument(metavar="INPUT", help="Images, folders (with sub-folders), patterns, or - (standard input)."),
     ],
     model: Annotated[
-        list[str], typer.Option("--model", "-m", help=f"{MODEL_HELP} Repeated: one after the other, in this order.")
+        list[str],
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} auto: a guess for each image. Repeated: all in this order."),
     ],
     output: Annotated[
         str | None,
@@ -89,12 +90,17 @@ def command(
     strength: Annotated[
         float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")
     ] = 1.0,
+    self_ensemble: Annotated[
+        bool,
+        typer.Option("--self-ensemble", help="The mean over eight orientations: better, in eight times the time."),
+    ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(parser=place, help="Also one image of everything: before, map or kernel, and after, row by row."),
     ] = None,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     format: FormatOption = None,
     quality: QualityOption = None,
     parallel: JobsOption = 1,
@@ -143,6 +149,10 @@ def command(
 
     cat photo.jpg | twofold restore - -o - --model derain --model lowlight --format jpg > out.jpg
 
+    A folder, each photograph by the model for what is wrong with it (a guess, which may find nothing):
+
+    twofold restore holiday/ -o restored/ --model auto
+
     By eight workers at once, or on a cluster (docs/many-machines.md):
 
     twofold restore holiday/ -o dry/ --model derain --engine ray --workers 8
@@ -150,44 +160,68 @@ def command(
     size = tile_size(tile)
     if noise_level is not None and guidance is not None:
         raise Misuse("--noise-level is a --guidance of one number; leave one of them out")
+    if AUTO in model:
+        steering = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
+        _check_auto(model, engine, {**steering, "--kernel": kernel, "--kernel-out": kernel_out})
     if kernel_size is not None and kernel != "estimate":
         raise Misuse("--kernel-size is for --kernel estimate; leave one out or add the other")
     for option, name in (("--guidance", guidance), ("--kernel", kernel)):
         if name is not None and not name.strip():  # as of a variable of the shell that is not set
             raise Misuse(f"{option} is empty; name a file or a folder, or leave it out")
-    work = jobs(
-        inputs, output, others=[guidance_out, kernel_out], format=format, marker="restored", recursive=recursive
-    )
-    check_quality(quality, work)
     if sheet is not None:
         check_suffix(sheet)
-    if as_json and work[0].target == STREAM:
-        raise Misuse("--json and the image would both be printed; name a file with --output")
+    work = run_of(
+        inputs,
+        output,
+        others=[guidance_out, kernel_out],
+        format=format,
+        marker="restored",
+        recursive=recursive,
+        quality=quality,
+        as_json=as_json,
+    )
     maps = beside(work, guidance_out, option="--guidance-out", deep=True)
     kernels = beside(work, kernel_out, option="--kernel-out", deep=True)
     level = noise_level if noise_level is not None else _number(guidance)
     painted = {} if guidance is None or level is not None else twins(work, Path(guidance))
     blurs = {} if kernel is None or kernel == "estimate" else twins(work, Path(kernel))
     check_places(work, maps, kernels, sheet=sheet, given=[*painted.values(), *blurs.values(), *map(Path, model)])
-    if message := left_out(inputs, recursive=recursive):
-        print(f"twofold: {message}", file=sys.stderr)
     check_device(device)
+    computed_by = check_runtime(runtime)
     if dry:
         return dry_run(work, skip=skip_existing, as_json=as_json)
     if engine == "ray":
         single: dict[str, Any] = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
         single |= {"--kernel-out": kernel_out, "--kernel-size": kernel_size, "--sheet": sheet}
+        single |= {"--self-ensemble": self_ensemble or None}
+        single |= {"--jobs": parallel if parallel > 1 else None}  # workers read and write at the same time as it is
         check_options(single, kernel)
         if len(model) > 1:
             raise Misuse("--engine ray runs one model; restore by one after the other")
-        plan = FleetWork(model[0], kernel=kernel, strength=strength, tile=size, gpus=float(device.startswith("cuda")))
+        plan = FleetWork(
+            model[0],
+            kernel=kernel,
+            strength=strength,
+            tile=size,
+            gpus=float(device.startswith("cuda")),
+            runtime=computed_by,
+            quality=quality,
+        )
         return on_cluster(work, plan, workers=workers, address=address, skip=skip_existing, as_json=as_json)
     if engine != "local" or workers is not None or address is not None:
         raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
+    from twofold.guess import MODELS, guess
     from twofold.restorers.blind import KernelSearch
 
-    chain = [api.load(name, device=device) for name in model]
+    loaded: dict[str, api.Model] = {}
+
+    def load(name: str) -> api.Model:
+        if name not in loaded:
+            loaded[name] = api.load(name, device=device, runtime=computed_by)
+        return loaded[name]
+
+    chain = [load(name) for name in model if name != AUTO]
     named = " + ".join(Path(name).stem if Path(name).suffix else name for name in model)
     steered = [one for one in chain if one.kind is not None]
     kind = steered[0].kind if len(steered) == 1 else None
@@ -211,9 +245,18 @@ def command(
     except ValueError as error:
         raise Misuse(f"--kernel-size: {error}") from error
 
+    def chain_of(picture: images.Picture) -> tuple[list[api.Model], str]:
+        """The models for a picture, and why those were guessed."""
+        if chain:
+            return chain, ""
+        guessed = guess(picture.pixels)
+        if guessed.task is None:
+            raise TwofoldError(f"auto finds {guessed.reason}; name a model, or leave the image as it is")
+        return [load(MODELS[guessed.task])], guessed.reason
+
     def kernel_of(job: Job) -> api.Kernel | None:
         if kernel is None or kernel == "estimate":
-            return search if kernel else None
+            return search if kernel or not chain else None
         return blurs.get(job) or twin_of(Path(kernel), job.name)  # which reports the missing file
 
     def guidance_of(job: Job) -> Path | float | None:
@@ -222,27 +265,32 @@ def command(
         return painted.get(job) or twin_of(Path(guidance), job.name)
 
     rows: list[list[Tensor]] = []
+    # Of several models, or of those that are guessed, a sheet shows only the first image and the last.
+    columns = [] if kind is None or len(chain) != 1 else [kind.name.replace("_", " ")]
+    columns += ["kernel"] if kernel and len(chain) == 1 else []
 
     def compute(job: Job, picture: images.Picture, advance: Advance) -> Computed:
-        facts: dict[str, Any] = {"models": model, "strength": strength}
+        models, reason = chain_of(picture)
+        facts: dict[str, Any] = {"models": [one.name for one in models], "strength": strength}
+        facts |= {"guess": reason} if reason else {}
         files: list[tuple[Path, images.Picture]] = []
         between: list[Tensor] = []
         restored = picture
-        for index, one in enumerate(chain):
+        for index, one in enumerate(models):
             if index:  # as if a file lay between two models
                 restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
 
-            def part(done: int, total: int, index: int = index) -> None:
-                advance(index * total + done, len(chain) * total)
-
-            blur, estimate = api.kernel_for(restored, kernel_of(job) if one.takes_kernel else None)
+            part = api.part_of(advance, index / len(models), (index + 1) / len(models))
+            wanted = kernel_of(job) if one.takes_kernel else None
+            blur, estimate = api.kernel_for(restored, wanted, progress=api.part_of(part, 0, api.SEARCH_SHARE))
             restored, drawn = one.restore(
                 restored,
                 kernel=blur,
                 guidance=guidance_of(job) if one.kind is not None and kind is not None else None,
                 strength=strength,
+                self_ensemble=self_ensemble,
                 tile=size,
-                progress=part,
+                progress=api.part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
             )
             if drawn is not None and one.kind is not None:
                 between.insert(0, drawn / one.kind.white)
@@ -258,14 +306,10 @@ def command(
                     files.append((kernels[job], images.Picture(between[-1], bits=16)))
                     facts["kernel_out"] = str(kernels[job])
         if sheet is not None:
-            shown = between if len(chain) == 1 else []
+            shown = between if columns else []
             rows.append([small(pixels) for pixels in (picture.pixels, *shown, restored.pixels)])
         height, width = picture.pixels.shape[-2:]
         return Computed({**facts, "width": width, "height": height}, files, restored)
-
-    # Of several models, a sheet shows only the first image and the last.
-    columns = [] if kind is None or len(chain) > 1 else [kind.name.replace("_", " ")]
-    columns += ["kernel"] if kernel and len(chain) == 1 else []
 
     def show_again(job: Job) -> None:
         """The row of an image that an earlier run restored; a map or kernel that was not saved stays blank."""
@@ -291,6 +335,16 @@ def command(
         except TwofoldError as error:
             outcome.errors.append(str(error))
     return outcome.close(as_json=as_json, verb="restored", quiet=quiet or work[0].target == STREAM)
+
+
+def _check_auto(model: list[str], engine: str, others: dict[str, Any]) -> None:
+    """Raises: Misuse for what needs one model that is known beforehand."""
+    if len(model) > 1:
+        raise Misuse("--model auto is alone: it takes one model for each image; leave it or the others out")
+    given = [option for option, value in others.items() if value is not None]
+    given += ["--engine ray"] if engine == "ray" else []
+    if given:
+        raise Misuse(f"--model auto and {', '.join(given)} do not go together; name a model")
 
 
 def _number(text: str | None) -> float | None:

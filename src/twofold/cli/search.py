@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.options import DeviceOption, JsonOption, check_device, place
+from twofold.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    MinutesOption,
+    RunOption,
+    SetOption,
+    ShowOption,
+    check_device,
+    place,
+)
 from twofold.cli.train import Bar, for_one_process, recipe_table, run_folder
 from twofold.settings import checked, to_yaml
 from twofold.train import reading
@@ -36,26 +46,19 @@ class Live(Bar):
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A shipped search by name, or a YAML file. `list` prints the names.")],
-    data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", parser=place, help="The search's folder; one found there goes on. Without it runs/RECIPE."
-        ),
-    ] = None,
+    data: DataOption = Path("."),
+    output: RunOption = None,
     judge: Annotated[
         Path | None,
         typer.Option(parser=place, help="A judge.safetensors; without it one is trained first, by the recipe's judge."),
     ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")
-    ] = None,
+    change: SetOption = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Search from so many seeds, and say what they agree on: stability.json, .png.")
     ] = 1,
     device: DeviceOption = "auto",
-    minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 5.0,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
+    minutes: MinutesOption = 5.0,
+    show: ShowOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Finds a loss and a network for a task: twofold search list names the shipped recipes, --show prints one.

@@ -17,11 +17,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twofold.cli.misuse import Misuse
-from twofold.cli.options import DeviceOption, JsonOption, check_device, place
+from twofold.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    MinutesOption,
+    RunOption,
+    SetOption,
+    ShowOption,
+    check_device,
+    place,
+)
 from twofold.contracts import ConfigError, TwofoldError
 from twofold.files import locked
 from twofold.settings import checked, to_yaml
 from twofold.train import reading
+
+STOPPED = 3
+"""Exit code of a run that `--stop-after` ended before its last step."""
 
 
 class Bar:
@@ -57,24 +70,21 @@ class Bar:
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file. `list` prints the names.")],
-    data: Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")] = Path("."),
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
-        ),
-    ] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: --set data.batch=4. May be repeated.")
-    ] = None,
+    data: DataOption = Path("."),
+    output: RunOption = None,
+    change: SetOption = None,
     loss: Annotated[
         Path | None, typer.Option(parser=place, help="A loss.yaml that a search wrote, in place of the recipe's loss.")
     ] = None,
     device: DeviceOption = "auto",
-    minutes: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")] = 5.0,
-    show: Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")] = False,
+    minutes: MinutesOption = 5.0,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes after which the run stops with a checkpoint; exit code 3. Not for judges."),
+    ] = None,
+    show: ShowOption = False,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Trains a model from a recipe: twofold train list names the shipped ones, --show prints one.
 
     twofold train derain --data DATA --output runs/derain
@@ -85,7 +95,8 @@ def command(
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
     best.safetensors is the model of the step that validated best.
 
-    Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
+    Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped. --stop-after 10
+    interrupts it by itself, for machines that are lent for a time.
 
     A judge-TASK recipe trains the judge of a loss search, and writes judge.safetensors.
 
@@ -93,25 +104,32 @@ def command(
     """
     if recipe == "list":
         print(recipe_table("train", "judge", as_json=as_json))
-        return
+        return 0
     tree = reading.tree_of(recipe, change, loss=loss)
     if reading.kind_of(tree) == "judge":
+        if stop_after is not None:
+            raise Misuse("--stop-after is for models; a judge trains in minutes, and Ctrl-C interrupts it")
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
-        return
+        return 0
     if reading.kind_of(tree) == "search":
         raise Misuse(f"{recipe} is a search, not a training recipe; run it with `twofold search {recipe}`")
     chosen = reading.parse(tree, recipe)
     if show:
         print(to_yaml(chosen), end="")
-        return
+        return 0
     check_device(device)
     folder = run_folder(output, chosen.name)
+    from twofold.train.loop import TimeUp
     from twofold.train.run import train
 
     bar = Bar()
     with for_one_process(folder):
         try:
-            result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+            result = train(chosen, data, folder, device=device, minutes=minutes, stop_after=stop_after, reports=[bar])
+        except TimeUp as stop:
+            bar.progress.stop()
+            print(f"twofold: {stop}; the same command goes on", file=sys.stderr)
+            return STOPPED
         finally:
             bar.progress.stop()
     if as_json:
@@ -120,6 +138,7 @@ def command(
         scores = ", ".join(f"{name} {value:.3f}" for name, value in result["validation"].items())
         before = " (was finished before)" if not bar.stepped else ""
         print(f"{folder / 'model.safetensors'}" + (f": {scores}" if scores else "") + before)
+    return 0
 
 
 def recipe_table(*kinds: str, as_json: bool) -> str:

@@ -18,8 +18,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 READABLE = (*SUFFIXES, ".avif", ".gif", ".heic", ".heif")
 """Of the formats that are read."""
 
-_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
-UNREADABLE = (*_RAW, ".exr", ".hdr", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga", ".xcf")
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
+"""Of cameras' own formats. Most are TIFF files whose first page is a small preview, no photograph to restore."""
+
+UNREADABLE = (*RAW, ".exr", ".hdr", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga", ".xcf")
 """Of images that are not read, so that a folder of them is not left out without a message."""
 
 HEAD = 64
@@ -37,6 +39,9 @@ _OPENERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"GIF87a", GifImageFile),
     (b"GIF89a", GifImageFile),
 )
+_RAW_HEADS = (b"II*\0\x10\0\0\0CR", b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR")
+DNG_VERSION = 50706
+"""The TIFF tag that every DNG file has."""
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
@@ -46,6 +51,8 @@ def opener_of(head: bytes) -> type[ImageFile.ImageFile]:
 
     Raises: ImageError for a format that is not known, or whose decoder is not installed.
     """
+    if head.startswith(_RAW_HEADS) or head[4:12] == b"ftypcrx ":
+        raise raw_error()
     for magic, opener in _OPENERS:
         if head.startswith(magic):
             return opener
@@ -58,6 +65,14 @@ def opener_of(head: bytes) -> type[ImageFile.ImageFile]:
         if brands & _HEIC:
             return _heic()
     raise ImageError(f"not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC file, it begins with {head[:8]!r}")
+
+
+def raw_error() -> ImageError:
+    """The error for a camera's RAW file, with the way out."""
+    return ImageError(
+        "is a RAW file of a camera, which is not read; convert it first: `darktable-cli IN OUT.tif`, or "
+        "`rawtherapee-cli -t -o OUT.tif -c IN`"
+    )
 
 
 def _avif() -> type[ImageFile.ImageFile]:

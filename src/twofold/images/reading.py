@@ -20,7 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from twofold.contracts import ImageError
-from twofold.images.formats import HEAD, READABLE, opener_of
+from twofold.images.formats import DNG_VERSION, HEAD, RAW, READABLE, opener_of, raw_error
 from twofold.images.metadata import XMP_TAG, Metadata, metadata_of, without_orientation
 from twofold.images.picture import (
     DECODING_ERRORS,
@@ -130,6 +130,8 @@ def _read(file: IO[bytes], size: int, name: str, largest: int, partial: bool) ->
         if size == 0:
             raise ImageError("the file is empty (0 bytes)")
         opener = opener_of(file.read(HEAD))
+        if opener is TiffImageFile and Path(name).suffix.lower() in RAW:
+            raise raw_error()
         try:
             return _decode(file, opener, size, largest)
         except ImageError:
@@ -242,6 +244,8 @@ def _unknown_to_pillow(file: IO[bytes], size: int, largest: int) -> Picture | No
     """A 16-bit TIFF file whose layout Pillow does not know: grey and alpha, or plane by plane; None for all others."""
     document = tifffile.TiffFile(file)
     page: Any = document.pages[0]
+    if DNG_VERSION in page.tags:
+        raise raw_error()
     if page.sampleformat == _FLOAT:
         raise ImageError("holds floating-point samples, whose range is unknown; convert it to 16-bit integers first")
     unusual = page.samplesperpixel == 2 or (page.samplesperpixel > 2 and page.planarconfig == 2)
@@ -281,6 +285,7 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 
 def from_pil(image: Image.Image) -> Picture:
+    """A PIL image of any mode as a `Picture`. Raises: ImageError where it cannot be decoded."""
     _load(image)
     profile = _profile(image.info.get("icc_profile"))
     transparent = "transparency" in image.info

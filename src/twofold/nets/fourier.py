@@ -23,7 +23,7 @@ from twofold.solve.linear import Number, require_within
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where it is float64."""
+    """`x`, of any shape, in float32, or as it is where it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -108,7 +108,8 @@ class DataProx:
 
 
 def edge_taper(images: Tensor, kernel: Tensor, *, tapers: int = 3) -> Tensor:
-    """Blends the borders of `images` into their circularly blurred selves, so that opposite sides meet without a jump.
+    """Blends the borders of `images (B, C, H, W)` into their circularly blurred selves, so that opposite sides meet
+    without a jump.
 
     The weight falls towards the border as the autocorrelation of the kernel's projections rises: the interior beyond
     one kernel is untouched. Kruse, Rother and Schmidt 2017 pass three times.
@@ -188,7 +189,7 @@ class BoundaryAdjustment:
 
 
 def margin(extended: Tensor, observed: Tensor) -> tuple[int, int]:
-    """(rows, columns) by which `extended` is larger on every side."""
+    """(rows, columns) by which `extended (B, C, H, W)` is larger than `observed (B, C, h, w)` on every side."""
     return (extended.shape[-2] - observed.shape[-2]) // 2, (extended.shape[-1] - observed.shape[-1]) // 2
 
 
@@ -203,7 +204,7 @@ def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def crop(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Images `(…, H, W)` without `rows` above and below and `columns` left and right."""
+    """Images `(B, C, H, W)` without `rows` above and below and `columns` left and right."""
     return center_crop(images, (images.shape[-2] - 2 * rows, images.shape[-1] - 2 * columns))
 
 

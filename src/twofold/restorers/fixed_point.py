@@ -8,7 +8,7 @@ operators are here an inference from the abstract (docs/bmo.md).
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import Guidance, ImageError, Restored
+from twofold.contracts import ImageError, Inputs, Restored, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.fourier import Border, DataProx, EdgeTaper, crop, full_precision, margin
 from twofold.nets.lipschitz import conv_norm_every_size
@@ -49,18 +49,16 @@ class Problem(NamedTuple):
     slope: float = 1.0
 
 
-class FixedPointRestorer(nn.Module, ABC):
+class FixedPointRestorer(nn.Module, Restorer):
     """observed `(B, C, H, W)` → the picture at the fixed point, with the solve's `Solution` as the report.
+
+    It has no halo: the iteration carries what one pixel knows across the whole picture.
 
     solver: how far and how the iteration runs; T is averaged here, so Picard's iteration (relaxation 1) is right.
     adjoint: how a gradient passes through it, where one is asked for. Neither holds weights: change them at any time.
     """
 
-    kind = None
-    halo: int | None = None  # the iteration carries what one pixel knows across the whole picture
-    multiple = 1
-    channels = 3
-    takes_kernel = False
+    forward = Restorer.__call__
     solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
     adjoint: Adjoint = UnrolledAdjoint()
 
@@ -68,23 +66,8 @@ class FixedPointRestorer(nn.Module, ABC):
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         """The operator holds the weights: what it computes can be differentiated in them."""
 
-    def context(self, observed: Tensor) -> None:
-        """None: the image is restored whole."""
-
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
-        """None: there is no guide."""
-
-    def forward(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is not None:
-            raise TypeError("this model takes no guidance")
-        problem = self.problem(observed, kernel)
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        problem = self.problem(observed, inputs.kernel)
         # How far the iteration came is part of the answer: an image short of the tolerance is still an image.
         solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint, throw=False)
         return Restored(problem.image(solution.value), report=solution)
@@ -175,7 +158,7 @@ class RainLayers(FixedPointRestorer):
 
 
 class RidgeDenoiser(nn.Module):
-    """x ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
+    """x `(B, C, H, W)` ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
 
     Each layer is a gradient step of length 1 on the convex prior Σ h_t((W x)_i), h_t Huber's function of slope at most
     t, with ‖W‖ ≤ 1: firmly non-expansive. Shallow, so weaker than a deep network without a certificate; and stronger

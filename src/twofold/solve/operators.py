@@ -107,7 +107,7 @@ def unit_interval(raw: Tensor, *, high: float = 0.99) -> Tensor:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """An unconstrained number as a positive one: softplus(raw).
+    """Unconstrained numbers as positive ones, elementwise: softplus(raw).
 
     >>> round(positive(torch.tensor(0.5413)).item(), 3)
     1.0
@@ -116,7 +116,7 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def soft_threshold(v: Tensor, threshold: Number) -> Tensor:
-    """The proximal step of the l1 norm: every entry moves towards 0 by the threshold and stops there.
+    """The proximal step of the l1 norm, elementwise: every entry moves towards 0 by the threshold and stops there.
 
     >>> soft_threshold(torch.tensor([3.0, -0.5, -2.0]), 1.0)
     tensor([ 2., -0., -1.])
@@ -125,7 +125,7 @@ def soft_threshold(v: Tensor, threshold: Number) -> Tensor:
 
 
 def no_prox(v: Tensor, step: Number) -> Tensor:
-    """The proximal step of g = 0: nothing moves.
+    """The proximal step of g = 0: `v`, of any shape, as it is.
 
     >>> no_prox(torch.tensor([1.0]), 0.1)
     tensor([1.])

@@ -210,7 +210,8 @@ class _ForwardProducts:
 
 
 def require_mixed(found: list[Tensor | None]) -> None:
-    """Raises SolveError where every slope is None: the lower level does not depend on the upper parameters.
+    """Raises SolveError where every slope (tensors of any shape) is None: the lower level does not depend on the upper
+    parameters.
 
     >>> require_mixed([None])
     Traceback (most recent call last):

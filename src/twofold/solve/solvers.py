@@ -63,11 +63,17 @@ class Solver(Protocol):
     """
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Most evaluations of T that an iterate may take."""
+
     @property
-    def tolerance(self) -> float: ...
+    def tolerance(self) -> float:
+        """Of the residual, relative to ‖u‖; 0 takes every step."""
+
     @property
-    def absolute(self) -> float: ...
+    def absolute(self) -> float:
+        """Added to the relative tolerance."""
+
     def advance(self, u: State, image: State, residual: Tensor, memory: Any) -> tuple[State, Any]: ...
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 import twofold
 from twofold import zoo
 from twofold.contracts import GuidanceKind, Restored
+from twofold.guess import MODELS
 from twofold.images import Picture
 from twofold.restorers.blind import KernelSearch
 
@@ -25,9 +26,6 @@ TASKS = {
 }
 """The tasks of the model cards as the page calls them, in its order."""
 
-FIRST = {"derain", "dehaze", "deblur", "lowlight", "underwater"}
-"""The models that the page takes for their task, unless the user chooses another."""
-
 PageProgress = Callable[[int, int], None]
 
 
@@ -35,9 +33,13 @@ class Restoring(Protocol):
     """What the page needs of a loaded model: a part of `twofold.api.Model`."""
 
     @property
-    def kind(self) -> GuidanceKind | None: ...
+    def kind(self) -> GuidanceKind | None:
+        """What the guidance map means; None for a model without one."""
+
     @property
-    def takes_kernel(self) -> bool: ...
+    def takes_kernel(self) -> bool:
+        """Whether the model needs the blur kernel."""
+
     def __call__(
         self,
         image: Tensor,
@@ -114,9 +116,12 @@ class Models:
         return {task: TASKS.get(task, task.capitalize()) for task in dict.fromkeys([*known, *others])}
 
     def of_task(self, task: str) -> list[str]:
-        """The models of a task: the one in `FIRST`, then the trained ones, then those without weights."""
+        """The models of a task: the one in `guess.MODELS`, then the trained ones, then those without weights."""
+        firsts = MODELS.values()
         offered = [offer for offer in self.shipped.values() if offer.task == task]
-        return [offer.name for offer in sorted(offered, key=lambda offer: (offer.name not in FIRST, not offer.trained))]
+        return [
+            offer.name for offer in sorted(offered, key=lambda offer: (offer.name not in firsts, not offer.trained))
+        ]
 
     def restore(self, name: str, picture: Picture, wishes: Wishes, progress: PageProgress | None = None) -> PageResult:
         """Raises: TwofoldError for wishes that the model or the picture does not allow."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twofold.contracts import TwofoldError
-from twofold.ui.guess import Guess
+from twofold.guess import Guess
 
 _PREFIX = "twofold-ui-"
 IDLE = 24 * 3600.0
@@ -62,6 +62,7 @@ class Photo:
 
     @property
     def folder(self) -> Path:
+        """Where its files are."""
         return self.upload.parent
 
 
@@ -88,6 +89,7 @@ class Visit:
         return self.counter, folder
 
     def remove(self, number: int) -> None:
+        """Removes a photograph and its files."""
         photo = self.photos.pop(number, None)
         if photo is not None:
             shutil.rmtree(photo.folder, ignore_errors=True)
@@ -140,6 +142,7 @@ class Visits:
             self.end(session)
 
     def by_token(self, token: str) -> Visit | None:
+        """The visit of that token. Raises: TwofoldError where there is none."""
         with self._lock:
             return next((v for v in self._visits.values() if secrets.compare_digest(v.token, token)), None)
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from twofold import images
 from twofold.contracts import GuidanceKind, ImageError, TwofoldError
+from twofold.guess import guess
 from twofold.images import Picture
-from twofold.ui.guess import guess
 from twofold.ui.restoring import Models, PageProgress, PageResult, Wishes
 from twofold.ui.visits import Limits, Photo, Visit
 
@@ -212,6 +212,7 @@ def keep_kernel(visit: Visit, source: Path) -> Path:
 
 
 def download_name(photo: Photo) -> str:
+    """The file name that a download gets."""
     suffix = photo.restored.suffix if photo.restored else ""
     return f"{Path(photo.name).stem}-restored{suffix}"
 

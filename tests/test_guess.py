@@ -9,8 +9,8 @@ import torch
 from skimage import data
 
 from twofold import images
+from twofold.guess import guess, statistics
 from twofold.ui.examples import EXAMPLES, example
-from twofold.ui.guess import guess, statistics
 
 TASKS = {
     "coffee-rain": "rain",

@@ -14,6 +14,14 @@ from torch.nn import functional as F
 
 Array = NDArray[np.float32]
 _SMALL, _CROP = 320, 640
+MODELS = {
+    "rain": "derain",
+    "haze": "dehaze",
+    "deconvolution": "deblur",
+    "lowlight": "lowlight",
+    "underwater": "underwater",
+}
+"""The model that is taken for a task unless another is named."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -69,7 +77,7 @@ class Statistics:
 
 
 def statistics(pixels: Tensor) -> Statistics:
-    """Colour of the whole picture made small; fine structure of its middle, pixel by pixel."""
+    """Colour of the whole picture `(1, C, H, W)` made small; fine structure of its middle, pixel by pixel."""
     rgb = pixels.detach().float().clamp(0, 1).expand(-1, 3, -1, -1)
     height, width = rgb.shape[-2:]
     scale = min(1.0, _SMALL / max(height, width))
