@@ -9,8 +9,10 @@ from twofold.solve import (
     Aggregated,
     Anderson,
     Bilevel,
+    ConjugateGradient,
     GradientDescent,
     Linearised,
+    Neumann,
     NystromInverse,
     OneStepUnrolled,
     Regularity,
@@ -30,6 +32,7 @@ def test_a_leaders_step_is_judged_by_the_change_that_it_made_itself():
     leader = Aggregated(GradientDescent(0.5), schedule=lambda k: 0.5 if k == 2 else 1e-3)
     with pytest.raises(SolveError, match="at lower step 2 is too long"):
         hypergradient(problem, w, u, strategy=Unrolled(4, leader))
+    assert hypergradient(problem, w, u, strategy=Unrolled(2, leader)).value.isfinite()  # which never takes it
 
 
 @pytest.mark.parametrize(("grown_by", "plain"), [(0.4, False), (1.9, False), (2.1, True)])
@@ -91,6 +94,21 @@ def test_the_inverse_of_a_metric_is_as_exact_for_a_small_sample_as_for_a_large_o
     torch.testing.assert_close(metric.apply(metric.solve(v))[1], v[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("way", [ConjugateGradient(0, GradientDescent(0.5)), Neumann(0, GradientDescent(0.5), 0.5)])
+def test_where_the_upper_loss_is_at_its_minimum_nothing_is_solved_and_nothing_is_left(way):
+    problem = Bilevel(lambda w, u: ((u - 1) ** 2).sum() + 3 * w.sum(), lambda w, u: ((u - w) ** 2).sum() / 2)
+    found = hypergradient(problem, torch.ones(2), torch.ones(2), strategy=way)
+    assert found.gradient.tolist() == [3, 3]
+    assert found.cost.residual == 0
+
+
 def test_a_low_rank_inverse_without_a_ridge_is_refused_by_name():
     with pytest.raises(SolveError, match="an approximation of low rank has no inverse"):
         NystromInverse(rank=1).solve(lambda v: v, torch.ones(2), 0.0)
+
+
+def test_a_single_aggregated_step_is_judged_before_it_is_taken():
+    problem = Bilevel(lambda w, u: 100 * ((u - 3) ** 2).sum(), lambda w, u: ((u - w) ** 2).sum() / 2)
+    w, u = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(SolveError, match="at lower step 0 is too long"):
+        hypergradient(problem, w, u, strategy=Unrolled(1, Aggregated(GradientDescent(0.5))))
