@@ -112,3 +112,11 @@ def test_a_single_aggregated_step_is_judged_before_it_is_taken():
     w, u = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     with pytest.raises(SolveError, match="at lower step 0 is too long"):
         hypergradient(problem, w, u, strategy=Unrolled(1, Aggregated(GradientDescent(0.5))))
+
+
+def test_an_aggregated_state_with_other_parameters_keeps_its_memory():
+    way = Aggregated(GradientDescent(0.5))
+    state = way.begin(torch.zeros(2))
+    other = way.replace(state, torch.ones(2))
+    assert torch.equal(way.params(other), torch.ones(2))
+    assert len(other) == len(state) == 3
