@@ -411,7 +411,9 @@ def interval(killed: int, total: int) -> tuple[float, float]:
     return (middle - half) / (1 + z**2 / total), (middle + half) / (1 + z**2 / total)
 
 
-def report(sample: list[Fault], planted: list[Fault], outcomes: Mapping[str, str], seed: int) -> dict[str, Any]:
+def report(
+    sample: list[Fault], planted: list[Fault], outcomes: Mapping[str, str], settings: argparse.Namespace
+) -> dict[str, Any]:
     """What `--json` writes."""
     left = [fault for fault in sample if outcomes[fault.key] == "survived"]
     killed, total = len(sample) - len(left), len(sample)
@@ -433,8 +435,9 @@ def report(sample: list[Fault], planted: list[Fault], outcomes: Mapping[str, str
         for f in left
     ]
     return {
-        "command": "make mutate",
-        "seed": seed,
+        "seed": settings.seed,
+        "share": settings.share,
+        "seconds": settings.seconds,
         "faults": len(planted),
         "drawn": total,
         "killed": killed,
@@ -528,7 +531,7 @@ def main() -> None:
     if left:
         say(f"{left} of {len(sample)} faults are left; the same call continues")
         return
-    facts = report(sample, planted, done["outcomes"], settings.seed)
+    facts = report(sample, planted, done["outcomes"], settings)
     low, high = facts["interval"]
     say(
         f"killed {facts['killed']} of {facts['drawn']} (of {facts['faults']}): {facts['score']:.1%}, "
