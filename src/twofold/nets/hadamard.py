@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
-from twofold.nets.network import Network
+from twofold.nets import Network
 from twofold.tiling import padded, tiled
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
