@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ def test_every_table_is_the_one_that_its_file_makes() -> None:
         [sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_contributing_shows_the_layers_that_are_enforced() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    shown = (ROOT / "CONTRIBUTING.md").read_text().split("## Layers\n\n```\n")[1].split("```")[0]
+    rows = [re.split(r"\s{2,}", line)[0] for line in shown.splitlines() if not line.startswith(" ")]
+    assert rows == contracts[0]["layers"]
 
 
 def test_the_page_on_bilevel_meta_optimization_judges_every_claim() -> None:
