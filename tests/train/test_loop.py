@@ -114,7 +114,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
     assert repr(ends[0]) == repr(ends[1])
 
 
-def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
+def test_the_handler_of_ctrl_c_is_restored_after_the_run(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     scheme, _ = build("supervised")
     with pytest.raises(KeyboardInterrupt):
