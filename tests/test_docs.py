@@ -44,12 +44,27 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert not missing
 
 
-def test_every_command_that_the_readme_shows_is_a_verb() -> None:
-    from twofold.cli.app import VERBS
+def commands(page: Path) -> list[str]:
+    """The command lines of twofold that a page shows, whole where a line ends in a backslash."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" # ")[0] for line in lines if re.match(r"twofold [a-z]", line)]
 
-    verbs = set(re.findall(r"^twofold (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
-    assert verbs
-    assert verbs <= set(VERBS)
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_that_a_page_shows_has_its_verb_and_options(page: Path) -> None:
+    import typer
+
+    from twofold.cli.app import VERBS, module_of
+
+    for line in commands(page):
+        verb = line.split()[1]
+        assert verb in VERBS, line
+        app = typer.Typer(add_completion=False)
+        app.command()(module_of(verb).command)
+        known = {name for p in typer.main.get_command(app).params for name in (*p.opts, *p.secondary_opts)}
+        used = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", line))
+        assert used <= known | {"-h", "--help"}, f"{line}: {used - known}"
 
 
 def test_every_recipe_that_a_page_shows_is_valid() -> None:
