@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test fuzz page-test check mutate bench searches docs clean
+.PHONY: help demo test fuzz page-test check mutate bench searches models docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -57,6 +57,9 @@ searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/res
 	$(BIN)/twofold search search-underwater --data $(DATA) --judge runs/judge-underwater/judge.safetensors \
 	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10
 	cp runs/search-128/search.json benchmarks/results/search-128.json
+
+models: $(STAMP) ## train every shipped model and renew its card, hours; goes on where it was; DATA=folder, NAMES="derain dehaze"
+	$(BIN)/python tools/models.py $(NAMES) --data $(DATA) --runs runs
 
 docs: $(STAMP)   ## the tables of README and docs from committed results, and the site in build/site
 	$(BIN)/python docs/tables.py

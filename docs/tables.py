@@ -35,6 +35,7 @@ BENCHMARKS = (
     "paper_a",
     "paper_b",
     "paper_c",
+    "peers_tables",
     "restore",
     "searches",
     "shipped",

@@ -55,6 +55,7 @@ class UNetSpec(NetSettings):
     """widths: channels at each scale, finest first. blocks: residual blocks at each scale. unshuffle: factor by which
     the image is folded into channels first. context: features of a thumbnail that steer the network by the whole image;
     0 for none. output: what the last layer gives: a residual that is added, a Hadamard quotient, an exposure, or a map.
+    gated: blocks multiply halves of their channels in place of ReLU.
     """
 
     kind: Literal["unet"] = "unet"
@@ -63,6 +64,7 @@ class UNetSpec(NetSettings):
     unshuffle: int = 1
     context: int = 0
     output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
+    gated: bool = False
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -73,6 +75,7 @@ class UNetSpec(NetSettings):
             unshuffle=self.unshuffle,
             context=self.context,
             output=self.output,
+            gated=self.gated,
         )
 
 

@@ -19,7 +19,7 @@ from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
 from twofold.train import checkpoint
 from twofold.train.learner import Learner
-from twofold.train.loop import JsonLines, Run, average_of, fit, validated
+from twofold.train.loop import JsonLines, Run, TimeUp, average_of, fit, validated
 from twofold.train.schemes import Frozen, GuidedTraining, Naive, Scheme, Supervised
 
 
@@ -112,6 +112,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
     for end in ends:
         del end["seconds"], end["cpu_seconds"]
     assert repr(ends[0]) == repr(ends[1])
+
+
+def test_a_run_stops_itself_after_its_minutes_and_goes_on(tmp_path: Path) -> None:
+    whole, _ = build("supervised")
+    fit(whole, last, until=3, run=Run(tmp_path / "whole"))
+    part, _ = build("supervised")
+    for step in (1, 2):
+        with pytest.raises(TimeUp, match=f"stopped after 0 minutes at step {step} of 3"):
+            fit(part, last, until=3, run=Run(tmp_path / "part", stop_after=0))
+    fit(part, last, until=3, run=Run(tmp_path / "part", stop_after=0))  # the last step is done: nothing was cut off
+    assert same(whole.restorer.state_dict(), part.restorer.state_dict())
 
 
 def test_the_handler_of_ctrl_c_is_restored_after_the_run(tmp_path: Path) -> None:

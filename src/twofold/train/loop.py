@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -46,12 +47,14 @@ def average_of(module: nn.Module, decay: float) -> AveragedModel:
 class Run:
     """Where a run is stored and how often its state is saved.
 
-    folder: gets `state.safetensors`. minutes: between checkpoints. validate_every: steps between validations. main:
+    folder: gets `state.safetensors`. minutes: between checkpoints. stop_after: minutes until the run stops itself
+    with a checkpoint, as at Ctrl-C; None for no limit. validate_every: steps between validations. main:
     False on all ranks but the first, which write nothing.
     """
 
     folder: Path
     minutes: float = 5.0
+    stop_after: float | None = None
     validate_every: int = 1000
     main: bool = True
 
@@ -59,6 +62,10 @@ class Run:
     def state(self) -> Path:
         """The file of the state that a run is resumed from."""
         return self.folder / "state.safetensors"
+
+
+class TimeUp(TwofoldError):
+    """The time that a run was given is over; its state is saved, and the same call goes on."""
 
 
 class Spent(NamedTuple):
@@ -89,10 +96,12 @@ def fit(
 
     average: see `average_of`. validate: called every `run.validate_every` steps and at the end with the number of steps
     done and what is validated, the average if there is one. Ctrl-C or SIGTERM takes effect between two steps: the state
-    is saved, then KeyboardInterrupt raised. A second one stops at once.
+    is saved, then KeyboardInterrupt raised. A second one stops at once. At the end of `run.stop_after` the state is
+    saved and TimeUp raised.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
+    deadline = math.inf if run.stop_after is None else secured + 60 * run.stop_after
 
     def spent() -> Spent:
         return Spent(*(earlier + now - then for earlier, now, then in zip(before, clocks(), began, strict=True)))
@@ -113,11 +122,14 @@ def fit(
                 for report in reports:
                     report.validated(done, scores)
             stop = asked_to_stop()
-            if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
+            late = done < until and time.monotonic() >= deadline
+            if stop or late or done == until or time.monotonic() - secured > 60 * run.minutes:
                 secured = time.monotonic()
                 secure(scheme, run, average, done, spent())
             if stop:
                 raise KeyboardInterrupt
+            if late:
+                raise TimeUp(f"stopped after {run.stop_after:g} minutes at step {done:,} of {until:,}, as asked")
     return spent()
 
 

@@ -51,11 +51,15 @@ def train(
     *,
     device: str = "auto",
     minutes: float = 5.0,
+    stop_after: float | None = None,
     reports: Sequence[Report] = (),
 ) -> dict[str, Any]:
     """Trains by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts of the result.
 
-    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
+    minutes: between checkpoints. stop_after: minutes until the run stops with a checkpoint; the same call goes on.
+
+    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used; TimeUp at the
+    end of `stop_after`.
     """
     machine = machine_of(recipe.precision, device)
     main = machine.main
@@ -84,7 +88,7 @@ def train(
             keep_best(folder, done, found)
         return found
 
-    run = Run(folder, minutes=minutes, validate_every=recipe.validate_every, main=main)
+    run = Run(folder, minutes=minutes, stop_after=stop_after, validate_every=recipe.validate_every, main=main)
     spent = fit(scheme, batches, until=recipe.steps, run=run, reports=reports, average=average, validate=validate)
     if found is None:  # the run was finished before
         found = validated(scheme, average, validate, recipe.steps)
