@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, ImageError
 from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet, from_published
 from twofold.nets.unet import UNet
@@ -149,5 +149,5 @@ def test_a_stage_guide_draws_a_new_map_at_every_recurrence() -> None:
 
 
 def test_a_plain_restorer_takes_no_guidance() -> None:
-    with pytest.raises(TypeError, match="no guidance"):
+    with pytest.raises(ImageError, match="takes no guidance map"):
         Plain(UNet())(torch.zeros(1, 3, 8, 8), guidance=torch.zeros(1, 1, 8, 8))
