@@ -35,6 +35,16 @@ def reach(module: nn.Module, inputs: int, middle: int, size: int) -> int:
     return int((rows - middle).abs().max())
 
 
+def test_a_guide_starts_from_the_weights_of_he_without_biases() -> None:
+    guide = Guide(RAIN_REGION, width=64)
+    for layer in guide.layers:
+        if isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+            assert layer.bias is not None
+            assert layer.bias.abs().max() == 0
+
+
 def test_prenet_has_the_published_number_of_parameters() -> None:
     assert count(PReNet()) == 168_963
     assert count(PReNet(guidance=1)) == 169_251
