@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import nn
 
 from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer
+from twofold.nets import Network
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
-from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution

@@ -101,7 +101,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
     assert residuals(curves[0]) == residuals(curves[1])
 
 
-def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path: Path) -> None:
+def test_the_file_alone_restores_with_a_kernel(pictures: Path, tmp_path: Path) -> None:
     train(recipe("gkm-deconvolution", "steps=1"), pictures, tmp_path, device="cpu")
     model = api.load(tmp_path / "model.safetensors", device="cpu", precision="exact")
     assert model.takes_kernel

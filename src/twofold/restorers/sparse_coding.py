@@ -196,7 +196,7 @@ class Reflect:
 
 
 class PatchCoding(FixedPointRestorer):
-    """Patch by patch, colour by colour: a patch less its median is A Z, and what A Z cannot say is thrown away.
+    """Patch by patch, colour by colour: a patch less its median is A Z, and the residual is discarded.
 
     observed: `(B, C, H, W)`, H and W multiples of the patch. Patches do not overlap, as in D-LADMM's experiment.
     """
