@@ -35,6 +35,7 @@ BENCHMARKS = (
     "paper_b",
     "paper_c",
     "restore",
+    "runtimes",
     "searches",
     "shipped",
     "steering",
