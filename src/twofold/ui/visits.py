@@ -129,8 +129,8 @@ class Visits:
             return visit
 
     def end(self, session: str) -> None:
-        """Deletes everything of a visit; with the last one also what the server keeps beside the visits, but not what is
-        arriving or has just arrived: its visit may begin only after this one has ended.
+        """Deletes everything of a visit; with the last one also what the server keeps beside them, but not what is arriving
+        or has just arrived: its visit may begin only after this one has ended.
         """
         with self._lock:
             visit = self._visits.pop(session, None)
