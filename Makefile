@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test fuzz page-test check mutate bench searches docs clean
+.PHONY: help demo test fuzz page-test check mutate bench searches models docs clean
 help:            ## what can be made
 	@grep -E '^[a-z]+: .*##|^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
 
@@ -33,13 +33,13 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-mutate: $(STAMP) ## plant faults in the mathematics and count those that no test notices; ARGS="implicit --sample 40"
+mutate: $(STAMP) ## change the mathematics at random and count the changes that no test notices; ARGS="implicit --sample 40"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(ARGS)
 
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
 	for b in bilevel convergence data deconvolution hypergradient large search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
-	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance paper_a paper_c restore shipped steering; do \
+	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance hadamard_maps loss_strategies paper_a paper_c restore shipped steering; do \
 	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; \
 	  for task in lowlight underwater haze; do \
 	  $(BIN)/python benchmarks/paper_b.py --data $(DATA) --task $$task --json benchmarks/results/paper_b-$$task.json || exit 1; \
@@ -57,6 +57,9 @@ searches: $(STAMP) ## judges and searches of the three tasks into benchmarks/res
 	$(BIN)/twofold search search-underwater --data $(DATA) --judge runs/judge-underwater/judge.safetensors \
 	  --output runs/search-128 --set data.crop=128 --set search.loss=40 --set search.architecture=100 --set warmup=10
 	cp runs/search-128/search.json benchmarks/results/search-128.json
+
+models: $(STAMP) ## train every shipped model and renew its card, hours; goes on where it was; DATA=folder, NAMES="derain dehaze"
+	$(BIN)/python tools/models.py $(NAMES) --data $(DATA) --runs runs
 
 docs: $(STAMP)   ## the tables of README and docs from committed results, and the site in build/site
 	$(BIN)/python docs/tables.py

@@ -1,33 +1,29 @@
-"""The table of the shipped models, from the cards that `tools/cards.py` writes beside the weights."""
+"""The table of the shipped models, from what `twofold evaluate --all` measured.
+
+twofold evaluate --all --data DATA --output benchmarks/results/models.json
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 from harness import table
 from twofold import zoo
 
-WEIGHTS = Path(zoo.__file__).parent / "weights"
-RESULTS = ()
+RESULTS = ("models",)
 
 
-def tables(_: dict[str, Any]) -> dict[str, str]:
-    """Every model on every validation set, before and after."""
-    body = []
-    for path in sorted(WEIGHTS.glob("*.json")):
-        card = json.loads(path.read_text(encoding="utf-8"))
-        for dataset, n in card["numbers"].items():
-            body.append(
-                [
-                    f"`{card['name']}`",
-                    f"{card['bytes'] / 1e6:.1f} MB",
-                    f"{dataset} ({n['pictures']:.0f} held-out pictures)",
-                    f"`{card['protocol']}`",
-                    f"{n['input_psnr']:.2f} / {n['input_ssim']:.4f}",
-                    f"**{n['psnr']:.2f}** / {n['ssim']:.4f}",
-                ]
-            )
-    head = ["model", "size", "measured on", "protocol", "untouched (PSNR / SSIM)", "restored"]
-    return {"models": table(head, body)}
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """One row a model: its sets, before and after."""
+    cards, body = zoo.cards(), []
+    for name, rows in groupby(result["models"]["evaluations"], key=lambda row: row["model"]):
+        found = list(rows)
+        sets = [
+            f"{row['set']} ({s['pictures']}): {s['input_psnr']:.2f} → **{s['psnr']:.2f}**"
+            for row in found
+            for s in [row["summary"]]
+        ]
+        size = f"{cards[name].bytes / 1e6:.1f} MB" if cards[name].bytes else "–"
+        body.append([f"`{name}`", cards[name].method, size, f"`{found[0]['protocol']['name']}`", ", ".join(sets)])
+    return {"models": table(["model", "method", "size", "protocol", "set (images): PSNR before → after, dB"], body)}

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from harness import figure, parser, table, write
+from twofold.nets.fourier import DataProx
+from twofold.nets.lipschitz import circular_conv_norm
 from twofold.solve import (
     Aggregated,
     Bilevel,
-    DataProx,
     FixedPointSteps,
     Harmonic,
     KrasnoselskiiMann,
@@ -39,7 +40,6 @@ from twofold.solve import (
     Round,
     State,
     Unrolled,
-    circular_conv_norm,
     contraction_factor,
     iterate,
     matrix_map,

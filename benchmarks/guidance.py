@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import interval_of, parser, read, span, table, write
+from harness import binned, interval_of, parser, read, span, table, write
 from twofold import images
 from twofold.contracts import Sample
 from twofold.data.pairs import Pair
@@ -127,8 +127,10 @@ def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
     else:
         scheme = build_scheme(recipe, restorer, machine)
     began = time.process_time()
+    losses: dict[str, list[float]] = {}
     for n in range(recipe.steps):
-        scheme.step(*draws(n))
+        for name, loss in scheme.step(*draws(n)).items():
+            losses.setdefault(name, []).append(loss)
     seconds = time.process_time() - began
     own_guide = way not in RULES
     return {
@@ -138,6 +140,7 @@ def trained(way: str, seed: int, steps: int, root: Path) -> dict[str, Any]:
         "theta_updates": steps if own_guide else 0,
         "cpu_seconds": round(seconds, 1),
         "theta_sha256": fingerprint(restorer.guide) if own_guide else None,
+        "curves": {name: binned(values) for name, values in losses.items()},
         "sets": {name: scores(restorer, pairs, way) for name, pairs in material.validation(recipe, root).items()},
     }
 

@@ -21,10 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from twofold.evaluate import interval
@@ -167,10 +169,30 @@ def interval_of(values: Sequence[float], digits: int = 3) -> list[float] | None:
     return None if ends is None else [round(end, digits) for end in ends]
 
 
+def seeds_needed(deviation: float, half: float, most: int = 100_000) -> int:
+    """How many values of that standard deviation make Student's 95 % interval of the mean no wider than ± `half`.
+
+    >>> seeds_needed(0.5, 0.15), seeds_needed(0.1, 0.15)
+    (46, 5)
+    """
+    return next(n for n in range(2, most) if stdtrit(n - 1, 0.975) * deviation / math.sqrt(n) <= half)
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half the width of Student's 95 % interval; NaN for fewer than two values."""
     ends = interval(values)
     return math.nan if ends is None else (ends[1] - ends[0]) / 2
+
+
+def binned(values: Sequence[float], bins: int = 40) -> list[float]:
+    """Means of `bins` parts of about equal length.
+
+    >>> binned([1.0, 3.0, 5.0, 7.0], 2)
+    [2.0, 6.0]
+    """
+    edges = [round(i * len(values) / bins) for i in range(bins + 1)]
+    parts = [values[a:b] for a, b in pairwise(edges) if b > a]
+    return [float(f"{sum(part) / len(part):.4g}") for part in parts]
 
 
 def rounded(node: Any) -> Any:
@@ -196,18 +218,18 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
-def span(ends: Sequence[float] | None, sign: str = "") -> str:
+def span(ends: Sequence[float] | None, sign: str = "", digits: int = 2) -> str:
     """An interval as text.
 
     >>> span([0.1, 0.2], sign="+")
     '+0.10 … +0.20'
     """
-    return "one seed" if ends is None else " … ".join(f"{end:{sign}.2f}" for end in ends)
+    return "one seed" if ends is None else " … ".join(f"{end:{sign}.{digits}f}" for end in ends)
 
 
-def gained(facts: Mapping[str, Any]) -> str:
+def gained(facts: Mapping[str, Any], digits: int = 2) -> str:
     """A difference with its interval, from `{"mean": …, "interval": …}`."""
-    return f"{facts['mean']:+.2f} ({span(facts['interval'], sign='+')})"
+    return f"{facts['mean']:+.{digits}f} ({span(facts['interval'], sign='+', digits=digits)})"
 
 
 def percent(level: str | float) -> str:

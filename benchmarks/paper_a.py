@@ -3,10 +3,11 @@ training it, wrong and uneven noise levels, and haze with and without depth.
 
     python benchmarks/paper_a.py --data DATA --json benchmarks/results/paper_a.json
     python benchmarks/paper_a.py --data DATA --json paper_a_full.json --full --device cuda \
-        --pictures deblur/Levin/clean --kernels deblur/Levin/kernels
+        --pictures deblur/Levin09blurdata --kernels deblur/Levin09blurdata
 
 The first is small (narrow networks, some hundred steps, an hour of one core) and answers which signs hold; `--part`
-names a part of it: deblur and haze train, model judges a model that is there. The second is the paper's own schedule,
+names a part of it: deblur and haze train, model judges a model that is there, truths trains guides alone on maps that
+are not accurate. The second is the paper's own schedule,
 200,000 steps a training. What is compared starts from the same weights and sees the same batches in the same order;
 trained on BSDS500 with `kernels20`, tested on other pictures with other kernels. Every training that is done stands in
 the file, and is not done again.
@@ -18,7 +19,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ from skimage import data as photographs
 from torch import Tensor, nn
 
 import paper_a_claims
-from harness import figure, parser, read, write
+import paper_a_truths
+from harness import binned, figure, parser, read, write
 from paper_a_claims import ASSUMED, LEVELS, SUMMARIES, TRUE, UNEVEN, WAYS, Runs, percent, summary_of_model
 from twofold import images, zoo
 from twofold.contracts import Restored, Sample
+from twofold.data.crops import as_floats, read_bytes
+from twofold.data.folders import Folder
 from twofold.degrade import additive
 from twofold.degrade.additive import GaussianNoise
 from twofold.degrade.blur import Blur, CameraShake, Given, read_kernels
-from twofold.metrics import PROTOCOLS, grey
+from twofold.metrics import PROTOCOLS
 from twofold.restorers.deconvolution import HyperLaplacian, Wiener
 from twofold.sheets import contact_sheet
 from twofold.train import data as material
@@ -47,13 +50,12 @@ CORNERS = (0.01, 0.02, 0.03, 0.04)
 TYPICAL = {"deblur": 0.03, "haze": 0.0}
 """The constant map of the way `none`."""
 
-tables = paper_a_claims.tables
-
 RECIPES = {
     "deblur": ("paper-a-deconvolution-small", "paper-a-deconvolution"),
     "haze": ("paper-a-haze-small", "paper-a-sots-indoor"),
 }
 """Small, and with --full."""
+PARTS = (*WAYS, "model", "truths")
 STEPS = {"deblur": 800, "haze": 400}
 """ω-updates of a small training."""
 
@@ -84,22 +86,11 @@ def recipe_of(name: str, way: str, layers: int, seed: int, *, steps: int | None 
     return reading.parse(tree)
 
 
-def started(guide: nn.Module) -> None:
-    """Weights as He et al. 2015 draw them. From torch's own, less than half as large, the guide draws the best constant
-    map for many hundred steps, which would be all that a small training has.
-    """
-    for layer in guide.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-
-
 def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
     """The restorer, and what its training cost and showed: CPU seconds, and f and g in forty means over the steps."""
     machine = machine_of(recipe.precision, device)
     torch.manual_seed(recipe.seed)
     restorer: nn.Module = recipe.model.build()
-    started(restorer.guide)  # type: ignore[arg-type]
     if way == "none":
         restorer = Unguided(restorer.net, TYPICAL[part])  # type: ignore[arg-type]
     restorer = machine.place(restorer)
@@ -115,29 +106,18 @@ def trained(part: str, way: str, recipe: recipes.Recipe, root: Path, device: str
     return restorer.eval(), facts
 
 
-def binned(values: Sequence[float], bins: int = 40) -> list[float]:
-    """Means of `bins` parts of about equal length.
-
-    >>> binned([1.0, 3.0, 5.0, 7.0], 2)
-    [2.0, 6.0]
-    """
-    edges = [round(i * len(values) / bins) for i in range(bins + 1)]
-    parts = [values[a:b] for a, b in pairwise(edges) if b > a]
-    return [float(f"{sum(part) / len(part):.4g}") for part in parts]
-
-
 # Deconvolution.
 
 
 def degraded(asked: argparse.Namespace, noise: Callable[[], GaussianNoise]) -> list[Sample]:
     """The test pictures, cut to 256 pixels, each with a kernel of its own; with --full whole, and each with each."""
-    files, kernels = images.find([asked.data / asked.pictures]), read_kernels(asked.data / asked.kernels)
+    files, kernels = Folder(asked.pictures).files(asked.data), read_kernels(asked.data / asked.kernels)
     couples = [(file, kernel) for file in files for kernel in kernels]
     if not asked.full:
         couples = [(file, kernels[n % len(kernels)]) for n, file in enumerate(files)]
     samples = []
     for number, (file, kernel) in enumerate(couples):
-        clean = grey(images.read(file).pixels)
+        clean = as_floats([read_bytes(file, channels=1)])
         if not asked.full:
             top, left = ((side - 256) // 2 for side in clean.shape[-2:])
             clean = clean[..., top : top + 256, left : left + 256]
@@ -279,9 +259,15 @@ def papers() -> dict[str, dict[str, float]]:
     return table
 
 
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Those of `paper_a_claims`, and what guides learn from inaccurate maps."""
+    truths = paper_a_truths.truths_table(result["truths"]["summary"])
+    return {**paper_a_claims.tables(result), "paper_a_truths": truths}
+
+
 def main() -> None:
     options = parser(__doc__, data="clean/BSDS500, deblur and haze", json_required=True)
-    options.add_argument("--part", nargs="+", choices=[*WAYS, "model"], default=[*WAYS, "model"])
+    options.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     options.add_argument("--steps", type=int, help="ω-updates of a training, if not the usual number")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--full", action="store_true", help="the paper's widths and schedules, on a GPU")
@@ -295,6 +281,9 @@ def main() -> None:
     for part in asked.part:
         if part == "model":
             judge_model(asked)
+        elif part == "truths":
+            for facts in paper_a_truths.run(asked, read(asked.json).get(part, {})):
+                keep(part, facts, asked)
         else:
             run_part(part, asked)
 
@@ -334,7 +323,7 @@ def keep(part: str, facts: dict[str, Any], asked: argparse.Namespace) -> None:
     """Writes one part and leaves the others as the file has them."""
     kept = read(asked.json)
     kept[part] = facts
-    if part != "haze":
+    if part in ("deblur", "model"):
         kept[part] |= {"test": {"pictures": asked.pictures, "kernels": asked.kernels, "whole": asked.full}}
     kept["papers"] = papers()
     write(asked.json, kept)

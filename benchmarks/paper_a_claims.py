@@ -40,7 +40,7 @@ def mean(numbers: dict[int, float]) -> float | None:
     return float(f"{sum(numbers.values()) / len(numbers):.5g}") if numbers else None
 
 
-def gain(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
+def gain(one: dict[int, float], other: dict[int, float], digits: int = 3) -> dict[str, Any]:
     """Mean of `one` − `other`, paired by seed, and its 95 % interval.
 
     >>> gain({0: 30.0, 1: 31.0}, {0: 29.0, 1: 30.0})
@@ -48,8 +48,8 @@ def gain(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
     """
     gains = [value - other[seed] for seed, value in sorted(one.items()) if seed in other]
     return {
-        "mean": round(sum(gains) / len(gains), 3) if gains else None,
-        "interval": interval_of(gains),
+        "mean": round(sum(gains) / len(gains), digits) if gains else None,
+        "interval": interval_of(gains, digits),
         "n": len(gains),
     }
 
@@ -136,6 +136,63 @@ def summary_of_haze(runs: Runs) -> dict[str, Any]:
             "A7: guided − none": gain(guided, none),
         }
     return table
+
+
+def settled(curve: Sequence[float], share: float = 0.9, width: int = 5) -> float:
+    """Share of the updates after which a loss has done `share` of its fall: running means of `width` of its parts, from
+    the first part to the mean of the last `width`.
+
+    >>> settled([10.0, 1.0, 1.0, 1.0], width=1), settled([8.0, 6.0, 4.0, 2.0], width=1)
+    (0.5, 1.0)
+    """
+    means = [sum(part) / len(part) for part in (curve[max(0, i + 1 - width) : i + 1] for i in range(len(curve)))]
+    limit = curve[0] - share * (curve[0] - means[-1])
+    return next(i + 1 for i, value in enumerate(means) if value <= limit) / len(curve)
+
+
+def convergence(runs: Runs, layers: int) -> dict[str, Any]:
+    """Fig. 4: when f and g of the guided runs have settled (see `settled`), and f − g, paired by seed."""
+    curves = {run["seed"]: run["curves"] for run in runs if (run["way"], run["layers"]) == ("guided", layers)}
+    f = {seed: settled(both["restoration"]) for seed, both in curves.items()}
+    g = {seed: settled(both["guidance"]) for seed, both in curves.items()}
+    return {"f": mean(f), "g": mean(g), "f − g": gain(f, g)}
+
+
+def decline(runs: Runs, way: str, layers: int) -> dict[int, float]:
+    """§5.2.1: what PSNR loses from 5 %, the highest level of the training, to 7 %, by seed."""
+    five, seven = (values(runs, way, layers, "levels", at, "psnr") for at in ("5", "7"))
+    return {seed: psnr - seven[seed] for seed, psnr in five.items()}
+
+
+def stability(runs: Runs) -> dict[str, Any]:
+    """By rival of the guided network of nine layers: both declines, and rival − guided, paired by seed."""
+    guided = decline(runs, "guided", 9)
+    return {
+        way: {"guided": mean(guided), "rival": mean(decline(runs, way, 9)), "gain": gain(decline(runs, way, 9), guided)}
+        for way in ("none", "naive", "frozen")
+    }
+
+
+def training_table(result: dict[str, Any]) -> str:
+    """When f and g settle, and what 7 % of noise costs."""
+    runs, hazed = result["deblur"]["runs"], result["haze"]["runs"]
+    body = []
+    for name, found in (
+        ("deconvolution, 6 layers", convergence(runs, 6)),
+        ("deconvolution, 9 layers", convergence(runs, 9)),
+        ("haze", convergence(hazed, 0)),
+    ):
+        body.append([f"{name}: settled after", f"f {found['f']:.0%}", f"g {found['g']:.0%}", gained(found["f − g"])])
+    for way, found in stability(runs).items():
+        body.append(
+            [
+                f"loss from 5 to 7 %, guided and {way}",
+                f"{found['guided']:.2f} dB",
+                f"{found['rival']:.2f} dB",
+                gained(found["gain"]),
+            ]
+        )
+    return table(["", "", "", "difference (95 %, three seeds)"], body)
 
 
 SUMMARIES = {"deblur": summary_of_deblur, "haze": summary_of_haze}
@@ -242,4 +299,5 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
         "paper_a_uneven": uneven_table(result),
         "paper_a_maps": maps_table(result),
         "paper_a_haze": haze_table(result),
+        "paper_a_training": training_table(result),
     }

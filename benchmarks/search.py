@@ -22,8 +22,16 @@ from harness import RETURN_MEMORY_AT_ONCE, cpu_seconds, fresh_process, parser, p
 from twofold.losses import PLAIN, Loss, l1, ssim
 from twofold.nets.hadamard import HadamardNet
 from twofold.nets.judge import Judge, clear_loss
-from twofold.solve import Bilevel, CentralDifference, Cross, FirstOrder, OneStepUnrolled, Strategy, hypergradient
-from twofold.solve.difference import ForwardDifference
+from twofold.solve import (
+    Bilevel,
+    CentralDifference,
+    Cross,
+    FirstOrder,
+    ForwardDifference,
+    OneStepUnrolled,
+    Strategy,
+    hypergradient,
+)
 from twofold.space.loss_space import LossSpace, searchable
 from twofold.space.supernet import Mixture, architecture, mixtures, network_weights
 

@@ -2,7 +2,8 @@
 
     python docs/recipe_keys.py        prints the page
 
-Only the JSON schema of the three recipe classes is used, wherever its parts are defined.
+Only the JSON schema of the three recipe classes is used. What a key means stands there, beside the key: in its `Field`,
+or as `key: meaning` in the docstring of its class.
 """
 
 from __future__ import annotations
@@ -25,98 +26,6 @@ RECIPES: dict[str, type[BaseModel]] = {
 }
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 Schema = dict[str, Any]
-
-MEANINGS = {
-    "extent": "range of the longest side of the kernel's path, in pixels.",
-    "far": "the depth that counts as 1.",
-    "quantise": "round to 8 bits, as a file would.",
-    "share": "of the values that become 0 or 1.",
-    "source": "how depth is synthesized where none is measured.",
-    "thickness": "standard deviation of the drawn line, in pixels.",
-    "threshold": "of the difference above which a pixel counts as rain, on the [0, 1] scale.",
-    "about": "one sentence for `twofold train --list`.",
-    "angle": "range of the rain's angle from the vertical, in degrees.",
-    "architecture": "steps of the second stage, which searches the operations.",
-    "architecture_optimizer": "optimizer of the operations' weights α.",
-    "betas": "decay rates of Adam's moments.",
-    "blocks": "residual blocks at each scale.",
-    "cast": "largest deviation of the light's colour from grey.",
-    "channels": "of an image: 3 for colour, 1 for grey.",
-    "clean": "the clean images: folders, or the name of the clean subfolder of pairs.",
-    "columns": "of the grid.",
-    "combine": "how a Hadamard unit combines its two branches.",
-    "context": "features of a thumbnail that steer the network by the whole image; 0 for none.",
-    "data": "crops, batches and sources.",
-    "degradation": "applied to the clean images.",
-    "denoiser": "the learned part of the fixed-point operator.",
-    "density": "range of the share of pixels at which a streak starts, per layer.",
-    "dense": "convolutions of a residual dense block.",
-    "every": "a multiple-of-n split by scene: every n-th one is picked; 0 for no split.",
-    "factor": "what the learning rate is multiplied by at each milestone.",
-    "filters": "of the denoiser.",
-    "genotype": "the operations that a search found.",
-    "groups": "the operations by group of units, as in `genotype.json`.",
-    "growth": "channels that each dense convolution adds.",
-    "guidance": "which quantity the map estimates; of data, how true maps are obtained.",
-    "guide": "the network that estimates the map.",
-    "guide_optimizer": "optimizer of the guide, θ.",
-    "haze": "what is drawn over the scenes.",
-    "iterations": "of the fixed-point operator, at most.",
-    "judge": "the network that classifies clean and degraded images, or the recipe that trains it.",
-    "keep": "which side of the split by `every` is kept.",
-    "kernels": "blur kernels.",
-    "kind": "chooses this group.",
-    "layers": "how many.",
-    "layout": "how the noise level varies over an image.",
-    "learning_rate": "at the end of the warm-up.",
-    "length": "range, in pixels.",
-    "limit": "the largest depth that is kept, as a share of the unit.",
-    "loss": "losses and their weights; of a search, steps of its first stage or the file of a loss.",
-    "loss_optimizer": "optimizer of the loss weights β.",
-    "mist": "range of the density of a uniform veil.",
-    "model": "what is trained.",
-    "name": "of the recipe and of the model.",
-    "net": "the reconstruction network.",
-    "noise": "added after the blur.",
-    "observed": "the subfolder of degraded images; none to recognise the layout.",
-    "ops_per_branch": "operations in each branch of a unit.",
-    "optimizer": "of the network's weights ω.",
-    "output": "what the last layer gives: a residual that is added, a Hadamard quotient, an exposure, or a map.",
-    "pairs": "folders of pairs.",
-    "path": "below the data root.",
-    "picture": "denoiser of the image layer.",
-    "precision": "of the arithmetic; bf16 keeps weights in float32.",
-    "protocol": "of the validation scores: [protocols](protocols.md).",
-    "rain": "denoiser of the rain layer.",
-    "recurrences": "how often the recurrent block is applied.",
-    "root": "folder below the data root.",
-    "rows": "of the grid: scales.",
-    "schedule": "of the learning rates.",
-    "scheme": "how the parts are trained: [how to choose](how-to-choose.md).",
-    "search": "which stages, and their steps.",
-    "seed": "of initial weights, crops and degradations.",
-    "shared": "whether all stages share one denoiser.",
-    "size": "side of the kernels, in pixels.",
-    "spread": "deviation of the angle within an image, in degrees.",
-    "ssim_exponents": "of the two SSIM terms of a found loss.",
-    "stages": "of a data step and a denoiser each.",
-    "steps": "how many.",
-    "strength": "range of the brightness of a streak.",
-    "task": "what is removed: rain, haze, blur, ….",
-    "terms": "the licence of the training data, written into the model's card.",
-    "tint": "largest deviation of the airlight's colour from grey.",
-    "train": "the sources of training samples; they are mixed by their weights.",
-    "unevenness": "how much the illumination varies over an image.",
-    "unit": "what a depth of 1 means: the largest value of an image, or a high percentile.",
-    "units": "Hadamard units.",
-    "unshuffle": "factor by which the image is folded into channels first.",
-    "weight": "how often this source is drawn, relative to the others.",
-    "weight_decay": "factor of the squared norm of the weights.",
-    "weights": "of the losses in a found loss; of a judge, a file of ImageNet weights.",
-    "width": "channels; of rain, range of a streak's width in pixels.",
-    "widths": "channels at each scale, finest first.",
-}
-"""What a key means wherever the schema does not say it."""
 
 
 class RecipeSchema(GenerateJsonSchema):
@@ -185,7 +94,7 @@ def section(group: Schema, schema: Schema) -> list[str]:
     lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, field in group.get("properties", {}).items():
         default = "required" if key in required else code(field.get("default"))
-        meaning = field.get("description") or meanings.get(key) or MEANINGS.get(key, "")
+        meaning = field.get("description") or meanings.get(key) or ("chooses this group" if key == "kind" else "")
         lines.append(f"| `{key}` | {kind_of(field, schema)} | {default} | {cell(meaning)} |")
     return lines
 

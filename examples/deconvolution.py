@@ -1,9 +1,9 @@
-"""Deblurring as a fixed point: a closed-form step on the data, then a denoiser that is certified never to expand.
+"""Deblurring as a fixed point: a closed-form step on the data, then a denoiser that is certified to be non-expansive.
 
     python examples/deconvolution.py [--data FOLDER] [--output deconvolution.png]
 
-Trains for 8 steps of T on photographs of scikit-image (or on those of a folder), then iterates 80: the residual keeps
-falling and the picture stays. A few minutes on one core.
+Trains through 8 iterations of T on photographs of scikit-image (or of a folder), then restores with 80: the residual
+keeps falling and the picture does not change. A few minutes on one core.
 """
 
 import argparse

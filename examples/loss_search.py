@@ -1,10 +1,10 @@
-"""Which mixture of losses should train your network? Their weights are moved by hypergradients, while it is trained.
+"""Which mixture of losses should train your network? Their weights follow hypergradients while the network is trained.
 
     python examples/loss_search.py [--steps 200]
 
-The lower level trains a small U-Net against noise by six weighted losses, one update per step; the upper level asks,
-through that step, how the weights should change for a smaller error on other photographs. Any network and any upper
-loss will do: give yours to `Search`. A quarter of a minute on one core.
+The lower level trains a small U-Net to remove noise by six weighted losses, one update per step; the upper level
+differentiates the error on other photographs through that update in the weights. Pass any network and any upper loss
+to `Search`. A quarter of a minute on one core.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Rain as the second layer of a picture: both layers are a fixed point, and both come back.
+"""Rain as the second layer of a picture: both layers together are a fixed point, and both are returned.
 
     python examples/rain_layers.py [--data FOLDER] [--output rain_layers.png]
 

@@ -2,8 +2,8 @@
 
     python examples/sparse_coding.py [--steps 150]
 
-The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). What is learned says how the solution is approached, never what it is:
-train on signals of one kind, run as long as you like, and the answer is that of the model. Two minutes on one core.
+The problem is min Σ|Zᵢ|·0.45 + Huber(X − A Z). Learning changes how fast the solution is approached, not the solution:
+whatever the coder was trained on, after enough iterations its answer is that of the model. Two minutes on one core.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def signals(dictionary: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 generator = torch.Generator().manual_seed(0)
 model = SparseModel(torch.nn.functional.normalize(torch.randn(64, 128, generator=generator), dim=0), curvature=5.0)
 
-# Train: the upper loss is the objective after 15 steps, and the leader pulls at every step on the way.
+# Train: the upper loss is the objective after 15 steps, and the leader's gradient enters every step.
 coder = LearnedALM(model, whitened=False)
 optimizer = torch.optim.Adam([p for p in coder.parameters() if p.requires_grad], 0.05)
 for step in range(steps):
@@ -48,7 +48,7 @@ for step in range(steps):
     if step % 30 == 0:
         print(f"step {step:3}: objective after {DEPTH} steps {loss.item():.4f}")
 
-# Test: how many iterations until the objective is within one millionth of the best, for good?
+# Test: how many iterations until the objective is within one millionth of the best, and stays there?
 exact = SparseModel(model.dictionary.double(), curvature=5.0)
 x = signals(exact.dictionary, 20, seed=10_000)
 methods = {

@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tiny_models import TINY, untrained
 from twofold import specs
 from twofold.export import runtimes
+
+# Neither the time of one example nor that of drawing them says anything on a machine that does other work too.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,11 @@ import torch
 from skimage import data as photographs
 
 from twofold import api, images, zoo
-from twofold.contracts import Degradation, Restored
+from twofold.contracts import Degradation, Restored, Sample
 from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import Haze, LowLight, Underwater
+from twofold.metrics import psnr
 
 FOLDER = Path(__file__).parent / "golden"
 HEIGHT, WIDTH = 48, 64
@@ -32,8 +33,8 @@ DEGRADATIONS: dict[str, Degradation] = {
 """By the task on the model's card."""
 
 
-def restored(name: str) -> Iterator[tuple[str, Restored]]:
-    """(name of the photograph, what the shipped model `name` makes of its degraded crop)."""
+def restored(name: str) -> Iterator[tuple[str, Sample, Restored]]:
+    """(name of the photograph, its degraded crop, what the shipped model `name` makes of it)."""
     degradation = DEGRADATIONS[zoo.cards()[name].task]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,6 +45,12 @@ def restored(name: str) -> Iterator[tuple[str, Restored]]:
             border = SHAKE.kernels.size - 1 if degradation is SHAKE else 0  # the blur crops what its kernel cannot see
             clean = clean[..., top : top + HEIGHT + border, left : left + WIDTH + border]
             sample = degradation(clean, torch.Generator().manual_seed(seed))
-            yield photograph, model(sample.observed, kernel=sample.kernel)
+            yield photograph, sample, model(sample.observed, kernel=sample.kernel)
     finally:
         torch.set_num_threads(before)
+
+
+def golden_psnr(name: str) -> float:
+    """Mean PSNR in dB of the restored crops."""
+    scores = [psnr(result.image.clamp(0, 1), sample.clean).item() for _, sample, result in restored(name)]
+    return sum(scores) / len(scores)

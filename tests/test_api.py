@@ -122,6 +122,34 @@ def test_strength_0_returns_the_image_bit_for_bit(guided_model: Path, plain_mode
         assert (model(colours(), strength=1e-3).image - colours()).abs().max() < 0.05  # and gets there continuously
 
 
+def test_a_self_ensemble_turns_with_the_picture(model: api.Model) -> None:
+    image, guidance = torch.rand(1, 3, 20, 28), torch.rand(1, 1, 20, 28)
+    one = model(image, self_ensemble=True)
+    transposed = model(image.mT, self_ensemble=True)
+    assert torch.allclose(transposed.image.mT, one.image, atol=1e-5)
+    assert torch.allclose(transposed.guidance.mT, one.guidance, atol=1e-5)
+    given = model(image, guidance=guidance, self_ensemble=True)
+    flipped = model(image.flip(-1), guidance=guidance.flip(-1), self_ensemble=True)
+    assert torch.allclose(flipped.image.flip(-1), given.image, atol=1e-5)
+    assert torch.allclose(given.guidance, guidance, atol=1e-6)
+
+
+def test_the_blur_kernel_turns_with_the_picture_in_a_self_ensemble(deblurring: api.Model) -> None:
+    image, kernel = torch.rand(1, 1, 24, 32), torch.rand(5, 7)
+    kernel = kernel / kernel.sum()
+    one = deblurring(image, kernel=kernel, self_ensemble=True).image
+    transposed = deblurring(image.mT, kernel=kernel.T.contiguous(), self_ensemble=True).image
+    assert torch.allclose(transposed.mT, one, atol=1e-4)
+
+
+def test_a_self_ensemble_at_strength_0_is_the_picture_and_progress_runs_to_the_end(model: api.Model) -> None:
+    image, seen = torch.rand(1, 3, 20, 28), []
+    assert torch.equal(model(image, strength=0, self_ensemble=True).image, image)
+    model(image, self_ensemble=True, progress=lambda done, total: seen.append(done / total))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
 def test_the_same_call_gives_the_same_image_bit_for_bit(guided_model: Path) -> None:
     first, second = (twofold.load(guided_model)(colours(40, 50)).image for _ in range(2))
     assert torch.equal(first, second)

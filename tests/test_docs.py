@@ -68,7 +68,7 @@ def test_every_key_of_every_recipe_stands_on_the_reference_page_with_a_meaning(m
         for key in group.get("properties", {}):
             assert f"| `{key}` |" in page
     silent = re.findall(r"^\| `(\w+)` \|.*\|  \|$", page, flags=re.MULTILINE)
-    assert not silent, "say what they mean in the schema, or in MEANINGS of docs/recipe_keys.py"
+    assert not silent, "say what they mean as `key: meaning` in the docstring of their class, or in their Field"
     links = set(re.findall(r"\]\(#(\w+)\)", page))
     assert links
     assert links == {link for link in links if f"{{ #{link} }}" in page}

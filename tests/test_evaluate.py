@@ -17,6 +17,7 @@ from torch import Tensor
 from twofold.contracts import DataError, ImageError, Restored, Sample, TwofoldError
 from twofold.evaluate import Evaluation, evaluate, interval, paper_datasets, paper_rows
 from twofold.metrics import PROTOCOLS
+from twofold.nets.perceptual import DISTANCES, DirectionDistance, FeatureNetwork
 
 RGB = PROTOCOLS["rgb"]
 
@@ -155,6 +156,44 @@ def test_restoring_keeps_no_graph() -> None:
 
     evaluate(learned, tensors(1), RGB)
     assert not seen[0].requires_grad
+
+
+def channels_apart(seen: list[Tensor]) -> DirectionDistance:
+    """Compares the directions of colours; keeps what it was shown."""
+    layer = torch.nn.Conv2d(3, 3, 1, bias=False)
+    torch.nn.init.dirac_(layer.weight)
+    network = FeatureNetwork(torch.nn.Sequential(layer), mean=(0, 0, 0), deviation=(1, 1, 1), smallest=1)
+    network.register_forward_pre_hook(lambda _, told: seen.append(told[0]))
+    return DirectionDistance(network, (0,), heads=[torch.ones(3)], name="colours")
+
+
+def test_a_distance_is_of_rgb_pictures_as_the_protocol_writes_them() -> None:
+    seen: list[Tensor] = []
+    cases = tensors(2)
+    result = evaluate(brighter, cases, PROTOCOLS["y-matlab"], distance=channels_apart(seen))
+    assert len(seen) == 8  # both pictures of two comparisons of two pairs
+    for picture in seen:
+        assert picture.shape == (1, 3, 24, 24)
+        assert torch.equal((picture * 255).round(), picture * 255)
+        assert 0 <= picture.min() <= picture.max() <= 1
+    summary, row = result.summary(), result.rows[0]
+    assert result.perceptual == "colours"
+    assert row.perceptual is not None
+    assert summary.perceptual == pytest.approx(sum(r.perceptual or 0 for r in result.rows) / 2)
+    assert summary.input_perceptual is not None
+    assert 0 < row.perceptual != row.input_perceptual
+    assert "| `colours`, less is nearer |" in result.to_markdown()
+    assert json.loads(result.to_json())["summary"]["perceptual"] == summary.perceptual
+
+
+def test_without_a_network_no_distance_is_reported() -> None:
+    result = evaluate(brighter, tensors(2), RGB)
+    assert (result.perceptual, result.rows[0].perceptual, result.summary().perceptual) == ("", None, None)
+    assert "less is nearer" not in result.to_markdown()
+
+
+def test_every_protocol_names_a_known_distance() -> None:
+    assert {protocol.perceptual for protocol in PROTOCOLS.values()} <= set(DISTANCES)
 
 
 def test_progress_is_told_after_every_picture() -> None:

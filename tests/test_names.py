@@ -14,9 +14,6 @@ ROOT = Path(twofold.__file__).parent
 SHARED = {"command"}
 """What several modules define on purpose: the function that `twofold.cli.app` calls in the module of every verb."""
 
-UNTIL_SOLVE_IS_DONE = {"Loss", "Run", "Schedule", "Truncated", "Unrolled"}
-"""Temporary: definitions of these in `solve`, which is being worked on, do not count. Empty this set afterwards."""
-
 
 def public_names(source: str) -> Iterator[str]:
     """The names that a module's top level defines: classes, functions, constants, aliases; not what it imports.
@@ -48,12 +45,7 @@ def definitions(root: Path) -> dict[str, list[str]]:
 
 def twice(root: Path) -> dict[str, list[str]]:
     """The public names that more than one module defines."""
-    counted = {
-        name: [file for file in files if not (name in UNTIL_SOLVE_IS_DONE and file.startswith("solve/"))]
-        for name, files in definitions(root).items()
-        if name not in SHARED
-    }
-    return {name: files for name, files in counted.items() if len(files) > 1}
+    return {name: files for name, files in definitions(root).items() if len(files) > 1 and name not in SHARED}
 
 
 def test_no_public_name_is_defined_twice() -> None:

@@ -3,7 +3,8 @@
     python tools/cards.py runs/derain --data DATA
     python tools/cards.py runs/derain --data DATA --best      # that of the step that validated best
     python tools/cards.py derain --data DATA --again          # measures a shipped model once more, and renews its card
-    python tools/cards.py derain --precision                  # measures bfloat16 against float32 alone; needs no data
+    python tools/cards.py derain --bundled                    # measures it on bundled photographs alone; needs no data
+    python tools/cards.py derain --data DATA --self-ensemble  # what the mean over eight orientations adds
 
 The numbers on the card are those of the stored weights, measured on the recipe's validation pairs by its protocol, in
 plain float32 as `twofold evaluate` does: they should not depend on what is fastest on a machine.
@@ -14,22 +15,28 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from golden_cases import golden_psnr
 from twofold import api, images, zoo
-from twofold.contracts import Degradation, Restored
+from twofold.contracts import Degradation, Sample
 from twofold.degrade.additive import GaussianNoise, RainStreaks
 from twofold.degrade.blur import Blur, CameraShake
 from twofold.degrade.hadamard import OUTDOOR_HAZE, Haze, LowLight, Underwater
-from twofold.evaluate import evaluate
 from twofold.files import write_text
-from twofold.metrics import PROTOCOLS
-from twofold.specs import ClassicalSpec
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
@@ -43,9 +50,6 @@ def origins(recipe: recipes.Recipe) -> list[str]:
     return list(dict.fromkeys(origin for source in sources for origin in source.origins()))
 
 
-TASKS = {"haze": "dehaze", "deconvolution": "deblur", "lowlight": "lowlight", "underwater": "underwater-hnu"}
-"""The recipe on whose validation sets a classical model of a task is measured."""
-
 DEGRADATIONS: dict[str, list[Degradation]] = {
     "haze": [Haze(), OUTDOOR_HAZE],
     "rain": [RainStreaks(), RainStreaks(density=(0.8, 0.8), strength=(0.7, 0.7))],
@@ -56,28 +60,48 @@ DEGRADATIONS: dict[str, list[Degradation]] = {
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def bf16_difference(name: str, task: str) -> float:
-    """Largest root mean square difference from float32, in grey levels, over bundled photographs that are degraded."""
-    exact, half = (api.load(name, device="cpu", precision=precision) for precision in ("exact", "bf16"))
-    worst = 0.0
+def bundled(task: str) -> Iterator[Sample]:
+    """Bundled photographs, degraded with fixed seeds as a model of the task has to undo it."""
     for seed, (photograph, degradation) in enumerate(product(PHOTOGRAPHS, DEGRADATIONS[task])):
         pixels = images.from_any(np.asarray(getattr(skimage.data, photograph)())).pixels[..., :320, :320]
-        sample = degradation(pixels, torch.Generator().manual_seed(seed))
-        first, second = (model(sample.observed, kernel=sample.kernel).image.clamp(0, 1) for model in (exact, half))
-        worst = max(worst, 255 * float((first - second).square().mean().sqrt()))
-    print(name, "bfloat16 differs by", round(worst, 4), "grey levels", flush=True)
-    return round(worst, 4)
+        yield degradation(pixels, torch.Generator().manual_seed(seed))
 
 
-def measured(weights: Path | str, recipe: recipes.Recipe, data: Path) -> dict[str, dict[str, float]]:
-    """By validation set: the number of pictures, PSNR and SSIM, those of the untouched pictures."""
-    model = api.load(weights, device="cpu", precision="exact")
+def on_bundled(name: str, card: zoo.Card) -> dict[str, Any]:
+    """What the card says of the bundled photographs, and of the cost."""
+    exact, half = (api.load(name, device="cpu", precision=precision) for precision in ("exact", "bf16"))
+    found: dict[str, Any] = {"golden_psnr": round(golden_psnr(name), 4)}
+    if isinstance(exact.restorer, nn.Module):
+        differences = []
+        for sample in bundled(card.task):
+            first, second = (model(sample.observed, kernel=sample.kernel).image.clamp(0, 1) for model in (exact, half))
+            differences.append(255 * float((first - second).square().mean().sqrt()))
+        found |= {"bf16_difference": round(max(differences), 4), "gigamacs": gigamacs(exact)}
+    print(name, found, flush=True)
+    return found
+
+
+def gigamacs(model: api.Model) -> float:
+    """Multiplications of convolutions and matrix products for one megapixel, in 10⁹."""
+    side = 256
+    observed = torch.rand(1, model.channels, side, side)
+    kernel = torch.full((1, 1, 25, 25), 1 / 25**2) if model.takes_kernel else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.restorer(observed, kernel=kernel)
+    return round(counter.get_total_flops() / 2 / side**2 / 1e3, 2)
+
+
+def measured(
+    weights: Path | str, recipe: recipes.Recipe, data: Path, *, self_ensemble: bool = False
+) -> dict[str, dict[str, float]]:
+    """By validation set: the number of pictures, PSNR and its interval, SSIM, those of the untouched pictures."""
+    model = partial(api.load(weights, device="cpu", precision="exact"), self_ensemble=self_ensemble)
     numbers = {}
-    for name, cases in material.validation(recipe, data).items():
-        summary = evaluate(
-            lambda image, kernel=None: Restored(model(image, kernel=kernel).image), cases, PROTOCOLS[recipe.protocol]
-        ).summary()
+    for name, evaluation in material.held_out(model, recipe, data):
+        summary = evaluation.summary()
         facts = {key: getattr(summary, key) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
+        if summary.psnr_interval is not None:
+            facts |= dict(zip(("psnr_low", "psnr_high"), summary.psnr_interval, strict=True))
         numbers[name] = {"pictures": summary.pictures, **{key: round(value, 4) for key, value in facts.items()}}
         print(name, numbers[name], flush=True)
     return numbers
@@ -91,22 +115,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run, or with --again the name of a shipped model")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--precision", action="store_true", help="measure bfloat16 against float32, and renew the card")
+    parser.add_argument("--bundled", action="store_true", help="measure a shipped model on bundled photographs alone")
+    parser.add_argument("--self-ensemble", action="store_true", help="measure what it adds to a shipped model")
+    parser.add_argument("--method", default="", help="what the model is, and of which paper; else as before")
     parser.add_argument("--notes", default="", help="what a reader of the card should know besides")
     parser.add_argument("--best", action="store_true", help="of the step that validated best, and say so")
     parser.add_argument("--again", action="store_true", help="measure a shipped model once more")
     options = parser.parse_args()
-    if options.precision:
-        card = zoo.cards()[str(options.run)]
-        write(card.model_copy(update={"bf16_difference": bf16_difference(card.name, card.task)}))
+    shipped = zoo.cards().get(str(options.run))
+    if (options.bundled or options.again or options.self_ensemble) and shipped is None:
+        parser.error(f"{options.run} is no shipped model: {', '.join(zoo.cards())}")
+    if shipped is not None and options.bundled:
+        write(shipped.model_copy(update=on_bundled(shipped.name, shipped)))
         return
     if options.data is None:
         parser.error("--data is needed: the folder that holds the validation sets")
-    if options.again:
-        card = zoo.cards()[str(options.run)]
-        classical = isinstance(card.model, ClassicalSpec)
-        recipe = reading.read_recipe(TASKS[card.task] if classical else card.name)
-        write(card.model_copy(update={"numbers": measured(card.name, recipe, options.data)}))
+    if shipped is not None and (options.again or options.self_ensemble):
+        recipe = reading.read_recipe(shipped.recipe)
+        numbers = measured(shipped.name, recipe, options.data, self_ensemble=options.self_ensemble)
+        if options.self_ensemble:
+            gains = {name: round(n["psnr"] - shipped.numbers[name]["psnr"], 4) for name, n in numbers.items()}
+            write(shipped.model_copy(update={"self_ensemble": gains}))
+        else:
+            write(shipped.model_copy(update={"numbers": numbers} | on_bundled(shipped.name, shipped)))
         return
     recipe = reading.read_recipe(options.run / "recipe.yaml")
     result = json.loads((options.run / "result.json").read_text())
@@ -120,10 +151,13 @@ def main() -> None:
     weights = options.run / f"{recipe.name}.safetensors"  # copied when nothing can fail any more
     digest = zoo.save_restorer(weights, restorer, spec, half=True)
     numbers = measured(weights, recipe, options.data)
+    former = zoo.cards().get(recipe.name)
     card = zoo.Card(
         name=recipe.name,
         task=recipe.task,
         about=recipe.about,
+        method=options.method or (former.method if former else ""),
+        recipe=recipe.name,
         model=spec,
         parameters=sum(p.numel() for p in restorer.parameters()),
         bytes=weights.stat().st_size,
@@ -133,13 +167,15 @@ def main() -> None:
         command=f"twofold train {recipe.name} --data DATA",
         seed=recipe.seed,
         hours=result["hours"],
+        machine=result["machine"],
         protocol=recipe.protocol,
         numbers=numbers,
+        golden_psnr=0.0,  # measured when the weights are in place
         notes=notes,
     )
     shutil.copy(weights, WEIGHTS)
     write(card)
-    write(card.model_copy(update={"bf16_difference": bf16_difference(card.name, card.task)}))
+    write(card.model_copy(update=on_bundled(card.name, card)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def digests() -> dict[str, str]:
     """Of the picture and, where there is one, of the guidance map, by model and photograph."""
     found = {}
     for name in zoo.cards():
-        for photograph, result in restored(name):
+        for photograph, _, result in restored(name):
             found[f"{name}/{photograph}/image"] = digest(result.image)
             if result.guidance is not None:
                 found[f"{name}/{photograph}/guidance"] = digest(result.guidance)
@@ -41,7 +41,7 @@ def digests() -> dict[str, str]:
 def store_pictures() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name in zoo.cards():
-        for photograph, result in restored(name):
+        for photograph, _, result in restored(name):
             images.write(FOLDER / f"{name}-{photograph}.png", images.Picture(result.image))
 
 

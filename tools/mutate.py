@@ -1,40 +1,51 @@
 """Mutation testing of `twofold.solve`: small faults are planted one by one, and each must make a test fail.
 
-    python tools/mutate.py                              all modules; takes long
-    python tools/mutate.py implicit unroll --sample 40  40 faults drawn from two modules
+    python tools/mutate.py                                       every fault; an hour or more
+    python tools/mutate.py --share 0.2 --seed 1                  a fifth of the faults of each module, drawn at random
+    python tools/mutate.py implicit unroll                       two modules
+    python tools/mutate.py --share 0.2 --minutes 8 --json FILE   stops after 8 minutes; the same call continues
 
-A fault is one changed comparison, sign, arithmetic operator, number, `and`/`or`, `any`/`all`, `min`/`max`, or one
-refusal taken out. Numbers that are defaults, type annotations and texts are left alone. First the tests are run once
-to see which of them call which function; then each fault meets the tests of its function, the quickest first. Nothing
-is written outside a temporary folder, so several runs may go on side by side.
+A fault is one changed comparison, sign, arithmetic operator, number, `and`/`or`, `not`, `any`/`all`, `min`/`max`, or
+one refusal removed, in a function or a class attribute. Left alone are defaults, annotations, texts, seeds, and numbers
+up to 1e-20, which only avoid a division by zero.
+
+The tests are collected once, and run once to see which of them execute which line. Each fault is then planted in a
+forked process, in the code objects and in a copy of the source (for processes that a test starts), and meets the tests
+of its line: those first that are quick and execute few other lines. The first failure ends it; so does ten times the
+time that the tests take without a fault. Nothing is written outside a temporary folder, `build/` and the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
+import contextlib
+import hashlib
 import importlib
 import json
+import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "src/twofold/solve"
-LEFT_OUT = {  # they look at files or start processes of their own, so they never see a fault
+PROGRESS = ROOT / "build" / "mutation.json"
+LEFT_OUT = {  # they look at files or run programs, so they never see a fault; or measure the memory of the process
     "test_examples.py",
     "test_public_names.py",
     "test_solve_is_documented.py",
+    "test_the_bilevel_page_runs.py",
     "test_the_page_runs.py",
     "test_unroll_memory.py",
 }
@@ -60,65 +71,98 @@ SWAPS: dict[type, type] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
-REWRITE = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # the parent imports what its children share
+BROKEN = 2
+FAILED = 10  # exit status of a child whose first test failed; one more for the second, and so on
 NAMES = {"any": "all", "all": "any", "min": "max", "max": "min"}
+
+EQUIVALENT: dict[tuple[str, str], str] = {}
+"""(module, what the fault changes) → why no test can notice it."""
 
 
 class Fault(NamedTuple):
-    """One planted fault. line: of it, function: of the first line of the function around it, in the original. source:
-    the whole module with the fault."""
+    """One planted fault. path: names of the class and the function, or of the class and its attribute. first, last: the
+    lines of the statement. what: before → after. number: of this fault among those of the module."""
 
     module: str
-    line: int
-    function: int
+    number: int
+    path: tuple[str, ...]
+    first: int
+    last: int
     what: str
-    source: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.module} {self.number}"
 
 
-def faults(path: Path) -> Iterator[Fault]:
-    """Every fault of one module, in the order of its lines."""
-    tree = ast.parse(path.read_text())
-    spans = [(f.lineno, f.end_lineno, f) for f in functions(tree)]
+class Place(NamedTuple):
+    """A node where a fault may be planted, with the names around it and the lines of its statement."""
+
+    node: ast.AST
+    path: tuple[str, ...]
+    first: int
+    last: int
+
+
+def faults(module: str, source: str) -> Iterator[tuple[Fault, ast.Module]]:
+    """Every fault of one module, in the order of its lines, each with the faulty tree, which the next one changes."""
+    tree = ast.parse(source)
+    number = 0
     for place in list(places(tree)):
-        for change, undo in changes(place):
-            before = ast.unparse(place) if not isinstance(place, ast.If) else f"if {ast.unparse(place.test)}: raise"
-            redo = change()
-            after = ast.unparse(place) if not isinstance(place, ast.If) else "pass"
-            line = place.lineno  # type: ignore[attr-defined]
-            around = next((f for first, last, f in spans if first <= line <= (last or first)), None)
-            first = 0 if around is None else min([around.lineno, *(d.lineno for d in around.decorator_list)])
-            yield Fault(path.stem, line, first, f"{before}  →  {after}"[:160], ast.unparse(tree))
-            undo(redo)
+        for change, undo in changes(place.node):
+            before = shown(place.node)
+            old = change()
+            what = f"{before}  →  {'pass' if isinstance(place.node, ast.If) else shown(place.node)}"[:160]
+            yield Fault(module, number, place.path, place.first, place.last, what), tree
+            undo(old)
+            number += 1
 
 
-def functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    """The functions of a module and the methods of its classes; what is nested in them counts as theirs."""
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return [f for body in (tree.body, *(c.body for c in classes)) for f in body if isinstance(f, ast.FunctionDef)]
+def shown(node: ast.AST) -> str:
+    return f"if {ast.unparse(node.test)}: raise" if isinstance(node, ast.If) else ast.unparse(node)
 
 
-def places(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes where a fault may be planted: no annotations, defaults, texts of errors or decorators."""
-    if isinstance(tree, (ast.Raise, ast.JoinedStr, ast.AnnAssign, ast.arguments, ast.Import, ast.ImportFrom)):
-        if isinstance(tree, ast.AnnAssign) and tree.value is not None and not isinstance(tree.value, ast.Constant):
-            yield from places(tree.value)
-        return
-    if isinstance(tree, ast.keyword) and tree.arg == "strict":  # of zip: a check of our own code
-        return
-    yield tree
-    skipped = {"decorator_list", "returns", "annotation", "bases"}
+def places(tree: ast.Module) -> Iterator[Place]:
+    """Where faults may be planted: in functions and methods, and in the plain attributes of classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            yield from within(node, (node.name,))
+        elif isinstance(node, ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef):
+                    yield from within(part, (node.name, part.name))
+                elif isinstance(part, ast.Assign) and isinstance(part.value, ast.Constant):
+                    name = ast.unparse(part.targets[0])
+                    yield Place(part.value, (node.name, name), part.lineno, part.lineno)
+
+
+def within(tree: ast.AST, path: tuple[str, ...], lines: tuple[int, int] = (0, 0)) -> Iterator[Place]:
+    """The nodes below a tree but for annotations, defaults, decorators, documentation and texts of errors."""
     for name, value in ast.iter_fields(tree):
-        if name in skipped:
+        if name in ("decorator_list", "returns", "annotation", "args") and not isinstance(tree, ast.Call):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from places(child)
+            if not isinstance(child, ast.AST) or isinstance(child, (ast.Raise, ast.JoinedStr)):
+                continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":  # of zip: a check of our own code
+                continue
+            if isinstance(tree, ast.Call) and ast.unparse(tree.func).endswith("manual_seed"):
+                continue
+            # Of an `if`, a loop and the like the head counts alone.
+            part = child.test if isinstance(child, ast.If) else child
+            head = isinstance(tree, ast.stmt) and hasattr(tree, "body")
+            whole = isinstance(child, ast.stmt) and not hasattr(child, "body")
+            around = lines
+            if isinstance(part, (ast.stmt, ast.expr)) and (part is not child or head or whole):
+                around = part.lineno, part.end_lineno or part.lineno
+            yield Place(child, path, *around)
+            yield from within(child, path, around)
 
 
-def changes(node: ast.AST) -> Iterator[tuple[Any, Any]]:
+def changes(node: ast.AST) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
     """(change, undo) for each fault of one node; change returns what undo needs."""
 
-    def setter(owner: Any, name: str, value: Any) -> tuple[Any, Any]:
+    def setter(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
         def change() -> Any:
             old = getattr(owner, name)
             setattr(owner, name, value)
@@ -126,175 +170,353 @@ def changes(node: ast.AST) -> Iterator[tuple[Any, Any]]:
 
         return change, lambda old: setattr(owner, name, old)
 
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPS:
-        yield setter(node, "ops", [SWAPS[type(node.ops[0])]()])
-    elif isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
-        yield setter(node, "op", SWAPS[type(node.op)]())
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield setter(node, "op", ast.UAdd())
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.Invert)):
-        yield setter(node, "operand", ast.UnaryOp(copy.copy(node.op), node.operand))
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield setter(node, "value", not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        yield setter(node, "value", node.value + 1 if isinstance(node.value, int) else node.value * 10)
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAMES:
-        yield setter(node.func, "id", NAMES[node.func.id])
-    elif isinstance(node, ast.If) and not node.orelse and any(isinstance(s, ast.Raise) for s in node.body):
-        yield setter(node, "test", ast.Constant(False))
+    match node:
+        case ast.Compare(ops=[operator]) if type(operator) in SWAPS:
+            yield setter(node, "ops", [SWAPS[type(operator)]()])
+        case ast.BinOp(op=operator) | ast.BoolOp(op=operator) if type(operator) in SWAPS:
+            yield setter(node, "op", SWAPS[type(operator)]())
+        case ast.UnaryOp(op=ast.USub()):
+            yield setter(node, "op", ast.UAdd())
+        case ast.UnaryOp(op=ast.Not() | ast.Invert() as operator, operand=operand):
+            yield setter(node, "operand", ast.UnaryOp(operator, operand))
+        case ast.Constant(value=bool(value)):
+            yield setter(node, "value", not value)
+        case ast.Constant(value=int(value)):
+            yield setter(node, "value", value + 1)
+        case ast.Constant(value=float(value)) if not 0 < abs(value) <= 1e-20:
+            yield setter(node, "value", 10 * value if value else 1.0)
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES:
+            yield setter(node.func, "id", NAMES[name])
+        case ast.If(orelse=[], body=body) if any(isinstance(statement, ast.Raise) for statement in body):
+            yield setter(node, "test", ast.Constant(False))
 
 
-class Calls(NamedTuple):
-    """seen: test → (module, first line) of the functions it calls. seconds: test → how long it takes."""
-
-    seen: dict[str, list[tuple[str, int]]]
-    seconds: dict[str, float]
-
-    def through(self) -> dict[tuple[str, int], list[str]]:
-        """(module, first line of a function) → the tests that call it, the quickest first."""
-        found: dict[tuple[str, int], list[str]] = {}
-        for test in sorted(self.seconds, key=self.seconds.__getitem__):
-            for module, line in self.seen.get(test, []):
-                found.setdefault((module, line), []).append(test)
-        return found
-
-
-class Recorder:
-    """A pytest plugin: which functions of the package each test calls, and how long it takes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-        self.seen: dict[str, list[tuple[str, int]]] = {}
-        self.seconds: dict[str, float] = {}
-
-    def pytest_runtest_protocol(self, item: Any) -> None:
-        self.codes: set[Any] = set()
-        self.began = time.perf_counter()
-        sys.settrace(self._call)
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        sys.settrace(None)
-        self.seconds[nodeid] = time.perf_counter() - self.began
-        own = [c for c in self.codes if c.co_filename.startswith(self.folder)]
-        self.seen[nodeid] = [(Path(c.co_filename).stem, c.co_firstlineno) for c in own]
-
-    def _call(self, frame: Any, event: str, argument: Any) -> None:
-        self.codes.add(frame.f_code)
+def plant(fault: Fault, tree: ast.Module, place: Path) -> None:
+    """Puts a fault into the package as this process has imported it, and into its file."""
+    place.write_text(ast.unparse(tree))
+    module = importlib.import_module(f"twofold.solve.{fault.module}")
+    owner: Any = vars(module)[fault.path[0]]
+    code = compiled(ast.fix_missing_locations(tree), str(place), fault.path)
+    if code is None:  # an attribute of a class
+        body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == fault.path[0])
+        assign = next(n for n in body.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == fault.path[1])
+        setattr(owner, fault.path[1], ast.literal_eval(assign.value))
+        return
+    if len(fault.path) == 2:
+        owner = vars(owner)[fault.path[1]]
+        owner = owner.fget if isinstance(owner, property) else getattr(owner, "__func__", owner)
+    owner.__code__ = code
 
 
-def run_tests(source: Path, tests: list[str], recorder: Recorder | None, into: Path | None) -> int:
-    """Runs tests against a copy of the package in this process, which should be a child; what is said goes to a file
-    beside `into`."""
-    os.setpgrp()
-    quiet = os.open(os.devnull if into is None else into.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(source))
-    import pytest
-    from hypothesis import settings as examples
-
-    examples.register_profile("mutate", deadline=None, database=None)
-    examples.load_profile("mutate")
-    stop = ["-x"] if recorder is None else []
-    settings = ["-q", "-p", "no:cacheprovider", "--noconftest", "-o", "addopts=", *REWRITE, *stop]
-    status = pytest.main([*settings, "--rootdir", str(source.parent), *tests], plugins=[recorder] if recorder else [])
-    if recorder is not None and into is not None:
-        into.write_text(json.dumps([recorder.seen, recorder.seconds]))
-    return int(status)
+def compiled(tree: ast.Module, name: str, path: tuple[str, ...]) -> CodeType | None:
+    """The code of one function or method of a module; None where the path is not that of a function."""
+    code: CodeType | None = compile(tree, name, "exec", dont_inherit=True)
+    for part in path:
+        inner = [c for c in (code.co_consts if code else ()) if isinstance(c, CodeType) and c.co_name == part]
+        code = inner[0] if inner else None
+    return code
 
 
-def in_child(
-    source: Path, tests: list[str], limit: float, recorder: Recorder | None = None, into: Path | None = None
-) -> int:
-    """Runs tests against a copy of the package in a forked process; its exit status, or −1 where it took too long."""
+class Seen(NamedTuple):
+    """What one test executes without a fault. lines: module → lines. seconds: of a processor, the tracer's included."""
+
+    lines: dict[str, list[int]]
+    seconds: float
+
+
+class Faulty:
+    """A pytest plugin: instead of running the collected tests, runs those of each fault, each in a forked process."""
+
+    def __init__(self, source: Path, sample: list[Fault], done: dict[str, Any], settings: argparse.Namespace) -> None:
+        self.folder, self.sample, self.done, self.settings = source / "twofold/solve", sample, done, settings
+        self.failed = False
+
+    def pytest_collection(self) -> None:
+        from hypothesis import settings as examples  # not earlier: pytest rewrites it as it loads it
+
+        examples.register_profile("mutate", deadline=None, database=None, derandomize=True)
+        examples.load_profile("mutate")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed = self.failed or report.failed
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        session.config.pluginmanager.unregister(name="terminalreporter")
+        self.until = time.monotonic() + 60 * self.settings.minutes
+        items = {item.nodeid: item for item in session.items}
+        tests = self.done["tests"]
+        missing = {name: item for name, item in items.items() if name not in tests}
+        if missing:
+            into = self.folder.parent / "seen.json"
+            in_child(lambda: self._record(missing, into), math.inf)
+            found = json.loads(into.read_text())
+            if isinstance(found, str):
+                raise SystemExit(f"{found} fails without a fault: repair that first")
+            tests.update(found)
+            if len(tests) < len(items):
+                return True
+        seen = {name: Seen(*facts) for name, facts in tests.items()}
+        say(f"{len(items)} tests, {sum(s.seconds for s in seen.values()):.0f} s; {len(self.sample)} faults drawn")
+        sources = {path.stem: path.read_text() for path in self.folder.glob("*.py")}
+        wanted = {fault.key for fault in self.sample}
+        outcomes = self.done["outcomes"]
+        for module, source in sources.items():
+            for fault, tree in faults(module, source):
+                if fault.key not in wanted or fault.key in outcomes:
+                    continue
+                if time.monotonic() > self.until:
+                    return True
+                tests = tests_of(fault, seen, self.settings.seconds)
+                place = self.folder / f"{module}.py"
+                limit = 10 + 10 * sum(seen[test].seconds for test in tests)
+                status = in_child(lambda f=fault, t=tree, p=place, n=tests: self._try(f, t, p, items, n), limit)
+                place.write_text(source)
+                if status == BROKEN:
+                    raise SystemExit(f"{fault} could not be planted")
+                killer = tests[status - FAILED] if status >= FAILED else "stopped"
+                outcomes[fault.key] = "survived" if status == 0 else killer
+                if status == 0:
+                    say(f"survived  {module}.py:{fault.first}  {fault.what}  ({len(tests)} tests)")
+        return True
+
+    def _try(self, fault: Fault, tree: ast.Module, place: Path, items: Mapping[str, Any], tests: list[str]) -> int:
+        plant(fault, tree, place)
+        for number, test in enumerate(tests):
+            self._run(items[test])
+            if self.failed:
+                return FAILED + number
+        return 0
+
+    def _record(self, items: Mapping[str, Any], into: Path) -> int:
+        inside, found = str(self.folder), {}
+        for name, item in items.items():
+            if time.monotonic() > self.until:
+                break
+            lines: set[tuple[str, int]] = set()
+
+            def line(frame: Any, event: str, _: Any, add: Callable[[tuple[str, int]], None] = lines.add) -> Any:
+                add((frame.f_code.co_filename, frame.f_lineno))
+                return line
+
+            def call(frame: Any, event: str, _: Any, line: Any = line) -> Any:
+                return line if frame.f_code.co_filename.startswith(inside) else None
+
+            began = time.process_time()
+            sys.settrace(call)
+            self._run(item)
+            sys.settrace(None)
+            if self.failed:
+                into.write_text(json.dumps(name))
+                return 1
+            spent = round(time.process_time() - began, 3)
+            modules = {file: Path(file).stem for file, _ in lines}
+            found[name] = Seen({m: sorted(n for f, n in lines if f == file) for file, m in modules.items()}, spent)
+        into.write_text(json.dumps(found))
+        return 0
+
+    def _run(self, item: Any) -> None:
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+
+
+def tests_of(fault: Fault, seen: Mapping[str, Seen], limit: float) -> list[str]:
+    """The tests that execute a line of the fault's statement, the particular and quick ones first; as many as fit into
+    a time, but ten at least. Where the tracer saw none, those of its module."""
+    lines = set(range(fault.first, fault.last + 1))
+    found = [test for test, facts in seen.items() if lines.intersection(facts.lines.get(fault.module, ()))]
+    found = found or [test for test, facts in seen.items() if fault.module in facts.lines]
+    found.sort(key=lambda test: seen[test].seconds * sum(len(s) for s in seen[test].lines.values()))
+    spent, chosen = 0.0, []
+    for test in found:
+        spent += seen[test].seconds
+        if (spent > limit and len(chosen) >= 10) or len(chosen) == 255 - FAILED:
+            break
+        chosen.append(test)
+    return chosen
+
+
+def in_child(work: Callable[[], int], limit: float) -> int:
+    """The status of a function run in a forked process; −1 where it took more than so many seconds of a processor, or
+    twenty times as many in all, BROKEN where it raised."""
     pid = os.fork()
     if pid == 0:
-        try:
-            status = run_tests(source, tests, recorder, into)
-        except BaseException:  # a child must end here, whatever happens, or it would clean up for its parent
-            traceback.print_exc()
-            status = 99
-        sys.stderr.flush()
+        os.setpgrp()
+        if limit < math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        status = BROKEN
+        with contextlib.suppress(BaseException):  # a child ends here, whatever happens, or it would run as its parent
+            try:
+                status = work()
+            except BaseException:
+                traceback.print_exc()
         os._exit(status)
-    until = time.monotonic() + limit
+    until = time.monotonic() + 20 * limit
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(pid, signal.SIGKILL)
+            return max(os.waitstatus_to_exitcode(status), -1)
+        time.sleep(0.005)
+    os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return -1
 
 
-def record(source: Path, folder: Path) -> Calls:
-    """The calls of every test, from one run without a fault."""
-    tests = [str(p) for p in sorted((folder / "tests/solve").glob("test_*.py")) if p.name not in LEFT_OUT]
-    into = folder / "calls.json"
-    if in_child(source, tests, 7200, Recorder(source / "twofold/solve"), into) != 0:
-        said = into.with_suffix(".txt").read_text()
-        raise SystemExit(f"{said[-2000:]}\nthe tests fail without a fault: repair that first")
-    return Calls(*json.loads(into.read_text()))
+def say(text: str) -> None:
+    os.write(2, f"{text}\n".encode())
 
 
-def within(tests: list[str], seconds: dict[str, float], limit: float) -> list[str]:
-    """The first tests that fit into a time, and always ten."""
-    spent = accumulate(seconds[t] for t in tests)
-    return [t for k, (t, s) in enumerate(zip(tests, spent, strict=True)) if k < 10 or s < limit]
+def drawn(planted: list[Fault], share: float, seed: int) -> list[Fault]:
+    """A share of the faults of each module, rounded up, drawn at random."""
+    modules: dict[str, list[Fault]] = {}
+    for fault in planted:
+        modules.setdefault(fault.module, []).append(fault)
+    generator = random.Random(seed)
+    return [f for part in modules.values() for f in generator.sample(part, math.ceil(share * len(part)))]
+
+
+def interval(killed: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share.
+
+    >>> [round(end, 3) for end in interval(95, 100)]
+    [0.888, 0.978]
+    """
+    z, p = 1.959964, killed / total
+    middle, half = p + z**2 / (2 * total), z * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return (middle - half) / (1 + z**2 / total), (middle + half) / (1 + z**2 / total)
+
+
+def report(sample: list[Fault], planted: list[Fault], outcomes: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """What `--json` writes."""
+    left = [fault for fault in sample if outcomes[fault.key] == "survived"]
+    killed, total = len(sample) - len(left), len(sample)
+    modules = {
+        name: {
+            "faults": sum(f.module == name for f in planted),
+            "drawn": sum(f.module == name for f in sample),
+            "survived": sum(f.module == name for f in left),
+        }
+        for name in dict.fromkeys(f.module for f in planted)
+    }
+    survivors = [
+        {"module": f.module, "line": f.first, "what": f.what, "equivalent": EQUIVALENT.get((f.module, f.what))}
+        for f in left
+    ]
+    return {
+        "command": "make mutate",
+        "seed": seed,
+        "faults": len(planted),
+        "drawn": total,
+        "killed": killed,
+        "score": round(killed / total, 4),
+        "interval": [round(end, 4) for end in interval(killed, total)],
+        "modules": modules,
+        "survivors": survivors,
+    }
+
+
+RESULTS = ("mutation",)
+
+
+def tables(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of docs/solve.md, from `benchmarks/results/mutation.json`."""
+    found = facts["mutation"]
+    low, high = found["interval"]
+    body = [
+        f"| `{m}` | {c['faults']} | {c['drawn']} | {c['drawn'] - c['survived']} |" for m, c in found["modules"].items()
+    ]
+    score = f"{found['killed']}: {found['score']:.1%} ({low:.1%} to {high:.1%})"
+    total = f"| all | {found['faults']} | {found['drawn']} | {score} |"
+    left = []
+    for survivor in found["survivors"]:
+        what = survivor["what"].replace("|", "\\|")
+        why = survivor["equivalent"] or "not explained"
+        left.append(f"| `{survivor['module']}`, line {survivor['line']} | `{what}` | {why} |")
+    return {
+        "mutation": "\n".join(
+            ["| module | faults | drawn | found by a test |", "| --- | --- | --- | --- |", total, *body]
+        ),
+        "mutation_survivors": "\n".join(["| where | fault | why no test fails |", "| --- | --- | --- |", *left]),
+    }
+
+
+def digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def still_valid(done: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call found out and what holds still: nothing where the package or this program has changed, else
+    what rests on test files that have not; a fault that survived is tried again where any has."""
+    package = digest(Path(__file__), *sorted((ROOT / PACKAGE).glob("*.py")))
+    files = {path.name: digest(path) for path in sorted((ROOT / "tests/solve").glob("*.py"))}
+    if done.get("package") != package:
+        return {"package": package, "files": files, "tests": {}, "outcomes": {}}
+
+    def unchanged(test: str) -> bool:
+        name = Path(test.partition("::")[0]).name
+        return name not in files or files[name] == done["files"].get(name)
+
+    same = files == done["files"]
+    return {
+        "package": package,
+        "files": files,
+        "tests": {test: seen for test, seen in done["tests"].items() if unchanged(test)},
+        "outcomes": {
+            fault: found for fault, found in done["outcomes"].items() if (unchanged(found) if "::" in found else same)
+        },
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="module names without .py; all without one")
-    parser.add_argument("--sample", type=int, help="this many faults, drawn at random")
+    parser.add_argument("--share", type=float, default=1.0, help="of the faults of each module, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, help="stop after this time")
-    parser.add_argument("--seconds", type=float, default=120, help="of tests for one fault; the quickest go first")
-    parser.add_argument("--calls", type=Path, help="a file that keeps which test calls what, while neither changes")
-    arguments = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time; call again to continue")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests for one fault")
+    parser.add_argument("--json", type=Path, help="the result, once all drawn faults have been tried")
+    settings = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    paths = [p for p in sorted((ROOT / PACKAGE).glob("*.py")) if not arguments.modules or p.stem in arguments.modules]
-    planted = [fault for path in paths for fault in faults(path)]
-    random.Random(arguments.seed).shuffle(planted)
-    planted = planted[: arguments.sample]
-    for name in ("torch", "hypothesis", "pytest"):  # before the processes part, so that each need not
-        importlib.import_module(name)
-    began, survivors, killed, unseen = time.monotonic(), [], 0, 0
+    paths = [p for p in sorted((ROOT / PACKAGE).glob("*.py")) if not settings.modules or p.stem in settings.modules]
+    planted = [fault for path in paths for fault, _ in faults(path.stem, path.read_text())]
+    sample = drawn(planted, settings.share, settings.seed)
+    done = still_valid(json.loads(PROGRESS.read_text()) if PROGRESS.exists() else {})
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = folder / "src"
         (source / "twofold").mkdir(parents=True)
+        ignored = shutil.ignore_patterns("__pycache__")
         shutil.copy(ROOT / "src/twofold/__init__.py", source / "twofold/__init__.py")
-        shutil.copytree(ROOT / PACKAGE, source / "twofold/solve", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "tests/solve", folder / "tests/solve", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / PACKAGE, source / "twofold/solve", ignore=ignored)
+        shutil.copytree(ROOT / "tests/solve", folder / "tests/solve", ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", folder)
-        kept: Path | None = arguments.calls
-        calls = Calls(*json.loads(kept.read_text())) if kept is not None and kept.exists() else record(source, folder)
-        if kept is not None:
-            kept.write_text(json.dumps(calls))
-        through, seconds = calls.through(), calls.seconds
-        print(f"{len(seconds)} tests in {sum(seconds.values()):.0f} s; {len(planted)} faults", flush=True)
-        for fault in planted:
-            if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
-                break
-            tests = within(through.get((fault.module, fault.function), []), seconds, arguments.seconds)
-            place = source / "twofold/solve" / f"{fault.module}.py"
-            whole = place.read_text()
-            place.write_text(fault.source)
-            limit = 30 + 10 * sum(seconds[t] for t in tests)
-            found = in_child(source, [str(folder / t) for t in tests], limit) if tests else 0
-            place.write_text(whole)
-            if found == 0:
-                unseen += not tests
-                survivors.append(fault)
-                note = "" if tests else "  (no test)"
-                print(f"survived  {fault.module}.py:{fault.line}  {fault.what}{note}", flush=True)
-            else:
-                killed += 1
-    total = killed + len(survivors)
-    score = 100 * killed / max(total, 1)
-    print(f"killed {killed} of {total} faults: {score:.1f} %  ({unseen} survivors in functions without a test)")
+        run_tests(folder, source, Faulty(source, sample, done, settings))
+    PROGRESS.parent.mkdir(exist_ok=True)
+    PROGRESS.write_text(json.dumps(done))
+    left = sum(fault.key not in done["outcomes"] for fault in sample)
+    if left:
+        say(f"{left} of {len(sample)} faults are left; the same call continues")
+        return
+    facts = report(sample, planted, done["outcomes"], settings.seed)
+    low, high = facts["interval"]
+    say(
+        f"killed {facts['killed']} of {facts['drawn']} (of {facts['faults']}): {facts['score']:.1%}, "
+        f"95 % interval {low:.1%} to {high:.1%}"
+    )
+    if settings.json is not None:
+        settings.json.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def run_tests(folder: Path, source: Path, plugin: Faulty) -> None:
+    """Collects the tests of the copy and hands them to the plugin."""
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(source))
+    os.environ["PYTHONPATH"] = str(source)  # for processes that tests start
+    import pytest
+
+    tests = [str(p) for p in sorted((folder / "tests/solve").glob("test_*.py")) if p.name not in LEFT_OUT]
+    options = ["-q", "-pno:cacheprovider", "-pno:xdist", "--noconftest", "-o", "addopts=", "--doctest-modules"]
+    pytest.main([*options, "--rootdir", str(folder), *tests, str(source / "twofold/solve")], plugins=[plugin])
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Model:
         kernel: Kernel | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> Restored:
@@ -78,7 +79,13 @@ class Model:
         checked, report = kernel_for(picture, kernel, progress=part_of(progress, 0, SEARCH_SHARE))
         tiles = part_of(progress, SEARCH_SHARE if searched else 0, 1)
         restored, used = self.restore(
-            picture, kernel=checked, guidance=guidance, strength=strength, tile=tile, progress=tiles
+            picture,
+            kernel=checked,
+            guidance=guidance,
+            strength=strength,
+            self_ensemble=self_ensemble,
+            tile=tile,
+            progress=tiles,
         )
         kept: Any = images.to_kind_of(restored, image)
         return Restored(kept, used, report)
@@ -90,6 +97,7 @@ class Model:
         kernel: Tensor | None = None,
         guidance: GuidanceSource | None = None,
         strength: float = 1.0,
+        self_ensemble: bool = False,
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> tuple[Picture, Tensor | None]:
@@ -98,6 +106,8 @@ class Model:
         kernel: `(1, 1, h, w)`, see `kernel_for`.
         """
         check_strength(strength)
+        if self_ensemble and strength:  # at 0 every orientation is the picture itself
+            return self._over_orientations(picture, kernel, guidance, strength, tile, progress)
         if (kernel is None) == self.takes_kernel:
             raise TwofoldError(
                 f"{self.name} needs the kernel of the blur: an image of it, or 'estimate'"
@@ -145,6 +155,32 @@ class Model:
             )
         pixels = out[:, :colours].mean(1, keepdim=True) if grey else out[:, :colours]
         return replace(picture, pixels=pixels), None if self.kind is None else out[:, colours:]
+
+    def _over_orientations(
+        self,
+        picture: Picture,
+        kernel: Tensor | None,
+        guidance: GuidanceSource | None,
+        strength: float,
+        tile: TileSize,
+        progress: Progress | None,
+    ) -> tuple[Picture, Tensor | None]:
+        """The mean of `restore` over the eight orientations of the picture (self-ensemble, Timofte et al. 2016)."""
+        given = None if guidance is None else self._given(guidance, picture.pixels.float())
+        pixels, maps, share = torch.zeros(()), torch.zeros(()), 1 / len(tiling.ORIENTATIONS)
+        for count, orientation in enumerate(tiling.ORIENTATIONS):
+            restored, used = self.restore(
+                replace(picture, pixels=tiling.oriented(picture.pixels, orientation)),
+                kernel=None if kernel is None else tiling.oriented(kernel, orientation),
+                guidance=None if given is None else tiling.oriented(given, orientation),
+                strength=strength,
+                tile=tile,
+                progress=part_of(progress, share * count, share * (count + 1)),
+            )
+            pixels = pixels + tiling.unoriented(restored.pixels, orientation)
+            if used is not None:
+                maps = maps + tiling.unoriented(used, orientation)
+        return replace(picture, pixels=pixels * share), None if self.kind is None else maps * share
 
     def _context(self, observed: Tensor) -> Tensor | None:
         """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
@@ -301,7 +337,7 @@ def load(
     place = _device(device)
     named = runtime not in ("auto", "torch")
     if named:
-        runtimes.check_runtime(runtime)
+        runtimes.require_runtime(runtime)
         if place.type != "cpu":
             raise TwofoldError(f"runtime {runtime} computes on the processor; take device cpu, got {place}")
         if precision == "exact":
@@ -354,6 +390,7 @@ def restore(
     kernel: Kernel | None = None,
     guidance: GuidanceSource | None = None,
     strength: float = 1.0,
+    self_ensemble: bool = False,
     tile: TileSize = "auto",
     device: torch.device | str = "auto",
     progress: Progress | None = None,
@@ -365,9 +402,10 @@ def restore(
     `KernelSearch`), which finds it in the picture and returns it as the report. guidance: used instead of the estimated
     map. A number holds for every pixel; a tensor or floating-point array has the picture's size and the unit of
     `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
-    the map; `kind.strength` says what that means. tile: side in pixels, "auto" by memory, None for the whole picture at
-    once; the result is the same. device: where a model that is named is loaded. progress: called with (tiles done,
-    tiles in all), or in thousandths where a kernel is searched for first.
+    the map; `kind.strength` says what that means. self_ensemble: the mean over the eight orientations of the picture,
+    in eight times the time. tile: side in pixels, "auto" by memory, None for the whole picture at once; the result is
+    the same. device: where a model that is named is loaded. progress: called with (tiles
+    done, tiles in all), or in thousandths where a kernel is searched for first.
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.
@@ -383,4 +421,12 @@ def restore(
     else:  # the last two are kept, so that a loop over images does not load its model every time
         version = Path(model).stat().st_mtime_ns if Path(model).is_file() else 0
         loaded = _kept(str(model), str(device), version)
-    return loaded(image, kernel=kernel, guidance=guidance, strength=strength, tile=tile, progress=progress)
+    return loaded(
+        image,
+        kernel=kernel,
+        guidance=guidance,
+        strength=strength,
+        self_ensemble=self_ensemble,
+        tile=tile,
+        progress=progress,
+    )

@@ -5,6 +5,7 @@ Every picture inside the library is a floating-point tensor `(B, C, H, W)`, RGB 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -107,7 +108,7 @@ class Sample(NamedTuple):
 
 
 Guidance: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
-"""A map `(B, G, H, W)`, or a function `(observed, current estimate) -> map` that is asked at every stage."""
+"""A map `(B, G, H, W)`, or a function `(observed, current estimate) -> map` that is called at every stage."""
 
 
 class Restored(NamedTuple):
@@ -122,36 +123,56 @@ Progress = Callable[[int, int], None]
 """What long work calls after each part: (parts done, parts in all)."""
 
 
-class Restorer(Protocol):
+class Inputs(NamedTuple):
+    """What a restorer is called with beside `observed`: guidance, kernel `(B or 1, 1, h, w)`, context `(B, K)`."""
+
+    guidance: Guidance | None = None
+    kernel: Tensor | None = None
+    context: Tensor | None = None
+
+
+class Restorer(ABC):
     """observed `(B, C, H, W)` in [0, 1] → `Restored`. What every caller may ask of a restorer is declared here.
 
-    kind: what the guidance map means; None for a restorer without one. channels: of an image it restores at once, 3 or
-    1 (then each colour channel is restored by itself). takes_kernel: whether it needs the blur kernel `(B or 1, 1, h,
-    w)`. halo: radius in pixels of what one output pixel depends on, given guidance, kernel and context; None if it
-    depends on the whole image. multiple: sides of `observed` must be multiples of it.
-
-    context: what is computed once from the whole image and handed to every tile, `(B, K)`; None for a restorer that
-    needs none. estimate: the guidance of `observed`: a map `(B, 1, H, W)`, or the function that is asked at every
-    stage; None for a restorer without guidance.
-
-    At the call, a guidance that is given is used instead of the estimated one, and a context that is not given is
-    computed from `observed`.
+    A restorer overrides what differs from these answers, and gives `_restored`. One with parameters also inherits
+    `nn.Module`, before this class, and has `forward = Restorer.__call__`.
     """
 
     @property
-    def kind(self) -> GuidanceKind | None: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def takes_kernel(self) -> bool: ...
-    @property
-    def halo(self) -> int | None: ...
-    @property
-    def multiple(self) -> int: ...
+    def kind(self) -> GuidanceKind | None:
+        """What the guidance map means; None for a restorer without one, which refuses a map."""
+        return None
 
-    def context(self, observed: Tensor) -> Tensor | None: ...
+    @property
+    def channels(self) -> int:
+        """Of an image it restores at once: 3, or 1 (then each colour channel is restored by itself)."""
+        return 3
 
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None: ...
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether it needs the blur kernel."""
+        return False
+
+    @property
+    def halo(self) -> int | None:
+        """Radius in pixels of what one output pixel depends on, given guidance, kernel and context; None: the whole."""
+        return None
+
+    @property
+    def multiple(self) -> int:
+        """Sides of `observed` must be multiples of it."""
+        return 1
+
+    def context(self, observed: Tensor) -> Tensor | None:
+        """What is computed once from the whole image `(B, C, H, W)` and handed to every tile, `(B, K)`; or None."""
+        return None
+
+    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None:
+        """The guidance of `observed (B, C, H, W)`: a map `(B, 1, H, W)`, or the function that is called at every stage.
+
+        None for a restorer without guidance.
+        """
+        return None
 
     def __call__(
         self,
@@ -160,7 +181,19 @@ class Restorer(Protocol):
         guidance: Guidance | None = None,
         kernel: Tensor | None = None,
         context: Tensor | None = None,
-    ) -> Restored: ...
+    ) -> Restored:
+        """observed: `(B, C, H, W)` in [0, 1]. guidance: used instead of the estimated one. kernel: of the blur, `(B or
+        1, 1, h, w)`, sum 1. context: `(B, K)`, computed from `observed` where it is None.
+
+        Raises: ImageError for a map where `kind` is None, and for what the restorer cannot use.
+        """
+        if guidance is not None and self.kind is None:
+            raise ImageError(f"guidance: {type(self).__name__} takes no guidance map, got one; leave it out")
+        return self._restored(observed, Inputs(guidance, kernel, context))
+
+    @abstractmethod
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        """What `__call__` returns."""
 
 
 class Degradation(Protocol):

@@ -44,6 +44,7 @@ class Scene:
 
     @property
     def name(self) -> str:
+        """Of its files and of its row: photograph and model."""
         return f"{self.photograph}-{Path(self.model).stem}"
 
 
@@ -141,6 +142,7 @@ def _jpeg(picture: Tensor) -> str:
 
 
 def table(results: Sequence[Shown]) -> str:
+    """PSNR before and after, and seconds, as aligned text: a row a scene."""
     lines = [f"{'photograph':<12} {'model':<10} {'before':>8} {'after':>8} {'seconds':>8}"]
     lines += [
         f"{r.scene.photograph:<12} {r.scene.model:<10} {r.before:8.2f} {r.after:8.2f} {r.seconds:8.2f}" for r in results
@@ -179,8 +181,8 @@ MODEL = specs.GuidedSpec(
 
 @dataclass(frozen=True)
 class Trained:
-    """What a minute brought. losses: restoration loss, mean of the first and of the last ten steps. psnr: dB over RGB,
-    mean over the photographs: as they are observed, and restored. model: the file that can be restored with.
+    """Summary of a training run. losses: restoration loss, mean of the first and of the last ten steps. psnr: dB over
+    RGB, mean over the photographs: as they are observed, and restored. model: the file that can be restored with.
     """
 
     steps: int

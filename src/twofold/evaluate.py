@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from twofold.contracts import DataError, Restored, Sample, TwofoldError
 from twofold.data.pairs import middle
 from twofold.files import write_text
 from twofold.metrics import Protocol
+from twofold.nets.perceptual import DirectionDistance
 from twofold.printing import printable, table_cell
 from twofold.settings import nearest
 
@@ -35,11 +36,16 @@ class Files(Shape):
     """A pair of picture files, as `twofold.data.pairs.Pair`; read in its turn: a broken one costs only itself."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the pair, as tables show it."""
+
     @property
-    def observed(self) -> Path: ...
+    def observed(self) -> Path:
+        """The degraded picture."""
+
     @property
-    def clean(self) -> Path: ...
+    def clean(self) -> Path:
+        """The ground truth."""
 
 
 Case = Files | tuple[str, Sample]
@@ -48,7 +54,10 @@ Case = Files | tuple[str, Sample]
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: restored and untouched against clean. PSNR in dB, infinite where nothing differs."""
+    """One picture: restored and untouched against clean. PSNR in dB, infinite where nothing differs.
+
+    perceptual: a distance, less is nearer; None where no network was given.
+    """
 
     name: str
     psnr: float
@@ -56,6 +65,8 @@ class Row:
     input_psnr: float
     input_ssim: float
     seconds: float
+    perceptual: float | None = None
+    input_perceptual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,11 +115,14 @@ class Summary:
     gain: float
     gain_interval: tuple[float, float] | None
     seconds: float
+    perceptual: float | None = None
+    perceptual_interval: tuple[float, float] | None = None
+    input_perceptual: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. `failures` is empty when every picture has a score."""
+    """What came out. `failures` is empty when every picture has a score. perceptual: name of the distance, or empty."""
 
     model: str
     dataset: str
@@ -116,11 +130,14 @@ class Evaluation:
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     papers: tuple[PaperRow, ...]
+    perceptual: str = ""
 
     def summary(self) -> Summary:
         """Means and intervals over the pictures that have a score."""
         psnr, ssim = [row.psnr for row in self.rows], [row.ssim for row in self.rows]
         gain = [0.0 if row.psnr == row.input_psnr else row.psnr - row.input_psnr for row in self.rows]
+        distance = [row.perceptual for row in self.rows if row.perceptual is not None]
+        before = [row.input_perceptual for row in self.rows if row.input_perceptual is not None]
         return Summary(
             pictures=len(self.rows),
             failed=len(self.failures),
@@ -133,6 +150,9 @@ class Evaluation:
             gain=_mean(gain),
             gain_interval=interval(gain),
             seconds=_mean([row.seconds for row in self.rows]),
+            perceptual=_mean(distance) if distance else None,
+            perceptual_interval=interval(distance),
+            input_perceptual=_mean(before) if before else None,
         )
 
     def to_json(self) -> str:
@@ -142,6 +162,7 @@ class Evaluation:
             "dataset": self.dataset,
             "summary": asdict(self.summary()),
             "protocol": asdict(self.protocol),
+            "perceptual": self.perceptual,
             "images": [asdict(row) for row in self.rows],
             "failures": [asdict(failure) for failure in self.failures],
             "papers": [asdict(row) for row in self.papers],
@@ -165,6 +186,11 @@ class Evaluation:
             f"| {s.ssim:.4f} | {_span(s.ssim_interval, 4)} |",
             f"| gain | {s.gain:+.2f} | {_span(s.gain_interval, 2)} | {s.ssim - s.input_ssim:+.4f} | |",
         ]
+        if s.perceptual is not None:
+            inside = _span(s.perceptual_interval, 4)
+            lines += ["", f"| `{self.perceptual}`, less is nearer | mean | 95 % |", "|---|---|---|"]
+            lines += [f"| untouched input | {s.input_perceptual:.4f} | |"]
+            lines += [f"| {self.model or 'restored'} | {s.perceptual:.4f} | {inside} |"]
         if self.papers:
             lines += [
                 "",
@@ -211,6 +237,7 @@ def evaluate(
     model: str = "",
     dataset: str = "",
     kernel_of: Callable[[Files], Tensor] | None = None,
+    distance: DirectionDistance | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Evaluation:
     """Restores every observed picture, compares it with the clean one, and sets the papers' rows beside.
@@ -218,6 +245,7 @@ def evaluate(
     restorer: observed `(1, C, H, W)` in [0, 1], on the CPU, → Restored; tiles and devices are its own matter. It gets
     the keyword `kernel` where a sample has a blur kernel.
     pairs: files, or (name, sample). kernel_of: the blur kernel of two files.
+    distance: LPIPS or another one of `nets.perceptual.DISTANCES`, of RGB pictures as the protocol writes them.
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
     progress: called after every picture with how many are done and how many there are, None where nobody knows.
 
@@ -231,7 +259,7 @@ def evaluate(
     failures: list[Failure] = []
     for done, pair in enumerate(pairs, 1):
         try:
-            rows.append(_row(restorer, pair, protocol, kernel_of))
+            rows.append(_row(restorer, pair, protocol, kernel_of, distance))
         except (TwofoldError, OSError) as error:
             failures.append(Failure(pair.name if isinstance(pair, Files) else pair[0], str(error)))
         if progress:
@@ -243,11 +271,16 @@ def evaluate(
             else "no pairs were given"
         )
         raise DataError(f"nothing to evaluate, {why}")
-    return Evaluation(model, dataset, protocol, tuple(rows), tuple(failures), papers)
+    name = "" if distance is None else distance.name
+    return Evaluation(model, dataset, protocol, tuple(rows), tuple(failures), papers, name)
 
 
 def _row(
-    restorer: Callable[..., Restored], pair: Case, protocol: Protocol, kernel_of: Callable[[Files], Tensor] | None
+    restorer: Callable[..., Restored],
+    pair: Case,
+    protocol: Protocol,
+    kernel_of: Callable[[Files], Tensor] | None,
+    distance: DirectionDistance | None,
 ) -> Row:
     told: dict[str, Tensor] = {}
     if isinstance(pair, Files):
@@ -268,7 +301,12 @@ def _row(
     if not torch.isfinite(restored).all():
         raise DataError("the restored picture holds NaN or infinite values")
     after, before = protocol.score(restored, clean), protocol.score(observed, clean)
-    return Row(name, after.psnr.item(), after.ssim.item(), before.psnr.item(), before.ssim.item(), seconds)
+    row = Row(name, after.psnr.item(), after.ssim.item(), before.psnr.item(), before.ssim.item(), seconds)
+    if distance is None:
+        return row
+    with torch.no_grad():
+        apart = [distance(protocol.written(image, clean).float(), clean).item() for image in (restored, observed)]
+    return replace(row, perceptual=apart[0], input_perceptual=apart[1])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:

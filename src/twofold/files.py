@@ -8,8 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from twofold.contracts import TwofoldError
+import numpy as np
+from numpy.typing import NDArray
+
+from twofold.contracts import DataError, TwofoldError
 
 try:
     import fcntl
@@ -129,3 +133,38 @@ def write_text(path: Path, text: str) -> None:
 def cache_folder() -> Path:
     """Where what can be made again is kept for this user: `$XDG_CACHE_HOME/twofold`, else `~/.cache/twofold`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twofold"
+
+
+def read_matlab(path: Path) -> dict[str, list[NDArray[Any]]]:
+    """The numeric variables of a `.mat` file by name, each a list of arrays: one, or those of a cell array.
+
+    Files of MATLAB's version 7.3 are HDF5 and need the package h5py. Raises: DataError where the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            newer = b"MATLAB 7.3" in file.read(128)
+        found = _matlab_hdf5(path) if newer else _matlab(path)
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{path}: cannot be read as a MATLAB file: {error}") from error
+    return {name: arrays for name, arrays in found.items() if arrays and all(a.dtype.kind in "fiu" for a in arrays)}
+
+
+def _matlab(path: Path) -> dict[str, list[NDArray[Any]]]:
+    import scipy.io
+
+    variables = {name: value for name, value in scipy.io.loadmat(path).items() if isinstance(value, np.ndarray)}
+    return {name: [*map(np.asarray, v.ravel())] if v.dtype == object else [v] for name, v in variables.items()}
+
+
+def _matlab_hdf5(path: Path) -> dict[str, list[NDArray[Any]]]:
+    """The same of version 7.3, whose axes HDF5 has in reverse order."""
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{path}: is of MATLAB's version 7.3; to read it: pip install h5py") from None
+    with h5py.File(path, "r") as file:
+        data = {name: value for name, value in file.items() if isinstance(value, h5py.Dataset)}
+        return {
+            name: [file[cell][()].T for cell in value[()].ravel()] if value.dtype == h5py.ref_dtype else [value[()].T]
+            for name, value in data.items()
+        }

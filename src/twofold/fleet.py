@@ -76,6 +76,7 @@ class FleetWorker:
         return {name: [row[name] for row in done] for name in done[0]}
 
     def restored(self, row: _Row) -> _Row:
+        """The row of one image with its restored bytes and facts, or with the error."""
         if row["error"]:
             return row
         began = time.perf_counter()

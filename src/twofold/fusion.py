@@ -64,7 +64,10 @@ class _Tracer(fx.Tracer):
 
 
 class FusedConvolution(nn.Module):
-    """activation(convolution(x) + other), in one pass; computes and returns `dtype`."""
+    """activation(convolution(x) + other), in one pass; computes and returns `dtype`.
+
+    x: `(B, C, H, W)`. other: `(B, D, H, W)`, as the result, or None.
+    """
 
     weight: Tensor
     bias: Tensor | None

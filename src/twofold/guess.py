@@ -77,7 +77,7 @@ class Statistics:
 
 
 def statistics(pixels: Tensor) -> Statistics:
-    """Colour of the whole picture made small; fine structure of its middle, pixel by pixel."""
+    """Colour of the whole picture `(1, C, H, W)` made small; fine structure of its middle, pixel by pixel."""
     rgb = pixels.detach().float().clamp(0, 1).expand(-1, 3, -1, -1)
     height, width = rgb.shape[-2:]
     scale = min(1.0, _SMALL / max(height, width))

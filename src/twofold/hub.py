@@ -35,6 +35,7 @@ class HubPlace:
 
 
 def is_hub_place(name: object) -> bool:
+    """Whether `name` is a place on the hub: `hf://…`."""
     return isinstance(name, str) and name.startswith(HUB_SCHEME)
 
 

@@ -23,7 +23,6 @@ from twofold.files import write_text
 from twofold.metrics import same_size, ssim_gaussian_zero_padded
 from twofold.nets.fourier import full_precision
 from twofold.nets.perceptual import (
-    ALEXNET,
     SQUEEZENET,
     VGG16,
     VGG19,
@@ -31,7 +30,7 @@ from twofold.nets.perceptual import (
     FeatureNetwork,
     FeatureWeights,
     load_features,
-    lpips,
+    lpips_alexnet,
     perceptual_squeeze,
 )
 from twofold.settings import nearest
@@ -207,10 +206,6 @@ def perceptual_vgg16(folder: Path) -> FeatureDistance:
     return FeatureDistance(plain, (3, 8, 15), weights=(1 / 3, 1 / 3, 1 / 3), power=2)
 
 
-def _lpips_alexnet(folder: Path) -> nn.Module:
-    return lpips(ALEXNET, features=folder, heads=folder / "alex.pth")
-
-
 VGG19_GROUPS = (tuple(range(4)), tuple(range(5, 9)), tuple(range(10, 18)), tuple(range(19, 27)))  # as published
 SQUEEZENET_GROUPS = ((0, 1), (3, 4, 5), (7, 8, 9, 10), (12,))  # likewise without the poolings
 SQUEEZENET_SCALE = 1 / 255  # its features are in grey levels; scaled so, the loss is about as large as the others
@@ -227,7 +222,7 @@ LOSSES: dict[str, Loss | DistanceLoss | LayerLoss] = {
     "laplacian": laplacian,
     "perceptual_squeeze": DistanceLoss(perceptual_squeeze),
     "perceptual_vgg16": DistanceLoss(perceptual_vgg16),
-    "lpips_alexnet": DistanceLoss(_lpips_alexnet),
+    "lpips_alexnet": DistanceLoss(lpips_alexnet),
     "features_squeeze": LayerLoss(SQUEEZENET, SQUEEZENET_GROUPS, SQUEEZENET_SCALE),
     "features_vgg19": LayerLoss(VGG19, VGG19_GROUPS),
 }
@@ -321,6 +316,7 @@ class LossSpec:
             raise ConfigError(f"layers of a loss are lists of numbers, got {dict(layers)!r}") from error
 
     def to_yaml(self) -> str:
+        """As text that `from_yaml` reads."""
         facts: dict[str, Any] = {"weights": dict(self.weights)}
         if self.layers:
             facts["layers"] = {name: list(layers) for name, layers in self.layers.items()}

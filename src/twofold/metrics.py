@@ -199,6 +199,7 @@ class Protocol:
     gt_mean: whether the restored picture is first scaled to the mean grey of the clean one. It forgives every error of
         exposure, so a number made with it means nothing without the untouched input's score under the same protocol.
     ssim: a key of `SSIM`.
+    perceptual: the distance that stands in its LPIPS column, a key of `nets.perceptual.DISTANCES`.
     """
 
     name: str
@@ -208,6 +209,7 @@ class Protocol:
     clamp: bool = True
     border: int = 0
     gt_mean: bool = False
+    perceptual: str = "lpips_alexnet"
     used_for: str = ""
 
     def score(self, restored: Tensor, clean: Tensor) -> Score:
@@ -226,11 +228,11 @@ class Protocol:
         same_size(restored, clean)
         if 2 * self.border >= min(clean.shape[-2:]):
             raise ImageError(f"nothing is left of {tuple(clean.shape)} inside a border of {self.border} pixels")
-        restored, clean = self._compared(self._written(restored, clean)), self._compared(clean)
+        restored, clean = self._compared(self.written(restored, clean)), self._compared(clean)
         return Score(psnr(restored, clean), SSIM[self.ssim](restored, clean))
 
-    def _written(self, restored: Tensor, clean: Tensor) -> Tensor:
-        """The restored pictures as their file would hold them."""
+    def written(self, restored: Tensor, clean: Tensor) -> Tensor:
+        """The restored pictures as their file would hold them, `(B, 1 or 3, H, W)`."""
         if self.clamp:
             restored = restored.clamp(0, 1)
         if self.gt_mean:

@@ -5,13 +5,14 @@ To add a network, give it a class here and add that to `NetSpec`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
 
-from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind
+from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
@@ -22,7 +23,6 @@ from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
 from twofold.restorers.classical import (
     Clahe,
-    Classical,
     DarkChannel,
     Gamma,
     GreyWorld,
@@ -40,13 +40,31 @@ from twofold.space.genotype import Genotype
 GUIDANCE_KINDS = {kind.name: kind for kind in (NOISE_LEVEL, RAIN_REGION, DEPTH, EXPOSURE)}
 
 
-class UNetSpec(Settings):
+class NetSettings(Settings):
+    """The settings of a network, which they build."""
+
+    @abstractmethod
+    def build(self, channels: int, guidance: int) -> Network:
+        """channels: of an image. guidance: of the map, 0 for a network that takes none.
+
+        Raises: ValueError where the settings do not fit together.
+        """
+
+
+class UNetSpec(NetSettings):
+    """widths: channels at each scale, finest first. blocks: residual blocks at each scale. unshuffle: factor by which
+    the image is folded into channels first. context: features of a thumbnail that steer the network by the whole image;
+    0 for none. output: what the last layer gives: a residual that is added, a Hadamard quotient, an exposure, or a map.
+    gated: blocks multiply halves of their channels in place of ReLU.
+    """
+
     kind: Literal["unet"] = "unet"
     widths: list[int] = [32, 64, 128]
     blocks: list[int] = [1, 1, 3]
     unshuffle: int = 1
     context: int = 0
     output: Literal["sum", "hadamard", "exposure", "map"] = "sum"
+    gated: bool = False
 
     def build(self, channels: int, guidance: int) -> UNet:
         return UNet(
@@ -57,10 +75,13 @@ class UNetSpec(Settings):
             unshuffle=self.unshuffle,
             context=self.context,
             output=self.output,
+            gated=self.gated,
         )
 
 
-class PReNetSpec(Settings):
+class PReNetSpec(NetSettings):
+    """recurrences: how often the recurrent block is applied. width: channels."""
+
     kind: Literal["prenet"] = "prenet"
     recurrences: int = 6
     width: int = 32
@@ -69,10 +90,11 @@ class PReNetSpec(Settings):
         return PReNet(channels=channels, guidance=guidance, recurrences=self.recurrences, width=self.width)
 
 
-class DeconvolutionSpec(Settings):
-    """Grey: colour is restored channel by channel. It is told the blur kernel along with the picture.
+class DeconvolutionSpec(NetSettings):
+    """Grey: colour is restored channel by channel. It takes the blur kernel.
 
-    layers, width: of the paper's denoiser; unet: another one in its place.
+    stages: of a data step and a denoiser each. layers, width: of the paper's denoiser. shared: whether all stages share
+    one denoiser. unet: another denoiser in its place.
     """
 
     kind: Literal["deconvolution"] = "deconvolution"
@@ -93,7 +115,11 @@ class DeconvolutionSpec(Settings):
         )
 
 
-class GridDehazeSpec(Settings):
+class GridDehazeSpec(NetSettings):
+    """width: channels of the finest row. rows, columns: of the grid; a row is a scale. growth: channels that each dense
+    convolution adds. dense: convolutions of a residual dense block.
+    """
+
     kind: Literal["griddehaze"] = "griddehaze"
     width: int = 16
     rows: int = 3
@@ -117,14 +143,18 @@ Combination = Literal["divide", "divide-sigmoid", "divide-softplus", "subtract",
 
 
 class GenotypeSpec(Settings):
-    """The operations that a search chose, as its genotype.json has them."""
+    """The operations that a search chose, as its genotype.json has them.
+
+    groups: operations by group of units. ops_per_branch: operations in each branch of a unit.
+    """
 
     groups: dict[str, list[str]]
     ops_per_branch: int = 4
 
 
-class HadamardSpec(Settings):
-    """A searched network. A recipe may name the file of its genotype. border: pixels of its mirror image around a
+class HadamardSpec(NetSettings):
+    """A searched network. genotype: the operations, or the file of them. width: channels. combine: how a unit combines
+    its two branches. border: pixels of its mirror image around a
     picture in use; the published program has none.
     """
 
@@ -146,20 +176,33 @@ NetSpec = Annotated[
 
 
 class GuideSpec(Settings):
-    """width, stage: of the paper's four layers. unet: another network in their place, with output "map"."""
+    """width: channels of the paper's four layers. stage: whether they also see the current estimate, at every stage.
+    unet: another network in their place, with output "map".
+    """
 
     width: int = 32
     stage: bool = False
     unet: UNetSpec | None = None
 
     def build(self, kind: GuidanceKind, channels: int) -> Guide | UNetGuide:
+        """kind: what the map means. channels: of an image."""
         if self.unet is None:
             return Guide(kind, channels=channels, width=self.width, stage=self.stage)
         return UNetGuide(kind, self.unet.build(channels, 0), channels=channels)
 
 
-class GuidedSpec(Settings):
-    """A network steered by an estimated map. channels: of a picture, 3 for colour or 1 for grey."""
+class ModelSettings(Settings):
+    """The settings of a model with weights, which they build."""
+
+    @abstractmethod
+    def build(self) -> Restorer:
+        """A restorer with random weights. Raises: ValueError where the settings do not fit together."""
+
+
+class GuidedSpec(ModelSettings):
+    """A network steered by an estimated map. guidance: which quantity the map estimates. channels: of an image, 3 for
+    colour or 1 for grey. guide: the network that estimates the map. net: the one that restores.
+    """
 
     kind: Literal["guided"] = "guided"
     guidance: Literal["noise_level", "rain_region", "depth", "exposure"]
@@ -172,8 +215,8 @@ class GuidedSpec(Settings):
         return Guided(guide, self.net.build(self.channels, 1))
 
 
-class PlainSpec(Settings):
-    """A network alone."""
+class PlainSpec(ModelSettings):
+    """A network alone. channels: of an image, 3 for colour or 1 for grey. net: the network."""
 
     kind: Literal["plain"] = "plain"
     channels: Literal[1, 3] = 3
@@ -183,8 +226,18 @@ class PlainSpec(Settings):
         return Plain(self.net.build(self.channels, 0), channels=self.channels)
 
 
-class RidgeSpec(Settings):
-    """A certified denoiser: a convex prior on what its filters see. keep_mean: of a picture, not of rain."""
+class DenoiserSettings(Settings):
+    """The settings of a certified denoiser, which they build."""
+
+    @abstractmethod
+    def build(self, channels: int) -> nn.Module:
+        """channels: of an image."""
+
+
+class RidgeSpec(DenoiserSettings):
+    """A certified denoiser: a convex prior on the responses of its filters. filters, layers: how many. size: side of
+    the filters, in pixels. keep_mean: whether the mean is left alone; right for an image, wrong for a layer of rain.
+    """
 
     kind: Literal["ridge"] = "ridge"
     filters: int = 16
@@ -198,8 +251,8 @@ class RidgeSpec(Settings):
         )
 
 
-class NonExpansiveSpec(Settings):
-    """A certified stack of convolutions; deeper, and harder to train."""
+class NonExpansiveSpec(DenoiserSettings):
+    """A certified stack of convolutions; deeper, and harder to train. width: channels. layers: convolutions."""
 
     kind: Literal["non_expansive"] = "non_expansive"
     width: int = 32
@@ -217,9 +270,9 @@ def _picard(iterations: int) -> KrasnoselskiiMann:
     return KrasnoselskiiMann(relaxation=1.0, steps=iterations, tolerance=1e-4)
 
 
-class FixedDeconvolutionSpec(Settings):
-    """The fixed point of a Fourier step and a denoiser; it is told the blur kernel. penalty: at the start. iterations:
-    at most, when restoring.
+class FixedDeconvolutionSpec(ModelSettings):
+    """The fixed point of a Fourier step and a denoiser; it takes the blur kernel. channels: 1, each colour by itself.
+    denoiser: the learned part of the operator. penalty: at the start of training. iterations: at most, when restoring.
     """
 
     kind: Literal["fixed_deconvolution"] = "fixed_deconvolution"
@@ -234,8 +287,10 @@ class FixedDeconvolutionSpec(Settings):
         return restorer
 
 
-class RainLayersSpec(Settings):
-    """The fixed point that parts a picture from its rain, a denoiser for each. penalty, iterations: as above."""
+class RainLayersSpec(ModelSettings):
+    """The fixed point that separates an image from its rain. channels: 3. picture, rain: the denoiser of each layer.
+    penalty: at the start of training. iterations: at most, when restoring.
+    """
 
     kind: Literal["rain_layers"] = "rain_layers"
     channels: Literal[3] = 3
@@ -251,9 +306,10 @@ class RainLayersSpec(Settings):
         return restorer
 
 
-class PatchCodingSpec(Settings):
-    """Sparse codes of patches, in a metric that is learned; what they cannot say is thrown away. side: of a patch.
-    frequencies: of the cosines that patches are made of, more than `side`. weight: of each code at the start.
+class PatchCodingSpec(ModelSettings):
+    """Sparse codes of patches, in a metric that is learned; the residual is discarded. channels: 1, each colour by
+    itself. side: of a patch. frequencies: of the cosines that patches are made of, more than `side`. weight: of each
+    code at the start of training. iterations: at most, when restoring.
     """
 
     kind: Literal["patch_coding"] = "patch_coding"
@@ -270,7 +326,7 @@ class PatchCodingSpec(Settings):
         return restorer
 
 
-CLASSICAL: dict[str, Classical] = {
+CLASSICAL: dict[str, Restorer] = {
     "wiener": Wiener(),
     "richardson-lucy": RichardsonLucy(),
     "hyper-laplacian": HyperLaplacian(),
@@ -285,7 +341,7 @@ CLASSICAL: dict[str, Classical] = {
 
 
 class ClassicalSpec(Settings):
-    """A restorer without weights; nothing in it can be trained."""
+    """A restorer without weights, so without training. method: its name in `CLASSICAL`."""
 
     kind: Literal["classical"] = "classical"
     method: Literal[
@@ -300,7 +356,8 @@ class ClassicalSpec(Settings):
         "underwater-stretch",
     ]
 
-    def build(self) -> Classical:
+    def build(self) -> Restorer:
+        """The restorer of that name, with its default settings."""
         return CLASSICAL[self.method]
 
 

@@ -185,3 +185,26 @@ def _even(length: int, count: int, rim: int, multiple: int) -> list[int]:
 
 def _up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
+
+
+ORIENTATIONS = tuple(product((False, True), (False, True), (False, True)))
+"""The eight orientations of an image: (transposed, flipped vertically, flipped horizontally)."""
+
+
+def oriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
+    """`image` `(..., H, W)`, transposed first and then flipped."""
+    transposed, *flipped = orientation
+    image = image.mT if transposed else image
+    return image.flip([axis for axis, chosen in zip((-2, -1), flipped, strict=True) if chosen])
+
+
+def unoriented(image: Tensor, orientation: tuple[bool, bool, bool]) -> Tensor:
+    """The inverse of `oriented`.
+
+    >>> image = torch.arange(6.0).view(2, 3)
+    >>> all(torch.equal(unoriented(oriented(image, o), o), image) for o in ORIENTATIONS)
+    True
+    """
+    transposed, *flipped = orientation
+    image = image.flip([axis for axis, chosen in zip((-2, -1), flipped, strict=True) if chosen])
+    return image.mT if transposed else image

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from twofold import zoo
 from twofold.cli.app import run_command_line
 from twofold.train.learner import Diverged
 
@@ -111,6 +112,47 @@ def test_a_model_is_measured_on_pairs(
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
     assert facts["summary"]["pictures"] == 2
     assert f"{facts['summary']['psnr']:.2f}" in printed
+
+
+@pytest.fixture
+def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that ships grey-world alone."""
+    card = zoo.cards()["grey-world"]
+    monkeypatch.setattr(zoo, "cards", lambda: {"grey-world": card})
+
+
+@pytest.mark.usefixtures("one_model")
+def test_all_models_are_measured_on_the_sets_of_their_recipes(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        for folder in ("EUVP_dark/trainA", "EUVP_dark/trainB", "UIEB6/input", "UIEB6/target"):
+            picture(f"underwater/{folder}/{name}.png", 24, 24)
+    out = tmp_path / "models.json"
+    assert run_command_line(["evaluate", "--all", "--data", str(tmp_path), "-o", str(out)]) == 0
+    results = json.loads(out.read_text())["evaluations"]
+    assert [(row["model"], row["set"], row["summary"]["pictures"]) for row in results] == [
+        ("grey-world", "euvp", 1),  # every fifth scene is held out
+        ("grey-world", "uieb", 2),
+    ]
+    printed = capsys.readouterr().out
+    assert all(f"| {row['model']} | {row['set']} |" in printed for row in results)
+
+
+@pytest.mark.usefixtures("one_model")
+def test_a_missing_set_is_named_and_the_exit_code_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["evaluate", "--all", "--data", str(tmp_path)]) == 1
+    assert "grey-world: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--model", "derain"], ["--every", "2"], ["--observed", "rain"]])
+def test_options_of_one_model_are_refused_with_all(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["evaluate", "--all", "--data", str(tmp_path), *more]) == 2
+    assert "--all takes sets and protocols from the recipes" in capsys.readouterr().err
+    assert run_command_line(["evaluate", "--data", str(tmp_path)]) == 2
+    assert "--model" in capsys.readouterr().err
 
 
 def test_a_part_of_the_pairs_is_whole_scenes(evaluate: Callable[..., int], picture: Maker, tmp_path: Path) -> None:

@@ -130,3 +130,31 @@ def test_what_cannot_be_is_refused(
     assert degrade("clean.png", *arguments) in (1, 2)
     assert reason in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["clean.png"]
+
+
+def test_a_kind_that_only_recipes_name_works_with_its_settings(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = picture("clean.png", 40, 40)
+    assert degrade(photo, "-o", tmp_path / "o.png", "--kind", "salt_and_pepper", "--set", "share=1.0") == 0
+    assert set(images.read(tmp_path / "o.png").pixels.unique().tolist()) == {0.0, 1.0}
+    capsys.readouterr()
+    assert degrade(photo, "--kind", "salt_and_pepper", "--guidance-out", tmp_path / "map.png") == 1
+    assert "has no guidance map" in capsys.readouterr().err
+    assert degrade(photo, "--kind", "salt_and_peper") == 2
+    assert "did you mean 'salt_and_pepper'" in capsys.readouterr().err
+
+
+def test_a_setting_of_a_kind_is_changed_and_a_misspelt_one_named(
+    picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = picture("clean.png", 40, 40)
+    for amount in (0.1, 3.0):
+        changes = [f"beta=[{amount},{amount}]", "airlight=[1.0,1.0]", "tint=0.0"]
+        more = [word for change in changes for word in ("--set", change)]
+        assert degrade(photo, "-o", tmp_path / f"{amount}.png", "--kind", "haze", *more) == 0
+    thin, dense = (images.read(tmp_path / f"{amount}.png").pixels for amount in (0.1, 3.0))
+    assert dense.mean() > thin.mean() + 0.2
+    capsys.readouterr()
+    assert degrade(photo, "--kind", "haze", "--set", "betta=[1,1]") == 2
+    assert "did you mean 'beta'" in capsys.readouterr().err

@@ -392,11 +392,15 @@ def test_an_interrupted_folder_is_whole_files_and_goes_on(
     names = [f"{number:02d}.png" for number in range(24)]
     for name in names:
         picture(f"in/{name}", 200, 200)
-    command = [sys.executable, "-m", "twofold", "restore", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    slow = (  # a second an image: the run cannot end before the signal comes
+        "import sys, time; from twofold import tiling; from twofold.__main__ import main\n"
+        "tiled = tiling.tiled; tiling.tiled = lambda *a, **k: time.sleep(1) or tiled(*a, **k); sys.exit(main())"
+    )
+    command = [sys.executable, "-c", slow, "restore", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
     with subprocess.Popen([*command, "-m", str(guided_model)], stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "out" / names[0]).exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
+        while not (tmp_path / "out" / names[0]).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(blow)
         error = process.communicate()[1]
     done = images.find([tmp_path / "out"])

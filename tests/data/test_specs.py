@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from scipy.io import savemat
 from skimage import data
 
@@ -18,7 +18,6 @@ from twofold.contracts import ConfigError, DataError
 from twofold.data.depth import WithDepth
 from twofold.data.sources import Crops
 from twofold.data.specs import SourceSpec
-from twofold.degrade import additive
 from twofold.train import data as material
 from twofold.train import reading
 from twofold.train import recipe as recipes
@@ -191,21 +190,3 @@ def test_a_mistake_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         recipe(DEBLUR, synthetic(settings), scheme={"kind": "guided"})
     assert message.removeprefix("haze.") in str(caught.value)
-
-
-def test_a_new_degradation_is_one_dataclass_and_its_name_in_a_union(root: Path) -> None:
-    """The worked example of CONTRIBUTING.md, as it stands there."""
-    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    code = page.split("## Add a degradation")[1].split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = dict(vars(additive), torch=torch, Tensor=torch.Tensor)
-    exec(code, names)  # annotations stay objects here: the example's own text decides
-    veil = names["Veil"]
-    union = Annotated[veil | additive.GaussianNoise, Field(discriminator="kind")]
-    made: Any = TypeAdapter(union).validate_json('{"kind": "veil", "level": [0.2, 0.4]}')
-    assert made == veil((0.2, 0.4))
-    clean = torch.rand(2, 3, 8, 8)
-    sample = made(clean, torch.Generator().manual_seed(0))
-    assert torch.allclose((sample.observed - sample.guidance) / (1 - sample.guidance), clean, atol=1e-6)
-    assert 0.2 <= float(sample.guidance.min()) <= float(sample.guidance.max()) <= 0.4
-    with pytest.raises(ValidationError, match="expected low <= high"):
-        TypeAdapter(union).validate_json('{"kind": "veil", "level": [0.4, 0.2]}')

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from twofold.nets.denoiser import Denoiser, NonExpansiveDenoiser
-from twofold.solve import circular_conv_norm
+from twofold.nets.lipschitz import circular_conv_norm
 
 
 def count(net: nn.Module) -> int:

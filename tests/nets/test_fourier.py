@@ -9,7 +9,9 @@ from twofold.contracts import ImageError
 from twofold.nets.fourier import (
     BoundaryAdjustment,
     Circular,
+    DataProx,
     EdgeTaper,
+    center_crop,
     convolve,
     crop,
     edge_taper,
@@ -18,6 +20,15 @@ from twofold.nets.fourier import (
     inverse_step_tiled,
     margin,
     psf2otf,
+)
+from twofold.solve import (
+    Adjoint,
+    Implicit,
+    KrasnoselskiiMann,
+    NeumannSeries,
+    SolveError,
+    UnrolledAdjoint,
+    fixed_point,
 )
 
 
@@ -176,3 +187,53 @@ def test_the_reach_bounds_what_far_pixels_can_do() -> None:
     change = inverse_step(y, otf, 1e-2) - inverse_step(other, otf, 1e-2)
     assert change[..., 128, 128].abs() < 1 / 255
     assert 2 < reach < 120
+
+
+def test_data_prox_zeroes_the_gradient_of_what_it_minimises_and_knows_its_lipschitz_constant() -> None:
+    kernel, observed, z = a_kernel(0, 3, 3, batch=2), random(1, 2, 3, 8, 9), random(2, 2, 3, 8, 9)
+    otf, prox = psf2otf(kernel, (8, 9)), DataProx(observed, kernel, 0.3)
+    x = prox(z)
+    gradient = convolve(convolve(x, otf) - observed, otf.conj()) + 0.3 * (x - z)
+    torch.testing.assert_close(gradient, torch.zeros_like(x))
+    v = z - observed
+    for _ in range(300):  # power iteration on the linear part
+        w = prox(v) - prox(torch.zeros_like(v))
+        v = w / w.norm()
+    torch.testing.assert_close((prox(v) - prox(torch.zeros_like(v))).norm(), prox.lipschitz, rtol=1e-3, atol=0)
+
+
+def test_data_prox_is_the_inverse_step_and_returns_the_type_it_got() -> None:
+    kernel, observed, z = a_kernel(0, 5, 3), random(1, 1, 3, 8, 9).float(), random(2, 1, 3, 8, 9).float()
+    expected = inverse_step(observed, psf2otf(kernel, (8, 9)).to(torch.complex64), 0.3, z)
+    torch.testing.assert_close(DataProx(observed, kernel.float(), 0.3)(z), expected)
+    assert DataProx(observed.bfloat16(), kernel.bfloat16(), 0.3)(z.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(SolveError, match="penalty must lie in"):
+        DataProx(observed, kernel, 0.0)
+
+
+def test_the_implicit_adjoint_of_deconvolution_differentiates_observation_and_penalty() -> None:
+    kernel = torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64)
+
+    def solve(observed: torch.Tensor, penalty: torch.Tensor, adjoint: Adjoint) -> torch.Tensor:
+        prox = DataProx(observed, kernel, penalty)
+        exact = KrasnoselskiiMann(relaxation=1.0, steps=500, tolerance=1e-12)
+        found: torch.Tensor = fixed_point(
+            lambda z: 0.9 * prox(z), torch.zeros_like(observed), solver=exact, adjoint=adjoint
+        ).value
+        return found
+
+    y, rho = random(0, 1, 1, 6, 6).requires_grad_(), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    implicit = Implicit(NeumannSeries(1000, 1e-10))
+    one = torch.autograd.grad((solve(y, rho, implicit) ** 2).sum(), (y, rho))
+    other = torch.autograd.grad((solve(y, rho, UnrolledAdjoint()) ** 2).sum(), (y, rho))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 3), (1, 2)])
+def test_a_center_crop_loses_as_much_on_both_sides_or_one_more_at_the_end(size: tuple[int, int]) -> None:
+    image = torch.arange(20.0).reshape(1, 4, 5)
+    cut = center_crop(image, size)
+    assert cut.shape == (1, *size)
+    top, left = (4 - size[0]) // 2, (5 - size[1]) // 2
+    torch.testing.assert_close(cut[0, 0, 0], image[0, top, left])

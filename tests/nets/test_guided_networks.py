@@ -60,9 +60,10 @@ def test_a_guide_stays_inside_the_range_of_its_kind(kind: GuidanceKind) -> None:
         (PReNet(guidance=1, recurrences=1), 4, 61),
         (UNet(blocks=(1, 1, 2), widths=(8, 8, 8)), 3, 128),
         (UNet(guidance=1, blocks=(2, 1), widths=(8, 8)), 4, 128),
+        (UNet(guidance=1, blocks=(2, 1), widths=(8, 8), gated=True), 4, 128),
         (Guide(RAIN_REGION), 3, 21),
     ],
-    ids=["prenet", "guided-prenet", "unet", "guided-unet", "guide"],
+    ids=["prenet", "guided-prenet", "unet", "guided-unet", "gated-unet", "guide"],
 )
 def test_no_pixel_looks_further_than_the_halo(network: nn.Module, inputs: int, size: int) -> None:
     seen = max(reach(shaken(network), inputs, middle, size) for middle in range(size // 2 - 2, size // 2 + 2))

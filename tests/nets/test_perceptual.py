@@ -125,14 +125,16 @@ def test_a_damaged_file_or_one_of_another_network_is_refused(tmp_path: Path) -> 
 
 
 class Trap:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch /tmp/twofold-trap-was-sprung",)
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.marker,)
 
 
 def test_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
-    marker = Path("/tmp/twofold-trap-was-sprung")
-    marker.unlink(missing_ok=True)
-    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"features.0.weight": Trap()}, protocol=2))
+    marker = tmp_path / "run"
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"features.0.weight": Trap(marker)}, protocol=2))
     with pytest.raises(WeightsError):
         p.load_features(p.SQUEEZENET, tmp_path / "trap.pth")
     assert not marker.exists()
@@ -193,6 +195,42 @@ def test_lpips_reads_the_published_layout_of_heads(tmp_path: Path) -> None:
     torch.save({"lin0.model.1.weight": torch.rand(1, 64, 1, 1)}, tmp_path / "few.pth")
     with pytest.raises(WeightsError, match="not LPIPS heads"):
         p.lpips(p.ALEXNET, features=features, heads=tmp_path / "few.pth")
+
+
+def test_lpips_of_flat_pictures_is_its_closed_form() -> None:
+    """Features (3, 4) and (4, 3) are the directions (.6, .8) and (.8, .6): heads (1, 2) weigh .04 each, so .12."""
+    layer = nn.Conv2d(3, 2, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).view(2, 3, 1, 1))
+    network = p.FeatureNetwork(nn.Sequential(layer), mean=p.IMAGENET_MEAN, deviation=p.IMAGENET_DEVIATION, smallest=1)
+    distance = p.DirectionDistance(network, (0,), heads=[torch.tensor([1.0, 2.0])], name="test")
+
+    def flat(red: float, green: float) -> Tensor:
+        seen = torch.tensor([red, green, 0.0]) * torch.tensor(p.IMAGENET_DEVIATION) + torch.tensor(p.IMAGENET_MEAN)
+        return seen.view(1, 3, 1, 1).expand(1, 3, 4, 5)
+
+    assert distance(flat(3, 4), flat(4, 3)).item() == pytest.approx(0.12, rel=1e-5)
+    assert distance(flat(3, 4), flat(6, 8)).item() == pytest.approx(0, abs=1e-10)  # the same direction
+
+
+def test_the_published_program_normalises_as_imagenet_does() -> None:
+    """LPIPS 0.1 sees 2 x - 1, less its shift, over its scale."""
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    torch.testing.assert_close((1 + shift) / 2, torch.tensor(p.IMAGENET_MEAN))
+    torch.testing.assert_close(scale / 2, torch.tensor(p.IMAGENET_DEVIATION))
+
+
+@pytest.mark.parametrize("name", ["lpips_alexnet", "lpips_vgg16"])
+def test_a_distance_by_name_reads_its_network_and_heads_from_one_folder(name: str, tmp_path: Path) -> None:
+    source, heads, widths = {
+        "lpips_alexnet": (p.ALEXNET, "alex.pth", (64, 192, 384, 256, 256)),
+        "lpips_vgg16": (p.VGG16, "vgg.pth", (64, 128, 256, 512, 512)),
+    }[name]
+    filled(source, tmp_path)
+    with pytest.raises(WeightsError, match=f"no LPIPS heads at .*{heads}"):
+        p.DISTANCES[name](tmp_path)
+    torch.save({f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(widths)}, tmp_path / heads)
+    assert p.DISTANCES[name](tmp_path).name == name
 
 
 @pytest.mark.skipif(not SQUEEZE.exists(), reason="the published SqueezeNet is not in the data folder")

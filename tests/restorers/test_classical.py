@@ -111,8 +111,14 @@ def test_what_is_wrong_with_kernel_or_level_is_said(method) -> None:
         method(observed, kernel=-shake())
     with pytest.raises(ImageError, match="not smaller than the picture"):
         method(observed, kernel=photograph(64))
-    with pytest.raises(ImageError, match=r"grey levels|no use for a noise level"):
+    with pytest.raises(ImageError, match=r"grey levels|takes no guidance map"):
         method(observed, guidance=torch.full_like(observed, 5.0), kernel=shake())
+
+
+@pytest.mark.parametrize("method", [Gamma(), Clahe(), GreyWorld(), MultiScaleRetinex()])
+def test_a_map_for_a_method_without_guidance_is_refused(method) -> None:
+    with pytest.raises(ImageError, match=f"{type(method).__name__} takes no guidance map"):
+        method(colour(16), guidance=torch.ones(1, 1, 16, 16))
 
 
 def test_wiener_keeps_the_mean_and_a_constant_picture() -> None:

@@ -12,6 +12,7 @@ from twofold.restorers.fixed_point import (
     FixedPointRestorer,
     RainLayers,
     RidgeDenoiser,
+    SumProx,
     starting_as_identity,
     steady,
 )
@@ -123,3 +124,13 @@ def test_the_ridge_denoiser_keeps_constant_pictures_up_to_their_borders() -> Non
     flat = torch.full((1, 1, 16, 16), 0.7)
     with torch.no_grad():
         torch.testing.assert_close(ridge()(flat), flat, rtol=0, atol=1e-5)
+
+
+def test_sum_prox_minimises_its_objective_over_both_layers_and_never_expands() -> None:
+    y, x0, n0, x1, n1 = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    prox = SumProx(y, 0.5)
+    x, n = prox((x0, n0))
+    torch.testing.assert_close(x + n - y + 0.5 * (x - x0), torch.zeros_like(x))
+    torch.testing.assert_close(x + n - y + 0.5 * (n - n0), torch.zeros_like(x))
+    assert stretch(prox, (x0, n0), (x1, n1)).max() <= 1
+    torch.testing.assert_close(stretch(prox, (x0, n0), (x0 + y, n0 - y)), torch.ones(2, dtype=torch.float64))

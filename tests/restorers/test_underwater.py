@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from twofold.restorers.classical import UnderwaterStretch
-from twofold.restorers.underwater import CANDIDATES, STATISTICS, candidates, colour_statistics
+from twofold.restorers.classical import UnderwaterStretch, candidates, colour_statistics
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -16,9 +15,9 @@ def image(height: int, width: int) -> torch.Tensor:
 def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_channels() -> None:
     water = image(64, 64) * torch.tensor([0.1, 0.6, 0.7])[:, None, None] + 0.1
     stats = colour_statistics(water)
-    assert stats.shape == (1, STATISTICS)
+    assert stats.shape == (1, 20)
     made = candidates(water, stats)
-    assert made.shape == (1, CANDIDATES, 3, 64, 64)
+    assert made.shape == (1, 5, 3, 64, 64)
     assert torch.equal(made[:, 0], water)
     means = made[0, 1].mean((1, 2))
     assert means.max() - means.min() < 0.02

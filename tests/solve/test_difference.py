@@ -6,13 +6,13 @@ import torch
 from twofold.solve import (
     Bilevel,
     CentralDifference,
+    ForwardDifference,
     GradientDescent,
     Neumann,
     OneStepUnrolled,
     SolveError,
     hypergradient,
 )
-from twofold.solve.difference import ForwardDifference
 
 # One step on (u − w²)² / 2 from u: u' = u − s (u − w²), and d/dw (u')² / 2 = u' · 2 s w.
 PROBLEM = Bilevel(upper=lambda w, u: (u**2).sum() / 2, lower=lambda w, u: ((u - w**2) ** 2).sum() / 2)
@@ -38,3 +38,22 @@ def test_implicit_strategies_are_refused():
     strategy = Neumann(0, GradientDescent(0.5), 0.5, cross=ForwardDifference())
     with pytest.raises(SolveError, match="one unrolled step"):
         hypergradient(PROBLEM, W, U, strategy=strategy)
+
+
+@pytest.mark.parametrize("cross", [ForwardDifference(), CentralDifference()], ids=lambda c: type(c).__name__)
+def test_losses_that_do_not_see_a_level_are_refused(cross):
+    way = OneStepUnrolled(0.1, cross)
+    without_w = Bilevel(PROBLEM.upper, lambda w, u: (u**2).sum())
+    with pytest.raises(SolveError, match="does not depend on the upper parameters"):
+        hypergradient(without_w, W, U, strategy=way)
+    without_u = Bilevel(PROBLEM.upper, lambda w, u: (w**2).sum())
+    with pytest.raises(SolveError, match="the lower loss does not depend on the lower parameters"):
+        hypergradient(without_u, W, U, strategy=way)
+
+
+def test_a_radius_is_how_far_the_lower_parameters_are_moved():
+    """On a cubic the forward difference errs in proportion to the radius: by ε ∂_w ∂²_u f / 2 along the direction."""
+    cubic = Bilevel(lambda w, u: u.sum(), lambda w, u: (w * u**3).sum())
+    w, u = torch.tensor([2.0], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
+    found = hypergradient(cubic, w, u, strategy=OneStepUnrolled(1.0, ForwardDifference(radius=0.1)))
+    torch.testing.assert_close(found.gradient, -torch.tensor([(3.1**3 - 27) / 0.1], dtype=torch.float64))

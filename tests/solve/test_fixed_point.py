@@ -8,7 +8,6 @@ from torch import nn
 
 from twofold.solve import (
     Anderson,
-    DataProx,
     Implicit,
     Iterated,
     KrasnoselskiiMann,
@@ -223,20 +222,6 @@ def test_a_tiny_cotangent_gets_the_same_relative_precision():
     large = torch.autograd.grad(value.sum(), b, retain_graph=True)[0]
     tiny = torch.autograd.grad(1e-9 * value.sum(), b)[0]
     torch.testing.assert_close(1e9 * tiny, large)
-
-
-def test_implicit_adjoint_of_deconvolution_differentiates_observation_and_penalty():
-    kernel = torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64)
-
-    def solve(observed, penalty, adjoint):
-        prox = DataProx(observed, kernel, penalty)
-        return fixed_point(lambda z: 0.9 * prox(z), torch.zeros_like(observed), solver=EXACT, adjoint=adjoint).value
-
-    y, rho = random(1, 1, 6, 6).requires_grad_(), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    one = torch.autograd.grad((solve(y, rho, IMPLICIT[0]) ** 2).sum(), (y, rho))
-    other = torch.autograd.grad((solve(y, rho, UnrolledAdjoint()) ** 2).sum(), (y, rho))
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
 def test_modules_serve_as_operators_and_their_weights_receive_gradients():

@@ -10,9 +10,22 @@ from torch.nn import functional as F
 from twofold.contracts import ConfigError
 from twofold.nets.hadamard import HadamardNet, Place
 from twofold.solve import Bilevel, CentralDifference, Exact, OneStepUnrolled, hypergradient
-from twofold.space.genotype import Genotype, copy_weights, derive, entropy, shares, uniform_genotype
+from twofold.space.genotype import Genotype, derive, entropy, shares, uniform_genotype
 from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES
 from twofold.space.supernet import Mixture, architecture, mixtures, mixtures_of, network_weights
+
+
+def copy_weights(supernet: HadamardNet, found: HadamardNet) -> None:
+    """Gives a found network the parameters that its operations have in the supernet, in place: a warm start."""
+    genotype = derive(supernet)
+    for name, mixture in mixtures_of(supernet).items():
+        chosen = mixture.candidates[genotype.groups[mixture.place.group][mixture.place.row]]
+        found.get_submodule(name).load_state_dict(chosen.state_dict())
+    own = dict(supernet.named_parameters())
+    with torch.no_grad():
+        for name, value in found.named_parameters():
+            if name in own:  # the down- and upsamplings
+                value.copy_(own[name])
 
 
 def plain_sum(mixture: Mixture, x):

@@ -19,7 +19,7 @@ from twofold.nets.unet import UNet
 from twofold.restorers.guided import Guided, Plain
 from twofold.train import checkpoint
 from twofold.train.learner import Learner
-from twofold.train.loop import Average, JsonLines, Run, fit, validated
+from twofold.train.loop import JsonLines, Run, TimeUp, average_of, fit, validated
 from twofold.train.schemes import Frozen, GuidedTraining, Naive, Scheme, Supervised
 
 
@@ -87,7 +87,7 @@ class Steps:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, kind: str) -> None:
     whole, two = build(kind)
     draws = batches if two else last
-    average = Average.of(whole.restorer, 0.9)
+    average = average_of(whole.restorer, 0.9)
     fit(whole, draws, until=7, run=Run(tmp_path / "whole"), average=average)
 
     first, _ = build(kind)
@@ -98,20 +98,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, k
             draws,
             until=7,
             run=Run(tmp_path / "part"),
-            average=Average.of(first.restorer, 0.9),
+            average=average_of(first.restorer, 0.9),
             reports=[interrupted],
         )
     assert interrupted.done == [1, 2, 3]
     second, _ = build(kind, seed=5)  # other weights, which the state replaces
-    resumed, second_average = Steps(), Average.of(second.restorer, 0.9)
+    resumed, second_average = Steps(), average_of(second.restorer, 0.9)
     fit(second, draws, until=7, run=Run(tmp_path / "part"), average=second_average, reports=[resumed])
     assert resumed.done == [4, 5, 6, 7]
     assert same(whole.restorer.state_dict(), second.restorer.state_dict())
-    assert same(average.parameters, second_average.parameters)
+    assert same(average.state_dict(), second_average.state_dict())
     ends = [checkpoint.read_state(tmp_path / name / "state.safetensors") for name in ("whole", "part")]
     for end in ends:
         del end["seconds"], end["cpu_seconds"]
     assert repr(ends[0]) == repr(ends[1])
+
+
+def test_a_run_stops_itself_after_its_minutes_and_goes_on(tmp_path: Path) -> None:
+    whole, _ = build("supervised")
+    fit(whole, last, until=3, run=Run(tmp_path / "whole"))
+    part, _ = build("supervised")
+    for step in (1, 2):
+        with pytest.raises(TimeUp, match=f"stopped after 0 minutes at step {step} of 3"):
+            fit(part, last, until=3, run=Run(tmp_path / "part", stop_after=0))
+    fit(part, last, until=3, run=Run(tmp_path / "part", stop_after=0))  # the last step is done: nothing was cut off
+    assert same(whole.restorer.state_dict(), part.restorer.state_dict())
 
 
 def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
@@ -124,14 +135,14 @@ def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
 
 def test_the_average_lags_behind_and_is_what_is_validated(tmp_path: Path) -> None:
     scheme, _ = build("supervised")
-    average = Average.of(scheme.restorer, 0.5)
+    average = average_of(scheme.restorer, 0.5)
     expected = {name: value.clone() for name, value in scheme.restorer.state_dict().items()}
     seen: list[dict[str, Tensor]] = []
 
-    def validate(done: int) -> dict[str, float]:
-        assert not scheme.restorer.training
+    def validate(done: int, restorer: nn.Module) -> dict[str, float]:
+        assert not restorer.training
         assert not torch.is_grad_enabled()
-        seen.append({name: value.clone() for name, value in scheme.restorer.state_dict().items()})
+        seen.append({name: value.clone() for name, value in restorer.state_dict().items()})
         return {"psnr": float(done)}
 
     for step in range(1, 5):
@@ -143,18 +154,18 @@ def test_the_average_lags_behind_and_is_what_is_validated(tmp_path: Path) -> Non
         for name in expected:
             expected[name] = decay * expected[name] + (1 - decay) * own[name]
             torch.testing.assert_close(seen[-1][name], expected[name])
-        assert same(seen[-1], average.parameters)
+        assert same(seen[-1], average.module.state_dict())
         assert not same(seen[-1], dict(own))
         assert scheme.restorer.training
 
 
-def test_a_buffer_that_counts_is_not_averaged() -> None:
+def test_buffers_are_those_of_the_module_and_not_averaged() -> None:
     norm = nn.BatchNorm2d(2)
-    average = Average.of(norm, 0.5)
+    average = average_of(norm, 0.5)
     norm(torch.rand(1, 2, 3, 3))
-    average.follow(norm, 1)
-    with average.applied_to(norm):
-        assert norm.num_batches_tracked == 1
+    average.update_parameters(norm)
+    assert average.module.num_batches_tracked == 1
+    assert torch.equal(average.module.running_mean, norm.running_mean)
 
 
 def test_validation_comes_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
@@ -166,24 +177,22 @@ def test_validation_comes_every_so_many_steps_and_at_the_end(tmp_path: Path) -> 
         until=7,
         run=Run(tmp_path, validate_every=3),
         reports=[report],
-        validate=lambda done: {"psnr": float(done)},
+        validate=lambda done, restorer: {"psnr": float(done)},
     )
     assert report.scores == {3: {"psnr": 3.0}, 6: {"psnr": 6.0}, 7: {"psnr": 7.0}}
 
 
-def test_the_module_has_its_own_weights_again_when_validation_fails() -> None:
+@pytest.mark.parametrize("averaged", [False, True])
+def test_training_goes_on_in_training_mode_when_validation_fails(averaged: bool) -> None:
     scheme, _ = build("supervised")
-    average = Average.of(scheme.restorer, 0.5)
-    for value in average.parameters.values():
-        value.zero_()
-    own = {name: value.clone() for name, value in scheme.restorer.state_dict().items()}
+    average = average_of(scheme.restorer, 0.5) if averaged else None
 
-    def fail(done: int) -> dict[str, float]:
+    def fail(done: int, restorer: nn.Module) -> dict[str, float]:
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011
         validated(scheme, average, fail, 1)
-    assert same(own, dict(scheme.restorer.state_dict()))
+    assert scheme.restorer.training
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
@@ -203,7 +212,7 @@ def test_a_state_of_another_model_scheme_or_average_is_refused(tmp_path: Path) -
     with pytest.raises(WeightsError, match="another model or scheme"):
         fit(Supervised(plain, l1, learner(plain)), last, until=2, run=run)
     with pytest.raises(WeightsError, match="another model or scheme"):
-        fit(scheme, last, until=2, run=run, average=Average.of(scheme.restorer, 0.5))
+        fit(scheme, last, until=2, run=run, average=average_of(scheme.restorer, 0.5))
     fit(build("guided")[0], batches, until=1, run=Run(tmp_path / "guided"))
     with pytest.raises(WeightsError, match="another model or scheme"):
         fit(scheme, last, until=2, run=Run(tmp_path / "guided"))

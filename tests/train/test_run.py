@@ -209,10 +209,8 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 300
     while not path.exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
         time.sleep(0.02)
 
 
@@ -230,7 +228,7 @@ def test_ctrl_c_and_kill_leave_a_whole_state_from_which_the_same_command_goes_on
     )
     wait_for(state if by == signal.SIGKILL else log, process)
     process.send_signal(by)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate()
     assert process.returncode != 0
     assert "Traceback" not in said
     done = int(checkpoint.read_state(state)["done"])
@@ -246,11 +244,8 @@ def test_ctrl_c_and_kill_leave_a_whole_state_from_which_the_same_command_goes_on
     assert steps == sorted(set(steps))
 
 
-def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(pictures: Path, tmp_path: Path) -> None:
-    """Each rank makes half of the recipe's batch; their averaged gradient is the whole batch's, up to rounding."""
-    tree = {**TREE, "steps": 3, "precision": "float32", "average": 0.0, "scheme": {"kind": "guided"}}
-    tree["data"] = {**TREE["data"], "validation": {}}
-    train(reading.parse(tree), pictures, tmp_path / "one", device="cpu")
+def two_ranks(command: list[str]) -> str:
+    """Runs a command as two ranks; what was printed where one failed. Another program may take the port in between."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -258,11 +253,28 @@ def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(picture
     for rank in ("0", "1"):
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        said = command(tree, pictures, tmp_path / "two")
-        ranks.append(subprocess.Popen(said, env=environment(**facts), text=True, stderr=subprocess.PIPE))
+        ranks.append(subprocess.Popen(command, env=environment(**facts), text=True, stderr=subprocess.PIPE))
+    said = ""
     for process in ranks:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        _, errors = process.communicate()
+        if process.returncode:
+            said += errors or "failed"
+            for other in ranks:
+                other.kill()
+    return said
+
+
+def test_two_ranks_make_the_update_of_one_process_with_the_doubled_batch(pictures: Path, tmp_path: Path) -> None:
+    """Each rank makes half of the recipe's batch; their averaged gradient is the whole batch's, up to rounding."""
+    tree = {**TREE, "steps": 3, "precision": "float32", "average": 0.0, "scheme": {"kind": "guided"}}
+    tree["data"] = {**TREE["data"], "validation": {}}
+    train(reading.parse(tree), pictures, tmp_path / "one", device="cpu")
+    for attempt in range(5):
+        errors = two_ranks(command(tree, pictures, tmp_path / f"two{attempt}"))
+        if "EADDRINUSE" not in errors:
+            break
+    assert not errors
+    (tmp_path / f"two{attempt}").rename(tmp_path / "two")
     one, two = (flat(end_of(tmp_path / name)) for name in ("one", "two"))
     started = reading.parse(tree)
     torch.manual_seed(started.seed)

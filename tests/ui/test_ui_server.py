@@ -43,7 +43,7 @@ class Client:
 
     def __init__(self, address: str) -> None:
         self.session = f"session{next(_sessions)}"
-        self.http = httpx.Client(base_url=address, timeout=120, trust_env=False)
+        self.http = httpx.Client(base_url=address, timeout=600, trust_env=False)
         _opened.append(self.http)
         config = self.http.get("config").json()
         self.actions = {made["api_name"]: made for made in config["dependencies"]}
@@ -221,7 +221,7 @@ def test_work_stops_when_asked(tmp_path: Path) -> None:
         running = threads.submit(client.restore)
         until(page.called.exists)
         _same_visit(client).press("stopping", queued=False)
-        assert "Stopped" in client.text(running.result(40), "status")
+        assert "Stopped" in client.text(running.result(600), "status")
 
 
 def test_work_stops_when_the_page_is_left(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def serving(folder: Path, limits: Limits | None = None, *, seconds: float = 0.0)
         root = Path(said["root"])
         yield Served(said["address"], root, folder / "called", process)
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
         assert not root.exists(), "the server left files"
     finally:
         process.kill()
@@ -125,7 +125,7 @@ def main(facts: dict[str, Any]) -> None:
     server.serve(visits, made, host="127.0.0.1", port=0, announce=announce)
 
 
-def until(done: Callable[[], object], seconds: float = 60.0) -> None:
+def until(done: Callable[[], object], seconds: float = 600.0) -> None:
     """Waits for something that another thread does."""
     end = time.monotonic() + seconds
     while not done():

@@ -38,6 +38,7 @@ WIDEST = 120
 
 
 def usage() -> str:
+    """The text of `twofold --help`: the verbs, each with a line."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {about}" for verb, about in VERBS.items()]
     return "\n".join(

@@ -34,8 +34,8 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of damage. map: what its true cause is. white: the value that a white pixel of the kept map stands for.
-    options: those it takes, with what holds where they are not given.
+    """One kind of degradation. map: what its guidance is. white: the value that a white pixel of the saved map stands
+    for. options: those it takes beside --set, with their defaults.
     """
 
     build: Callable[[Options], Degradation]
@@ -105,7 +105,9 @@ def command(
         list[str],
         typer.Argument(metavar="INPUT", help="Clean images, folders (with sub-folders), patterns, or - (stdin)."),
     ],
-    kind: Annotated[str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}.")],
+    kind: Annotated[
+        str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}, or another kind that recipes have.")
+    ],
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", help="File, folder, or - (stdout). Without it: photo-KIND.jpg, FOLDER-KIND."),
@@ -123,6 +125,10 @@ def command(
     kernel: Annotated[
         str | None,
         typer.Option(help="blur: shake, gaussian, defocus, motion, or the file of a kernel. Without it shake."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting, as recipes have it: --set beta=[0.5,1]. May be repeated."),
     ] = None,
     guidance_out: Annotated[
         Path | None,
@@ -162,15 +168,18 @@ def command(
     import torch
 
     from twofold import metrics
-    from twofold.nets.fourier import crop
+    from twofold.data import degradations
+    from twofold.nets.fourier import center_crop
 
-    chosen = _named("kind", kind, DEGRADATIONS)
+    chosen = DEGRADATIONS.get(kind) or _of_recipes(kind)
     given = {"level": level, "layout": layout, "kernel": kernel}
     for name in [name for name, value in given.items() if value is not None] + ["kernel"] * (kernel_out is not None):
         if name not in chosen.options:
             raise Misuse(f"--kind {kind} has no {name}; leave the option out")
     try:
         degradation = chosen.build({name: given[name] or default for name, default in chosen.options.items()})
+        if changes:
+            degradation = degradations.changed(degradation, changes, Path())
     except ImageError:  # of a kernel's file
         raise
     except ValueError as error:
@@ -199,12 +208,12 @@ def command(
         name = os.fsencode(job.name.as_posix())  # as the disk has it: not every name is UTF-8
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} ".encode() + name))
         sample = degradation(picture.pixels, generator)
-        assert sample.guidance is not None
         height, width = sample.clean.shape[-2:]
-        rims = tuple((a - b) // 2 for a, b in zip(picture.pixels.shape[-2:], (height, width), strict=True))
-        alpha = None if picture.alpha is None else crop(picture.alpha, *rims)
+        alpha = None if picture.alpha is None else center_crop(picture.alpha, (height, width))
         files = []
         if job in maps:
+            if sample.guidance is None:
+                raise ImageError(f"--kind {kind} has no guidance map; leave --guidance-out out")
             files.append((maps[job], images.Picture(sample.guidance / chosen.white, bits=16)))
         if job in cleans:
             files.append((cleans[job], replace(picture, pixels=sample.clean, alpha=alpha)))
@@ -215,7 +224,7 @@ def command(
             "kind": kind,
             "seed": seed,
             "guidance": chosen.map,
-            "guidance_mean": round(float(sample.guidance.mean()), 5),
+            "guidance_mean": None if sample.guidance is None else round(float(sample.guidance.mean()), 5),
             "psnr": round(psnr, 3) if math.isfinite(psnr) else None,  # a small image may catch no drop of rain
             "width": width,
             "height": height,
@@ -237,6 +246,14 @@ def _named(what: str, name: str, known: dict[str, T]) -> T:
     if name not in known:
         raise Misuse(f"unknown {what} {name!r}; {nearest(name, list(known))}")
     return known[name]
+
+
+def _of_recipes(kind: str) -> Kind:
+    """A kind that recipes can name and `DEGRADATIONS` does not, with default settings; its map is saved as it is."""
+    from twofold.data.degradations import changed, degradation_kinds
+
+    own = _named("kind", kind, {**dict.fromkeys(DEGRADATIONS, ""), **{name: name for name in degradation_kinds()}})
+    return Kind(lambda options: changed({"kind": own}, [], Path()), kind, 1.0)
 
 
 def _span(text: str) -> tuple[float, float]:

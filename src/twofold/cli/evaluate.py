@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,11 +21,15 @@ from twofold.printing import printable
 
 if TYPE_CHECKING:
     from twofold.data.pairs import Pair
+    from twofold.evaluate import Evaluation
 
 
 def command(
     data: Annotated[Path, typer.Option(parser=place, help="The folder that holds the pairs.")],
-    model: Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    every_model: Annotated[
+        bool, typer.Option("--all", help="Every shipped model, on the validation sets of its recipe below --data.")
+    ] = False,
     protocol: Annotated[str, typer.Option(help="How numbers are made; docs/protocols.md explains each.")] = "rgb",
     observed: Annotated[
         str | None, typer.Option(help="Sub-folder of degraded pictures; common layouts are recognised without.")
@@ -36,6 +41,10 @@ def command(
         typer.Option(parser=place, help="Of the blur: one file for all, or a folder of them by name."),
     ] = None,
     paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
+    features: Annotated[
+        Path | None, typer.Option(parser=place, help="Folder of network weights: measures LPIPS too.")
+    ] = None,
+    perceptual: Annotated[str, typer.Option(help="Which distance; the protocol's without this option.")] = "",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
     output: Annotated[
@@ -49,6 +58,10 @@ def command(
     Each fifth scene of a data set, by the protocol of its papers:
 
     twofold evaluate -m derain --data Rain100 --observed light --clean clean --every 5 --protocol y-matlab
+
+    Every shipped model on its own held-out images, each set by its protocol (folders: docs/data.md):
+
+    twofold evaluate --all --data DATA -o models.json
     """
     from torch import Tensor
 
@@ -59,18 +72,35 @@ def command(
     from twofold.evaluate import Files, evaluate
     from twofold.files import write_text
     from twofold.metrics import PROTOCOLS
+    from twofold.nets.perceptual import DISTANCES
     from twofold.settings import nearest
     from twofold.train.loop import interruption
 
-    if protocol not in PROTOCOLS:
-        raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
-    size = tile_size(tile)
     for path in output or []:
         if path.suffix.lower() not in (".json", ".md"):
             raise Misuse(f"--output {path}: name a .json or a .md file")
+    if every_model:
+        single = {"--model": model, "--observed": observed, "--clean": clean, "--kernels": kernels, "--paper": paper}
+        single |= {"--perceptual": perceptual, "--features": features}
+        given = [option for option, value in single.items() if value]
+        if given or every != 1 or protocol != "rgb":
+            named = given[0] if given else "--every and --protocol"
+            raise Misuse(f"--all takes sets and protocols from the recipes; leave {named} out")
+        check_device(device)
+        return _evaluate_all(data, device=device, output=output or [], as_json=as_json)
+    if model is None:
+        raise Misuse("name a model with --model, or measure every shipped one with --all")
+    if protocol not in PROTOCOLS:
+        raise Misuse(f"unknown protocol {protocol!r}; {nearest(protocol, list(PROTOCOLS))}")
+    if (perceptual or PROTOCOLS[protocol].perceptual) not in DISTANCES:
+        raise Misuse(f"unknown distance {perceptual!r}; {nearest(perceptual, list(DISTANCES))}")
+    if perceptual and features is None:
+        raise Misuse("--perceptual needs --features, the folder that holds its weights")
+    size = tile_size(tile)
     check_device(device)
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
+    distance = None if features is None else DISTANCES[perceptual or PROTOCOLS[protocol].perceptual](features)
     loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
     if loaded.takes_kernel != (kernels is not None):
         raise Misuse(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
@@ -89,6 +119,7 @@ def command(
                 model=model,
                 dataset=paper,
                 kernel_of=None if kernels is None else kernel_of,
+                distance=distance,
                 progress=lambda done, total: show(done),
             )
         except DataError:
@@ -105,6 +136,54 @@ def command(
         print(f"twofold: interrupted; the table is of the first {done} of {len(pairs)} pairs", file=sys.stderr)
         return 130
     return 1 if result.failures else 0
+
+
+def _evaluate_all(data: Path, *, device: str, output: Sequence[Path], as_json: bool) -> int:
+    """Every shipped model on the validation sets of its recipe; a set that is not there costs only its own rows."""
+    from twofold import api, zoo
+    from twofold.files import write_text
+    from twofold.train import reading
+    from twofold.train.data import held_out, validation
+
+    results: list[tuple[str, str, Evaluation]] = []
+    missing: list[str] = []
+    for card in zoo.cards().values():
+        recipe = reading.read_recipe(card.recipe)
+        loaded = api.load(card.name, device=device, precision="exact")
+        try:
+            with bar(sum(map(len, validation(recipe, data).values())), f"evaluating {card.name}") as show:
+                done = count(1)
+                for name, found in held_out(
+                    loaded, recipe, data, model=card.name, progress=lambda *_, d=done, s=show: s(next(d))
+                ):
+                    results.append((card.name, name, found))
+                    missing += [f"{card.name}, {name}: {f.name}: {f.error}" for f in found.failures]
+        except DataError as error:
+            missing.append(f"{card.name}: {error}")
+    facts = [{"set": name} | json.loads(found.to_json()) for _, name, found in results]
+    texts = {
+        ".json": json.dumps({"evaluations": facts}, indent=1, ensure_ascii=False) + "\n",
+        ".md": zoo_table(results),
+    }
+    print(texts[".json" if as_json else ".md"], end="")
+    for message in missing:
+        print(f"twofold: {printable(message)}", file=sys.stderr)
+    for path in output:
+        write_text(path, texts[path.suffix.lower()])
+    return 1 if missing else 0
+
+
+def zoo_table(results: Sequence[tuple[str, str, Evaluation]]) -> str:
+    """Markdown: PSNR in dB with its 95 % interval over the images, and SSIM, of every model on every set."""
+    lines = ["| model | set | images | protocol | input PSNR | PSNR | 95 % | input SSIM | SSIM |", "|" + "---|" * 9]
+    for model, name, found in results:
+        s = found.summary()
+        span = "" if s.psnr_interval is None else "{:.2f} … {:.2f}".format(*s.psnr_interval)
+        lines.append(
+            f"| {model} | {name} | {s.pictures} | {found.protocol.name} | {s.input_psnr:.2f} | {s.psnr:.2f} | {span} "
+            f"| {s.input_ssim:.4f} | {s.ssim:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)

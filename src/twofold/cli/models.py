@@ -38,14 +38,19 @@ def command(
 
 def details(card: zoo.Card) -> str:
     """What `shown` leaves out."""
-    facts: dict[str, object] = {"task": card.task}
+    facts: dict[str, object] = {"task": card.task, "method": card.method}
+    if card.gigamacs is not None:
+        facts["multiplications"] = f"{card.gigamacs:,.1f}e9 a megapixel"
+    if card.self_ensemble:
+        gains = ", ".join(f"{name} {gain:+.2f} dB" for name, gain in card.self_ensemble.items())
+        facts["--self-ensemble"] = f"{gains}, in eight times the time"
     if card.parameters:  # a classical model has no weights and no training
         facts |= {
             "parameters": f"{card.parameters:,}",
             "training data": ", ".join(card.data),
             "made by": card.command,
             "seed": card.seed,
-            "hours of training": f"{card.hours:g}",
+            "hours of training": f"{card.hours:g}" + (f" ({card.machine})" if card.machine else ""),
             "sha256": card.sha256,
         }
     return "\n".join(f"  {name}: {value}" for name, value in facts.items())

@@ -90,6 +90,10 @@ def command(
     strength: Annotated[
         float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")
     ] = 1.0,
+    self_ensemble: Annotated[
+        bool,
+        typer.Option("--self-ensemble", help="The mean over eight orientations: better, in eight times the time."),
+    ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(parser=place, help="Also one image of everything: before, map or kernel, and after, row by row."),
@@ -189,6 +193,7 @@ def command(
     if engine == "ray":
         single: dict[str, Any] = {"--guidance": guidance, "--guidance-out": guidance_out, "--noise-level": noise_level}
         single |= {"--kernel-out": kernel_out, "--kernel-size": kernel_size, "--sheet": sheet}
+        single |= {"--self-ensemble": self_ensemble or None}
         single |= {"--jobs": parallel if parallel > 1 else None}  # workers read and write at the same time as it is
         check_options(single, kernel)
         if len(model) > 1:
@@ -283,6 +288,7 @@ def command(
                 kernel=blur,
                 guidance=guidance_of(job) if one.kind is not None and kind is not None else None,
                 strength=strength,
+                self_ensemble=self_ensemble,
                 tile=size,
                 progress=api.part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
             )

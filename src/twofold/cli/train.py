@@ -33,6 +33,9 @@ from twofold.files import locked
 from twofold.settings import checked, to_yaml
 from twofold.train import reading
 
+STOPPED = 3
+"""Exit code of a run that `--stop-after` ended before its last step."""
+
 
 class Bar:
     """A live line: both losses, images/s, time left; every validation stays above it."""
@@ -75,9 +78,13 @@ def command(
     ] = None,
     device: DeviceOption = "auto",
     minutes: MinutesOption = 5.0,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(min=0, help="Minutes after which the run stops with a checkpoint; exit code 3. Not for judges."),
+    ] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Trains a model from a recipe: twofold train list names the shipped ones, --show prints one.
 
     twofold train derain --data DATA --output runs/derain
@@ -88,7 +95,8 @@ def command(
     from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
     best.safetensors is the model of the step that validated best.
 
-    Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped.
+    Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped. --stop-after 10
+    interrupts it by itself, for machines that are lent for a time.
 
     A judge-TASK recipe trains the judge of a loss search, and writes judge.safetensors.
 
@@ -96,25 +104,32 @@ def command(
     """
     if recipe == "list":
         print(recipe_table("train", "judge", as_json=as_json))
-        return
+        return 0
     tree = reading.tree_of(recipe, change, loss=loss)
     if reading.kind_of(tree) == "judge":
+        if stop_after is not None:
+            raise Misuse("--stop-after is for models; a judge trains in minutes, and Ctrl-C interrupts it")
         _train_judge(recipe, tree, data, output, device=device, minutes=minutes, show=show, as_json=as_json)
-        return
+        return 0
     if reading.kind_of(tree) == "search":
         raise Misuse(f"{recipe} is a search, not a training recipe; run it with `twofold search {recipe}`")
     chosen = reading.parse(tree, recipe)
     if show:
         print(to_yaml(chosen), end="")
-        return
+        return 0
     check_device(device)
     folder = run_folder(output, chosen.name)
+    from twofold.train.loop import TimeUp
     from twofold.train.run import train
 
     bar = Bar()
     with for_one_process(folder):
         try:
-            result = train(chosen, data, folder, device=device, minutes=minutes, reports=[bar])
+            result = train(chosen, data, folder, device=device, minutes=minutes, stop_after=stop_after, reports=[bar])
+        except TimeUp as stop:
+            bar.progress.stop()
+            print(f"twofold: {stop}; the same command goes on", file=sys.stderr)
+            return STOPPED
         finally:
             bar.progress.stop()
     if as_json:
@@ -123,6 +138,7 @@ def command(
         scores = ", ".join(f"{name} {value:.3f}" for name, value in result["validation"].items())
         before = " (was finished before)" if not bar.stepped else ""
         print(f"{folder / 'model.safetensors'}" + (f": {scores}" if scores else "") + before)
+    return 0
 
 
 def recipe_table(*kinds: str, as_json: bool) -> str:

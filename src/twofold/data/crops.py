@@ -20,16 +20,46 @@ from torch.nn import functional as F
 from twofold import images
 from twofold.contracts import DataError, TwofoldError
 from twofold.data.pairs import Pair, middle
+from twofold.files import read_matlab
 from twofold.metrics import grey
 
 Plan = tuple[float, float, float, float, float, float]
 
 
 def read_bytes(path: Path, *, channels: int = 3) -> Tensor:
-    """A picture as bytes `(channels, H, W)`: RGB, or grey, the luma of a colour picture."""
-    pixels = images.read(path).pixels
+    """A picture as bytes `(channels, H, W)`: RGB, or grey, the luma of a colour picture.
+
+    A `.mat` file holds it as its variable `x` in [0, 1], as those of Levin et al. 2009 do.
+
+    Raises: DataError for a `.mat` file without one; ImageError for another file that cannot be read.
+    """
+    pixels = _matlab_picture(path) if path.suffix == ".mat" else images.read(path).pixels
     pixels = grey(pixels) if channels == 1 else pixels
     return (pixels[0] * 255).round().to(torch.uint8).expand(channels, -1, -1).contiguous()
+
+
+def _matlab_picture(path: Path) -> Tensor:
+    found = read_matlab(path)
+    (array, *more) = found.get("x", [np.zeros(0)])
+    if more or array.ndim not in (2, 3) or not 0 <= float(array.min()) <= float(array.max()) <= 1:
+        raise DataError(
+            f"{path}: holds no picture as a variable x in [0, 1], its variables are {', '.join(found) or 'none'}"
+        )
+    pixels = torch.from_numpy(np.atleast_3d(array).astype(np.float32)).permute(2, 0, 1)[None]
+    return pixels if pixels.shape[1] == 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+
+
+def grey_map(path: Path) -> Tensor:
+    """A map, floats `(1, H, W)`: the first channel of a picture, white being 1, or the only array of a `.mat` file.
+
+    Raises: DataError for a `.mat` file that holds another number of arrays; ImageError as `images.read`.
+    """
+    if path.suffix != ".mat":
+        return images.read(path).pixels[0, :1].float()
+    arrays = [array for found in read_matlab(path).values() for array in found if array.ndim == 2 and array.size > 1]
+    if len(arrays) != 1:
+        raise DataError(f"{path}: holds {len(arrays)} arrays; keep one map in a file")
+    return torch.from_numpy(arrays[0].astype(np.float32))[None]
 
 
 def read_all(paths: Sequence[Path], *, channels: int = 3, memory: int | None = None) -> list[Tensor]:

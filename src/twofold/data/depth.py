@@ -16,9 +16,8 @@ from skimage.segmentation import felzenszwalb
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold import images
 from twofold.contracts import DataError, Sample
-from twofold.data.crops import CropCache, as_floats, plan, read_all
+from twofold.data.crops import CropCache, as_floats, grey_map, plan, read_all
 from twofold.data.folders import Folder, Keep
 from twofold.data.sources import Crops, Zoom, draw_zoom
 from twofold.degrade.additive import uniform_between
@@ -29,7 +28,8 @@ from twofold.settings import Every, Range, Rate, Share
 def read_depth(
     path: Path, *, disparity: bool = False, unit: Literal["percentile", "maximum"] = "percentile", limit: float = 1.0
 ) -> Tensor:
-    """Depth `(1, H, W)` of a grey picture; unknown pixels (0 in the file) take the value of the nearest known one.
+    """Depth `(1, H, W)` of a grey picture or of a `.mat` file, as RESIDE's outdoor set has it; unknown pixels (0 in the
+    file) take the value of the nearest known one.
 
     disparity: the file holds shifts between two cameras, and depth is their inverse. The unit is the picture's own:
     depth is divided by its 95th percentile or by its maximum (as RESIDE's indoor set does), so that the far end of
@@ -38,7 +38,9 @@ def read_depth(
 
     Raises: DataError where nothing is known.
     """
-    raw = images.read(path).pixels[0, :1]
+    raw = grey_map(path)
+    if path.suffix == ".mat":  # in a unit of its own: its largest value is its white
+        raw = raw / raw.max().clamp_min(1e-12)
     known = raw > 0
     if not known.any():
         raise DataError(f"{path}: no depth is known anywhere in it")
@@ -127,10 +129,12 @@ class HazyCrops:
 
 @dataclass(frozen=True)
 class WithDepth:
-    """Photographs with measured depth, pictures of the same name in two folders; haze is drawn anew over them.
+    """Photographs with measured depth, files of the same name in two folders; haze is drawn anew over them.
 
-    depth: None makes one up that keeps to the picture's outlines. disparity, unit, limit: see `read_depth`. every,
-    keep: see `folders.Folder`. bend: range of an exponent on the depth. veil: range of the depth of the nearest things.
+    clean: folder of the photographs. haze: what is drawn. weight: how often this source is drawn, relative to the
+    others. depth: folder of the depths; None makes one up that keeps to the picture's outlines. disparity, unit, limit:
+    see `read_depth`. every, keep: see `folders.Folder`. bend: range of an exponent on the depth. veil: range of the
+    depth of the nearest things.
     """
 
     clean: str
@@ -192,6 +196,6 @@ def _twin(photograph: Path, folder: Path) -> Path:
     twins = sorted(folder.glob(f"{photograph.stem}.*")) if folder.is_dir() else []
     if not twins:
         raise DataError(
-            f"{folder}: no depth called {photograph.stem}; it needs a picture for each of {photograph.parent}"
+            f"{folder}: no depth called {photograph.stem}; it needs a picture or .mat for each of {photograph.parent}"
         )
     return twins[0]

@@ -10,6 +10,7 @@ from typing import Literal
 from twofold import images
 from twofold.contracts import DataError
 from twofold.data import pairs as layouts
+from twofold.data.crops import read_bytes
 from twofold.data.digests import copies
 from twofold.data.pairs import Pair
 from twofold.settings import Every
@@ -20,8 +21,12 @@ _ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 10: "tenth"}
 
 @dataclass(frozen=True)
 class Folder:
-    """Pictures below the data root. `every: 5, keep: rest` leaves out each fifth file by name; `keep: picked` takes
-    only those.
+    """Pictures. path: below the data root: a folder, or a pattern such as `sun/img*_groundtruth_img.png`. every: n, to
+    split the files by name into each n-th and the rest; 0 takes all. keep: which part; `every: 5, keep: rest` leaves
+    out each fifth file, `keep: picked` takes only those.
+
+    Of a folder without pictures the `.mat` files are taken (see `crops.read_bytes`), each picture once: Levin's 32
+    files hold four.
     """
 
     path: str
@@ -31,9 +36,7 @@ class Folder:
     def files(self, root: Path) -> list[Path]:
         """Raises: DataError for a folder that is not there or holds no picture."""
         place = root / self.path
-        if not place.is_dir():
-            raise DataError(f"{place}: no such folder; --data names the folder that the recipe's paths start from")
-        files = kept = images.find([place])
+        files = kept = _pictures(place)
         if self.every:
             picked = files[:: self.every]
             held = {*picked, *copies(files, picked)}  # the same scene under another name stays on its side of the split
@@ -46,13 +49,30 @@ class Folder:
         return f"{self.path}{part(self.every, self.keep)}"
 
 
+def _pictures(place: Path) -> list[Path]:
+    """Raises: DataError for a folder that is not there."""
+    folder = place.parent if "*" in place.name else place
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data names the folder that the recipe's paths start from")
+    if folder != place:
+        return sorted(folder.glob(place.name))
+    different: dict[bytes, Path] = {}
+    for file in () if (files := images.find([place])) else sorted(place.glob("*.mat")):
+        different.setdefault(read_bytes(file).numpy().tobytes(), file)
+    return files or list(different.values())
+
+
 @dataclass(frozen=True)
 class PairFolder:
-    """Pairs below the data root; None lets the layout be recognised. every, keep: as in `Folder`."""
+    """Pairs. root: folder below the data root. observed, clean: names of the two folders in it; None lets the layout be
+    recognised. every, keep: as in `Folder`. maps: their guidance maps, a pattern with one star for a pair's name, such
+    as `maps/*.png` or `rainregion-*` (see `pairs.with_maps`).
+    """
 
     root: str = "."
     observed: str | None = None
     clean: str | None = None
+    maps: str | None = None
     every: Every = 0
     keep: Keep = "rest"
 
@@ -62,7 +82,7 @@ class PairFolder:
         kept = layouts.every(pairs, self.every, picked=self.keep == "picked")
         if not kept:
             raise DataError(f"{root / self.root}: every pair was left out; change every or keep")
-        return kept
+        return kept if self.maps is None else layouts.with_maps(kept, root / self.root, self.maps)
 
     def __str__(self) -> str:
         return f"{self.root}/{self.observed or ''}{part(self.every, self.keep)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +14,20 @@ from torch import Tensor
 from twofold import images
 from twofold.contracts import DataError
 from twofold.data.digests import copies
+from twofold.nets.fourier import center_crop
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A degraded picture and its clean one. facts: read from the file's name (RESIDE: airlight, beta)."""
+    """A degraded picture and its clean one. facts: read from the file's name (RESIDE: airlight, beta). map: file of the
+    guidance map, if there is one.
+    """
 
     observed: Path
     clean: Path
     name: str
     facts: dict[str, float] = field(default_factory=dict)
+    map: Path | None = None
 
 
 class Layout(NamedTuple):
@@ -48,6 +52,10 @@ LAYOUTS = (
     Layout("Rain100", ".", "."),
     Layout("RESIDE", "hazy", "clear"),
     Layout("RESIDE", "hazy", "gt"),
+    Layout("RESIDE", "haze", "clear"),
+    Layout("RESIDE", "OTS", "clear_images"),
+    Layout("RESIDE", "ITS_haze", "ITS_clear"),
+    Layout("FiveK", "input", "expertC"),
     Layout("paired", "input", "target"),
     Layout("paired", "input", "gt"),
     Layout("paired", "lq", "gt"),
@@ -82,6 +90,36 @@ def find_pairs(root: Path | str, *, observed: str | None = None, clean: str | No
     if observed is not None and clean is not None:
         return _matched(root, Layout("named", observed, clean))
     return _matched(*recognised(root))
+
+
+def with_maps(pairs: Sequence[Pair], root: Path, pattern: str) -> list[Pair]:
+    """The pairs with the files of their guidance maps below `root`.
+
+    pattern: a path with one star, which stands for the observed picture's name, whole or without the words that say
+    which side it is on (`rainregion-*` for rain-12 is rainregion-12), or for its clean one's. The suffix may be left
+    out.
+
+    Raises: DataError for a pattern without one star, and where a pair has no map (the first are named).
+    """
+    name = Path(pattern).name
+    if pattern.count("*") != 1 or "*" not in name:
+        raise DataError(f"maps: {pattern!r} needs one star in the file's name, such as maps/*.png or rainregion-*")
+    folder, (before, after) = (root / pattern).parent, name.split("*")
+    files = sorted(folder.glob(name if "." in after else f"{name}.*")) if folder.is_dir() else []
+    after = after.partition(".")[0]
+    known = {file.stem.removeprefix(before).removesuffix(after): file for file in files}
+    found = [next((known[key] for key in _map_keys(pair) if key in known), None) for pair in pairs]
+    alone = [pair.name for pair, file in zip(pairs, found, strict=True) if file is None]
+    if alone:
+        raise DataError(
+            f"{folder / name}: {len(alone)} of {len(pairs)} pairs have no map there: "
+            f"{', '.join(alone[:3])}{' …' if len(alone) > 3 else ''}"
+        )
+    return [replace(pair, map=file) for pair, file in zip(pairs, found, strict=True)]
+
+
+def _map_keys(pair: Pair) -> tuple[str, ...]:
+    return pair.name, _bare(pair.name), pair.clean.stem, _bare(pair.clean.stem)
 
 
 def recognised(root: Path) -> tuple[Path, Layout]:
@@ -125,8 +163,7 @@ def middle(picture: Tensor, size: tuple[int, int], *, name: str = "clean") -> Te
             f"{name}: is {width}x{height} where its observed picture is {size[1]}x{size[0]}; are they a pair? "
             "A clean picture may be up to a tenth larger, and is cropped to the middle"
         )
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return picture[..., top : top + size[0], left : left + size[1]]
+    return center_crop(picture, size)
 
 
 def every(pairs: Sequence[Pair], n: int, *, picked: bool) -> list[Pair]:
@@ -230,7 +267,12 @@ def _folders(root: Path, levels: int) -> Iterator[Path]:
 
 
 def _pictures(root: Path, side: str) -> list[Path]:
+    """Those in the folder of one side; where it has none, those of its sub-folders, as RESIDE's outdoor haze lies."""
     folder = root / side
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.READABLE and not p.name.startswith("."))
+
+    def inside(pattern: str) -> list[Path]:
+        return sorted(p for p in folder.glob(pattern) if p.suffix.lower() in images.READABLE and p.name[0] != ".")
+
+    return inside("*") or ([] if side == "." else inside("*/*"))

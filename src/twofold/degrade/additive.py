@@ -22,11 +22,12 @@ FARTHER = 0.65
 
 
 def uniform_between(generator: torch.Generator, low: float, high: float) -> float:
+    """A number drawn evenly between `low` and `high`."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
 def quantised(images: Tensor) -> Tensor:
-    """Clamped and rounded to the 256 levels of a file of 8 bits, as a float in [0, 1]."""
+    """`(B, C, H, W)` clamped and rounded to the 256 levels of a file of 8 bits, as floats in [0, 1]."""
     return (images.clamp(0, 1) * 255).round() / 255
 
 
@@ -103,7 +104,7 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class SaltAndPepper:
-    """A share of the values becomes 0 or 1, evenly, each colour by itself. No guidance.
+    """A share of the values becomes 0 or 1, evenly, each colour by itself. No guidance. share: in [0, 1].
 
     >>> grey = torch.full((1, 1, 200, 200), 0.5)
     >>> observed = SaltAndPepper(0.1)(grey, torch.Generator().manual_seed(0)).observed
@@ -156,7 +157,8 @@ class RainStreaks:
     around it. length, width: pixels of the nearest layer, the width at half the brightness. density: summed area of
     the streaks as a share of the picture's; 0.1 is light, 1 heavy. strength: brightness of the brightest streaks on the
     [0, 1] scale. layers: each farther one is smaller and fainter by `FARTHER`, and all share the density evenly. mist:
-    share of the light that a veil of far drops replaces.
+    share of the light that a veil of far drops replaces. threshold: of the difference above which
+    a pixel counts as rain, on the [0, 1] scale. quantise: round to 8 bits, as a file would.
 
     Prefer `HarvestedRain` where pairs are at hand: a network learns the streaks it has seen.
     """

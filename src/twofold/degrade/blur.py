@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
-import scipy.io
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ConfigError, Degradation, ImageError, Sample, check_images
+from twofold.contracts import ConfigError, DataError, Degradation, ImageError, Sample, check_images
 from twofold.degrade.additive import GaussianNoise, uniform_between
+from twofold.files import read_matlab
 from twofold.nets.fourier import convolve, crop, psf2otf
 from twofold.settings import Chosen, Range, Rate
 
@@ -114,11 +114,16 @@ LARGEST_KERNEL = 4096**2
 
 
 def read_kernel(path: str | Path) -> Tensor:
-    """A checked kernel `(1, 1, h, w)` from a picture, `.npy`, or text (`.dlm`, `.txt`, `.csv`: one row a line).
+    """A checked kernel `(1, 1, h, w)` from a picture, `.npy`, `.mat` or text (`.dlm`, `.txt`, `.csv`: one row a line).
 
-    Raises: ImageError if the file cannot be read or is no kernel (see `check_kernel`).
+    Raises: ImageError if the file cannot be read, is no kernel (see `check_kernel`) or holds several.
     """
     path = Path(path)
+    if path.suffix == ".mat":
+        found = _matlab_kernels(path)
+        if len(found) > 1:
+            raise ImageError(f"kernel: {path} holds {len(found)} kernels; keep the wanted one in a file of its own")
+        return found[0]
     try:
         if path.suffix == ".npy":
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # checks the size that the header promises
@@ -137,22 +142,44 @@ def read_kernel(path: str | Path) -> Tensor:
     return check_kernel(array)
 
 
+MATLAB_KERNELS = ("kernels", "f", "k", "kernel", "psf", "h")
+"""Names of variables under which `.mat` files keep kernels: a cell array `kernels`, Levin's `f`, and what is usual."""
+
+
+def _matlab_kernels(path: Path) -> tuple[Tensor, ...]:
+    """Those of the first variable in `MATLAB_KERNELS`, or of the only variable there is."""
+    try:
+        variables = read_matlab(path)
+    except DataError as error:
+        raise ImageError(f"kernel: {error}") from error
+    name = next((name for name in MATLAB_KERNELS if name in variables), None)
+    if name is None and len(variables) == 1:
+        (name,) = variables
+    if name is None:
+        raise ImageError(
+            f"kernel: {path} holds no kernel: variables {', '.join(variables) or 'none'}, where one of "
+            f"{', '.join(MATLAB_KERNELS)} is looked for"
+        )
+    return tuple(check_kernel(torch.from_numpy(np.asarray(array, np.float32))) for array in variables[name])
+
+
 def read_kernels(path: str | Path) -> tuple[Tensor, ...]:
-    """Every kernel of a folder, by name; those of a MATLAB file (a cell array `kernels`); or the one of another file.
+    """The different kernels of a folder or of a pattern (`sets/kernel*.png`), by name; those of a `.mat` file; or the
+    one of another file. A kernel that is there several times, as in Levin's 32 files, is kept once.
 
     Raises: ImageError if there is none, or one cannot be read.
     """
     path = Path(path)
-    if path.suffix == ".mat":
-        try:
-            cells = scipy.io.loadmat(path)["kernels"].ravel()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ImageError(f"kernel: {path} holds no cell array `kernels`: {error!r}") from error
-        return tuple(check_kernel(torch.from_numpy(np.asarray(cell, np.float32))) for cell in cells)
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    if "*" in path.name:
+        files = sorted(path.parent.glob(path.name))
     if not files:
-        raise ImageError(f"kernel: {path} is an empty folder; put kernel files there")
-    return tuple(read_kernel(file) for file in files)
+        raise ImageError(f"kernel: {path} holds no files; put kernel files there")
+    different: dict[tuple[tuple[int, ...], bytes], Tensor] = {}
+    for file in files:
+        for kernel in _matlab_kernels(file) if file.suffix == ".mat" else (read_kernel(file),):
+            different.setdefault((tuple(kernel.shape), kernel.numpy().tobytes()), kernel)
+    return tuple(different.values())
 
 
 class Kernels(Protocol):
@@ -189,9 +216,9 @@ class Given:
 
 @dataclass(frozen=True)
 class KernelFiles:
-    """Kernels below a data folder: a folder of kernel files, one such file, or a `.mat` file of several.
+    """Kernels below a data folder: a folder or pattern of kernel files, one such file, or a `.mat` file of several.
 
-    `from_files` reads them; before that they are only named.
+    path: below the data root. `from_files` reads them; before that they are only named.
     """
 
     path: str
@@ -214,10 +241,11 @@ class CameraShake:
     """The path of a shaking hand during an exposure.
 
     The path is a random Fourier series whose amplitudes fall with the frequency, 1 / f ** roughness: slow drift with
-    tremor on top. Its pace varies, so that it is brighter where the hand rests. Its longest extent is drawn from
-    `extent`, in pixels, and it lies with its centre of mass in the middle of the square.
+    tremor on top. Its pace varies, so that it is brighter where the hand rests. It lies with its centre of mass in the
+    middle of the square.
 
-    roughness: range; larger is smoother. thickness: standard deviation in pixels of the point that moves.
+    size: side of the kernels, in pixels. extent: range of the path's longest side, in pixels. roughness: range; larger
+    is smoother. thickness: standard deviation in pixels of the point that moves.
     """
 
     size: Side = 37
@@ -240,7 +268,7 @@ class CameraShake:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """An isotropic Gaussian. deviation: range of its standard deviation, in pixels."""
+    """An isotropic Gaussian. size: side of the kernels. deviation: range of its standard deviation. Both in pixels."""
 
     size: Side = 25
     deviation: Range = (0.6, 3.0)
@@ -253,7 +281,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Disc:
-    """Defocus: an evenly filled circle with a soft rim. radius: range, in pixels."""
+    """Defocus: an evenly filled circle with a soft rim. size: side of the kernels. radius: range. Both in pixels."""
 
     size: Side = 25
     radius: Range = (1.0, 8.0)
@@ -269,7 +297,9 @@ class Disc:
 
 @dataclass(frozen=True)
 class Line:
-    """Straight motion at even pace. length: range, in pixels; the direction is any."""
+    """Straight motion at even pace in any direction. size: side of the kernels. length: range. thickness: standard
+    deviation of the line. All in pixels.
+    """
 
     size: Side = 25
     length: Range = (3.0, 21.0)
@@ -292,8 +322,9 @@ class Blur:
     known.
 
     `clean` of the sample is the matching middle of the picture, `kernel` the kernels `(B, 1, size, size)`, `guidance`
-    the noise map of `noise`. Every picture of the batch draws its own kernel. A noise that quantises
-    (`GaussianNoise(quantise=True)`) gives what a file of 8 bits would hold.
+    the noise map of `noise`. kernels: what draws a kernel for each picture. noise: added after the blur. Every picture
+    of the batch draws its own kernel. A noise that quantises (`GaussianNoise(quantise=True)`) gives what a file of 8
+    bits would hold.
     """
 
     kernels: Annotated[Kernels, Chosen(AnyKernels)] = CameraShake()

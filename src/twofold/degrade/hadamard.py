@@ -85,7 +85,7 @@ class Haze:
     tell from the haze itself.
 
     beta: range; of ITS (0.6 to 1.8) by default, on d. airlight: range of its grey level. tint: how far a channel of
-    the airlight may lie from that level.
+    the airlight may lie from that level. far: the depth that counts as 1. source: how depth is synthesized.
     """
 
     beta: Range = (0.6, 1.8)
@@ -119,12 +119,12 @@ class Underwater:
     of `WATER_TYPES`, drawn for each picture. The same coefficients are used along and down, and no light is blurred:
     a simplification.
 
-    types: names of water types. distance: range of the farthest point, in metres; column: range of the depth under
-    the surface. light: range of the veiling light's brightness. `guidance` is the distance divided by 10 m. depth at
-    the call is in metres; else it is drawn from `source` and scaled to `distance`. kept: share of the distance that
-    the sample's `clean` is seen through, in the clearest ocean, without the cast of daylight and as bright as before:
-    photographers take the colour off their subject and leave the blue behind it, and so do the references of real
-    pairs. At 0 `clean` is the picture itself.
+    types: names of water types. distance: range of the farthest point, in metres; column: range of the depth under the
+    surface. light: range of the veiling light's brightness. source: how depth is synthesized. `guidance` is the
+    distance divided by 10 m. depth at the call is in metres; else it is drawn from `source` and scaled to `distance`.
+    kept: share of the distance that the sample's `clean` is seen through, in the clearest ocean, without the cast of
+    daylight and as bright as before: photographers take the colour off their subject and leave the blue behind it, and
+    so do the references of real pairs. At 0 `clean` is the picture itself.
     """
 
     types: tuple[str, ...] = ("I", "IA", "IB", "II", "III", "1", "3", "5", "7")
@@ -222,7 +222,8 @@ def blurred(images: Tensor, deviation: float) -> Tensor:
 
 
 def through(scene: Tensor, transmission: Tensor, light: Tensor) -> Tensor:
-    """What is seen of a scene through a medium that lets `transmission` pass and adds its own light: x t + A (1 - t).
+    """What is seen of a scene through a medium that lets `transmission` pass and adds its own light: x t + A (1 - t),
+    elementwise.
 
     >>> through(torch.tensor(0.2), torch.tensor(0.5), torch.tensor(0.9))
     tensor(0.5500)

@@ -45,10 +45,12 @@ class Whole(nn.Module):
 
     @property
     def kind(self) -> GuidanceKind | None:
+        """What the guidance map means; None for a model without one."""
         return self.restorer.kind
 
     @property
     def takes_kernel(self) -> bool:
+        """Whether the blur kernel is an input."""
         return self.restorer.takes_kernel
 
     @property
@@ -59,6 +61,7 @@ class Whole(nn.Module):
         return 0 if context is None else context.shape[1]
 
     def outputs(self) -> tuple[str, ...]:
+        """The names of what `forward` returns, in its order."""
         names = (
             ["restored"] + ["guidance_used"] * (self.kind is not None) + ["context_used"] * bool(self.context_length)
         )
@@ -93,7 +96,10 @@ class Whole(nn.Module):
         strength: Tensor | None,
         context: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What `restorers.tile` does to a tile, with a map of which some pixels are given: (image, map)."""
+        """What `restorers.tile` does to a tile, with a map of which some pixels are given: (image, map).
+
+        Shapes as in `forward`: images `(B, C, H, W)`, maps `(B, 1, H, W)`.
+        """
         more: dict[str, Any] = {"context": context} if kernel is None else {"context": context, "kernel": kernel}
         estimate = self.restorer.estimate(observed, context)
         if self.kind is None or estimate is None:

@@ -158,7 +158,8 @@ def _between_convolutions(model: Any) -> set[str]:
 
 
 def to_int8(model: Any, calibration: Iterable[Mapping[str, Tensor]]) -> Any:
-    """The same with the weights and inputs of convolutions in 8 bits, by the ranges seen in `calibration`.
+    """The same with the weights and inputs of convolutions in 8 bits, by the ranges seen in `calibration`: inputs
+    of the network by name, images `(B, C, H, W)`.
 
     The first and the last convolution of every path keep float32: the one sees the picture itself, the other makes it.
     """

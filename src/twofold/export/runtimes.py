@@ -103,7 +103,7 @@ class GraphRunner:
         return {**self.__dict__, "_sessions": {}}
 
 
-def check_runtime(name: str) -> None:
+def require_runtime(name: str) -> None:
     """Raises: TwofoldError for a runtime that is unknown or not installed."""
     if name not in ("torch", *LIBRARIES):
         raise TwofoldError(f"runtime: expected auto, torch, {' or '.join(LIBRARIES)}, got {name!r}")
@@ -117,7 +117,7 @@ def graph_runner(model: str | Path, restorer: Restorer, choice: RuntimeName, *, 
 
     Raises: TwofoldError where the runtime is not installed, cannot compute in bfloat16, or the model has no graph.
     """
-    check_runtime(choice)
+    require_runtime(choice)
     if choice == "torch" or (bfloat16 and choice == "onnx"):
         raise TwofoldError(f"runtime {choice} has no bfloat16 graph; take precision float32, or openvino")
     whole = Whole(restorer)
@@ -152,6 +152,7 @@ def kept_choice(model: str | Path) -> RuntimeChoice | None:
 
 
 def choices_file() -> Path:
+    """Where the chosen runtimes are kept."""
     return cache_folder() / "runtimes.json"
 
 

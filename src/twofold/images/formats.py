@@ -68,6 +68,7 @@ def opener_of(head: bytes) -> type[ImageFile.ImageFile]:
 
 
 def raw_error() -> ImageError:
+    """The error for a camera's RAW file, with the way out."""
     return ImageError(
         "is a RAW file of a camera, which is not read; convert it first: `darktable-cli IN OUT.tif`, or "
         "`rawtherapee-cli -t -o OUT.tif -c IN`"

@@ -87,6 +87,7 @@ def _colour_chunks(file: IO[bytes]) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file: length, kind, content and checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 

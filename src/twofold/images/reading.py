@@ -285,6 +285,7 @@ def _tifffile_samples(page: Any) -> NDArray[Any]:
 
 
 def from_pil(image: Image.Image) -> Picture:
+    """A PIL image of any mode as a `Picture`. Raises: ImageError where it cannot be decoded."""
     _load(image)
     profile = _profile(image.info.get("icc_profile"))
     transparent = "transparency" in image.info

@@ -69,7 +69,7 @@ class Modulation(nn.Module):
 
 
 class Output(nn.Conv2d):
-    """The last convolution, 3×3, in float32: bfloat16 would round the picture itself to 8 bits."""
+    """The last convolution, `(B, C, H, W)` → `(B, D, H, W)`, in float32: bfloat16 would round the image to 8 bits."""
 
     full_precision = True
 

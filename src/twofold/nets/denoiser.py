@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.nets.fourier import full_precision
+from twofold.nets.lipschitz import conv_norm_every_size
 from twofold.nets.network import Network
-from twofold.solve import conv_norm_every_size
 
 
 class Denoiser(Network):

@@ -11,7 +11,7 @@ worthless, and the division amplifies its errors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twofold.contracts import ImageError
+from twofold.solve.linear import Number, require_within
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where it is float64."""
+    """`x`, of any shape, in float32, or as it is where it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -63,14 +64,52 @@ def inverse_step(observed: Tensor, otf: Tensor, rho: Tensor | float, prior: Tens
     numerator = torch.conj(otf) * torch.fft.rfft2(observed)
     if prior is not None:
         numerator = numerator + rho * torch.fft.rfft2(full_precision(prior))
-    # |otf|² from its parts: `abs` has no gradient where the transfer function vanishes, and blur kernels have such
-    # zeros
-    solution: Tensor = torch.fft.irfft2(numerator / (otf.real**2 + otf.imag**2 + rho), s=observed.shape[-2:])
+    solution: Tensor = torch.fft.irfft2(numerator / (_power(otf) + rho), s=observed.shape[-2:])
     return solution
 
 
+@dataclass(frozen=True, eq=False)
+class DataProx:
+    """z ↦ argmin_x ½‖k * x − observed‖² + penalty/2 ‖x − z‖²: `inverse_step` as an operator of `twofold.solve`. What
+    does not depend on z is computed once.
+
+    Non-expansive: its Lipschitz constant is the largest ρ / (ρ + |k̂|²), below 1 where k̂ has no zero.
+
+    observed: `(B, C, H, W)`. kernel: `(B or 1, 1, h, w)`. penalty: ρ > 0, a number or `(B, 1, 1, 1)`.
+
+    >>> prox = DataProx(torch.full((1, 1, 4, 4), 2.0), torch.ones(1, 1, 1, 1), penalty=1.0)
+    >>> prox(torch.zeros(1, 1, 4, 4))[0, 0, 0]                             # half-way between 2 and 0
+    tensor([1., 1., 1., 1.])
+    """
+
+    observed: Tensor
+    kernel: Tensor
+    penalty: Number
+    _data: Tensor = field(init=False, repr=False)
+    _denominator: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_within(self.penalty, low=0, name="penalty")
+        # Now and not on first use, which might be under no_grad and would cut the kernel off.
+        otf = psf2otf(self.kernel, (self.observed.shape[-2], self.observed.shape[-1]))
+        object.__setattr__(self, "_data", torch.conj(otf) * torch.fft.rfft2(full_precision(self.observed)))
+        object.__setattr__(self, "_denominator", _power(otf) + self.penalty)
+
+    @property
+    def lipschitz(self) -> Tensor:
+        """The exact Lipschitz constant, a scalar."""
+        share: Tensor = self.penalty / self._denominator
+        return share.max()
+
+    def __call__(self, z: Tensor) -> Tensor:
+        x = (self._data + self.penalty * torch.fft.rfft2(full_precision(z))) / self._denominator
+        restored: Tensor = torch.fft.irfft2(x, s=z.shape[-2:])
+        return restored.to(z.dtype)
+
+
 def edge_taper(images: Tensor, kernel: Tensor, *, tapers: int = 3) -> Tensor:
-    """Blends the borders of `images` into their circularly blurred selves, so that opposite sides meet without a jump.
+    """Blends the borders of `images (B, C, H, W)` into their circularly blurred selves, so that opposite sides meet
+    without a jump.
 
     The weight falls towards the border as the autocorrelation of the kernel's projections rises: the interior beyond
     one kernel is untouched. Kruse, Rother and Schmidt 2017 pass three times.
@@ -150,13 +189,23 @@ class BoundaryAdjustment:
 
 
 def margin(extended: Tensor, observed: Tensor) -> tuple[int, int]:
-    """(rows, columns) by which `extended` is larger on every side."""
+    """(rows, columns) by which `extended (B, C, H, W)` is larger than `observed (B, C, h, w)` on every side."""
     return (extended.shape[-2] - observed.shape[-2]) // 2, (extended.shape[-1] - observed.shape[-1]) // 2
 
 
+def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle `(…, h, w)` of images `(…, H, W)`, size (h, w); of an odd difference the last row or column goes too.
+
+    >>> center_crop(torch.arange(5.0)[None], (1, 2))
+    tensor([[1., 2.]])
+    """
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
 def crop(images: Tensor, rows: int, columns: int) -> Tensor:
-    """Takes `rows` away above and below, `columns` left and right."""
-    return images[..., rows : images.shape[-2] - rows, columns : images.shape[-1] - columns]
+    """Images `(B, C, H, W)` without `rows` above and below and `columns` left and right."""
+    return center_crop(images, (images.shape[-2] - 2 * rows, images.shape[-1] - 2 * columns))
 
 
 def inverse_reach(kernel: Tensor, rho: float, *, size: int, tolerance: float = 1 / 255) -> int:
@@ -168,7 +217,7 @@ def inverse_reach(kernel: Tensor, rho: float, *, size: int, tolerance: float = 1
     disc at rho = 0.001 some hundred pixels, a Gaussian a dozen.
     """
     otf = psf2otf(kernel.double(), (size, size))
-    power = otf.real**2 + otf.imag**2 + rho
+    power = _power(otf) + rho
     to_observed, to_prior = (
         torch.fft.irfft2(otf.conj() / power, s=(size, size)),
         torch.fft.irfft2(rho / power, s=(size, size)),
@@ -227,3 +276,8 @@ def inverse_step_tiled(
                 done = inverse_step(observed[one][rows][:, columns], otf, rho, before)
                 out[one][top : top + high, left : left + wide] = done[reach : reach + high, reach : reach + wide]
     return out
+
+
+def _power(otf: Tensor) -> Tensor:
+    """|otf|² from its parts: `abs` has no gradient where a transfer function vanishes, as blur kernels' do."""
+    return otf.real**2 + otf.imag**2

@@ -17,7 +17,7 @@ from twofold.nets.network import Network
 
 
 class DenseBlock(nn.Module):
-    """x + 1×1 fusion of four (or `dense`) 3×3 convolutions, each of which sees all that came before it."""
+    """x `(B, C, H, W)` + 1×1 fusion of `dense` 3×3 convolutions, each sees x and the outputs of those before."""
 
     def __init__(self, channels: int, *, growth: int = 16, dense: int = 4) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DenseBlock(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size, twice the channels."""
+    """`(B, C, H, W)` → `(B, 2 C, H / 2, W / 2)`, odd sizes rounded up."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size (exactly `size`, for odd ones), half the channels."""
+    """`(B, C, h, w)` → `(B, C / 2, H, W)` of the given `size`, about twice as large."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -33,7 +33,10 @@ class Guide(nn.Module):
     """observed `(B, C, H, W)` → guidance `(B, 1, H, W)` inside the range of its kind.
 
     kind: what the map means; a share (rain region) ends in a sigmoid, an amount (noise level, depth) in a softplus.
-    stage: the guide also sees the current estimate and draws a new map at every stage of the reconstruction.
+    stage: the guide also sees the current estimate and gives a new map at every stage of the reconstruction.
+
+    Weights start as He et al. 2015 draw them, without biases. From torch's own start, less than half as large, the map
+    stayed constant for the first 1,600 steps of a small training.
     """
 
     halo = 4
@@ -55,6 +58,10 @@ class Guide(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, 1, 3, padding=1),
         )
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, observed: Tensor, current: Tensor | None = None) -> Tensor:
         if self.stage:
@@ -63,7 +70,7 @@ class Guide(nn.Module):
 
 
 class UNetGuide(nn.Module):
-    """The same with a receptive field in which depth, rain or noise can be told, and with global context.
+    """The same with a receptive field that depth, rain or noise can be estimated from, and with global context.
 
     body: a `UNet` whose output is a "map"; observed `(B, C, H, W)` and context `(B, K)` → `(B, 1, H, W)`.
     """

@@ -45,7 +45,7 @@ Cell = Callable[[Place, int], nn.Module]  # (where, outgoing channels) → a mod
 
 
 def paper_divisor(v: Tensor) -> Tensor:
-    """sigmoid(ReLU(v)), in [1/2, 1): as published; a unit at most doubles, and the guard is never met.
+    """sigmoid(ReLU(v)), elementwise, in [1/2, 1): as published; a unit at most doubles, above the guard always.
 
     >>> paper_divisor(torch.tensor([-20.0, 0.0]))
     tensor([0.5000, 0.5000])
@@ -54,7 +54,7 @@ def paper_divisor(v: Tensor) -> Tensor:
 
 
 def sigmoid_divisor(v: Tensor) -> Tensor:
-    """sigmoid(v), at least `GUARD`: amplifies up to 100 times. Below the guard (v < −4.6) its gradient is 0.
+    """sigmoid(v), elementwise, at least `GUARD`: amplifies up to 100 times. Its gradient is 0 for v < −4.6.
 
     >>> sigmoid_divisor(torch.tensor([-20.0, 0.0]))
     tensor([0.0100, 0.5000])
@@ -63,7 +63,7 @@ def sigmoid_divisor(v: Tensor) -> Tensor:
 
 
 def softplus_divisor(v: Tensor) -> Tensor:
-    """softplus(v) + `GUARD`: amplifies and attenuates; its gradient is nowhere 0.
+    """softplus(v) + `GUARD`, elementwise: amplifies and attenuates; its gradient is nowhere 0.
 
     >>> softplus_divisor(torch.tensor([-20.0, 0.0]))
     tensor([0.0100, 0.7031])
@@ -76,7 +76,7 @@ Combine = Callable[[Tensor, Tensor], Tensor]  # outputs of both branches, before
 
 @dataclass(frozen=True)
 class Divide:
-    """ReLU(u) ⊘ divisor(v) (Zhu et al. 2022, eq. 1), never below float32: half a precision loses the dark parts."""
+    """ReLU(u) ⊘ divisor(v), elementwise (Zhu et al. 2022, eq. 1), in float32 or finer: 16 bits lose the dark parts."""
 
     divisor: Callable[[Tensor], Tensor] = paper_divisor
 
@@ -87,7 +87,7 @@ class Divide:
 
 
 def subtract_branches(u: Tensor, v: Tensor) -> Tensor:
-    """ReLU(u) − ReLU(v): the ablation that has both branches but no division."""
+    """ReLU(u) − ReLU(v), elementwise: the ablation that has both branches but no division."""
     return F.relu(u) - F.relu(v)
 
 
@@ -117,7 +117,7 @@ class FeatureNorm(nn.Module):
 
 
 class Branch(nn.Module):
-    """F → F + norm(op(ReLU(norm(op(… F))))): R_u or R_v of a unit, before its last ReLU."""
+    """F `(B, C, H, W)` → F + norm(op(ReLU(norm(op(… F))))): R_u or R_v of a unit, before its last ReLU."""
 
     def __init__(self, operations: list[nn.Module]) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Branch(nn.Module):
 
 
 class HadamardUnit(nn.Module):
-    """F → ReLU(R_u(F)) ⊘ divisor(R_v(F)); without a divisor branch, ReLU(R_u(F))."""
+    """F `(B, C, H, W)` → ReLU(R_u(F)) ⊘ divisor(R_v(F)); without a divisor branch, ReLU(R_u(F))."""
 
     def __init__(self, numerator: Branch, divisor: Branch | None, combine: Combine | None) -> None:
         super().__init__()
@@ -142,6 +142,7 @@ class HadamardUnit(nn.Module):
 
     @property
     def radius(self) -> int:
+        """Of the receptive field, in pixels at quarter size."""
         return max(radius_of(self.numerator), 0 if self.divisor is None else radius_of(self.divisor))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class HadamardUnit(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """F → F + op(ReLU(op(F))): half of a feature convert module."""
+    """F `(B, C, H, W)` → F + op(ReLU(op(F))): half of a feature convert module."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -167,14 +168,14 @@ class ResidualBlock(nn.Module):
 class HadamardNet(Network):
     """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
 
-    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half
-    of it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3).
-    combine: how a unit joins its branches; None leaves the divisor branch out (8 operations in the other one then
-    keep the parameter count). checkpointed: training keeps only the inputs of units and blocks and computes the rest
-    twice; the same gradients from a third of the memory, at a third more time. border: pixels of its mirror image that
-    a picture is given on every side in use (`eval()`), and that are cut off again. What lies outside counts as 0, which
-    reaches far in through so many layers; training crops are so small that it reaches everywhere and is learned, but
-    along the rim of a large picture it shows.
+    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half of
+    it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3). combine:
+    how a unit combines its branches; None leaves the divisor branch out (8 operations in the other one then keep the
+    number of parameters). checkpointed: training keeps only the inputs of units and blocks and computes the rest twice;
+    the same gradients from a third of the memory, at a third more time. border: pixels of its mirror image that an
+    image is padded with on every side in evaluation mode, and that are cut off again. Zeros outside the image reach far
+    in through so many layers; in small training crops they reach everywhere and are learned, but along the border of a
+    large image they would show.
 
     Instance norm makes every output pixel depend on all of the picture, hence `halo = None`. But only the units have
     one, at a sixteenth of the pixels: without gradients, what comes before and after them is computed in pieces of a
@@ -240,12 +241,14 @@ class HadamardNet(Network):
         return restored[:, :, border : border + height, border : border + width]
 
     def encode(self, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Features at half and at quarter size."""
+        """`(B, 3, H, W)` → features at half and at quarter size, `(B, width, H / 2, W / 2)` and `(B, width, H / 4, W /
+        4)`.
+        """
         half = self.down_half(self._chain(self.encode_full, self.head(observed)))
         return half, self.down_quarter(self._chain(self.encode_half, half))
 
     def decode(self, half: Tensor, features: Tensor) -> Tensor:
-        """The picture from features at half and, past the units, at quarter size."""
+        """The restored image `(B, 3, H, W)` from features at half size and, after the units, at quarter size."""
         features = self._chain(self.decode_half, self.up_half(features))
         features = self._chain(self.decode_full, self.up_full(features + half))
         # The last sum is of float32: bfloat16 would round the picture itself to 8 bits, unevenly.

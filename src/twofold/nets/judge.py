@@ -85,7 +85,7 @@ class ResNetJudge(nn.Module):
 
 
 class Normalise(nn.Module):
-    """RGB in [0, 1] → ImageNet's mean 0 and deviation 1."""
+    """RGB `(B, 3, H, W)` in [0, 1] → mean 0 and deviation 1 in each channel over ImageNet."""
 
     mean: Tensor
     deviation: Tensor
@@ -100,7 +100,7 @@ class Normalise(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 around a shortcut; the 3×3 carries the stride."""
+    """`(B, inputs, H, W)` → `(B, 4 width, H / stride, W / stride)`: 1×1, 3×3 with the stride, 1×1; a shortcut."""
 
     def __init__(self, inputs: int, width: int, *, stride: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ class Network(nn.Module):
 
     halo: radius in pixels of what one output pixel depends on; None for the whole image. multiple: sides must be
     multiples of it. takes_kernel: whether `forward` takes the blur kernel as `kernel=`. stages: how often a guide that
-    sees the current estimate is asked for a map; 0 for a network that takes one map at the start. context_features:
+    sees the current estimate is called for a map; 0 for a network that takes one map at the start. context_features:
     length of the global context that `forward` takes as `context=`; a network that has one computes it by
     `context(observed)`.
     """

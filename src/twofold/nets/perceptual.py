@@ -43,7 +43,7 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """What the layers of these numbers put out, each `(B, C, h, w)`, in the order asked for.
+        """Outputs of the layers of these numbers, each `(B, C, h, w)`, in the given order.
 
         images: `(B, 3, H, W)` in [0, 1]; grey `(B, 1, H, W)` is taken as equal red, green and blue. Layers after the
         last that was asked for are not run.
@@ -70,7 +70,7 @@ class FeatureNetwork(nn.Module):
 
 
 class Fire(nn.Module):
-    """SqueezeNet's block (Iandola et al. 2016): few channels, then 1x1 and 3x3 filters side by side."""
+    """`(B, C, H, W)` → `(B, 2 expanded, H, W)`: SqueezeNet's block (Iandola et al. 2016), 1x1 then 1x1 and 3x3."""
 
     def __init__(self, channels: int, squeezed: int, expanded: int) -> None:
         super().__init__()
@@ -290,6 +290,24 @@ def perceptual_squeeze(features: Path) -> DirectionDistance:
     Raises: WeightsError where the weights are missing, damaged, or of another network.
     """
     return DirectionDistance(load_features(SQUEEZENET, features), (1, 5, 10, 12), name="perceptual_squeeze")
+
+
+def lpips_alexnet(folder: Path) -> DirectionDistance:
+    """`lpips` of AlexNet with its weights and `alex.pth` in one folder. Raises: WeightsError."""
+    return lpips(ALEXNET, features=folder, heads=folder / "alex.pth")
+
+
+def lpips_vgg16(folder: Path) -> DirectionDistance:
+    """`lpips` of VGG16 with its weights and `vgg.pth` in one folder. Raises: WeightsError."""
+    return lpips(VGG16, features=folder, heads=folder / "vgg.pth")
+
+
+DISTANCES: dict[str, Callable[[Path], DirectionDistance]] = {
+    "lpips_alexnet": lpips_alexnet,
+    "lpips_vgg16": lpips_vgg16,
+    "perceptual_squeeze": perceptual_squeeze,
+}
+"""Distances that an evaluation can report, by name: each reads its networks from a folder."""
 
 
 def _compared(

@@ -21,8 +21,8 @@ class PReNet(Network):
     """observed `(B, C, H, W)` and guidance `(B, G, H, W)` → restored `(B, C, H, W)`, not clamped.
 
     168,963 parameters for RGB, 169,251 with one guidance channel. `recurrences` may be changed after training: fewer
-    are faster, and each costs 13 pixels of halo. Guidance may be a function `(observed, current) -> map`, asked at each
-    recurrence.
+    are faster, and each costs 13 pixels of halo. Guidance may be a function `(observed, current) -> map`, called at
+    each recurrence.
     """
 
     multiple = 1
@@ -41,10 +41,12 @@ class PReNet(Network):
 
     @property
     def halo(self) -> int:  # type: ignore[override]
+        """13 pixels for each recurrence."""
         return 13 * self.recurrences  # head, gates, ten block convolutions, tail
 
     @property
     def stages(self) -> int:  # type: ignore[override]
+        """A guide of the stage kind is called at each recurrence."""
         return self.recurrences
 
     def forward(self, observed: Tensor, guidance: Guidance | None = None) -> Tensor:

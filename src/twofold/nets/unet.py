@@ -24,7 +24,7 @@ LARGEST_EXPONENT = 4.0
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(x))), 3×3."""
+    """x `(B, C, H, W)` → x + conv(relu(conv(x))), 3×3."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,6 +38,22 @@ class Residual(nn.Module):
         return out
 
 
+class Gated(nn.Module):
+    """x + conv(a · b) with (a, b) = conv(x), 3×3: a product of halves in place of an activation (Chen et al. 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x).chunk(2, 1)
+        out: Tensor = x + self.second(first * second)
+        return out
+
+
 class UNet(Network):
     """observed `(B, C, H, W)`, guidance `(B, G, H, W)` and context `(B, K)` → restored `(B, C, H, W)`.
 
@@ -48,7 +64,7 @@ class UNet(Network):
     what the network adds; "hadamard" for observed · exp(g) + o, which solves y = u ∘ x + b for x (Zhu et al. 2022,
     eq. 1); "exposure" for observed · 2^guidance · exp(g) + o, where the guidance is in stops and so says most of u, and
     the network also sees the brightened image; "map" for `outputs` channels that are no image. Sides must be multiples
-    of `multiple`.
+    of `multiple`. gated: blocks multiply halves of their channels in place of ReLU.
     """
 
     def __init__(
@@ -62,6 +78,7 @@ class UNet(Network):
         context: int = 0,
         output: Form = "sum",
         outputs: int = 1,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         if output == "exposure" and guidance != 1:
@@ -79,14 +96,15 @@ class UNet(Network):
         self.context_features = context
         inputs = channels + guidance + (channels if output == "exposure" else 0)
         self.head = nn.Conv2d(inputs * unshuffle**2, widths[0], 3, padding=1)
+        block = Gated if gated else Residual
         self.down_blocks = nn.ModuleList(
-            nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths, blocks, strict=True)
+            nn.Sequential(*(block(w) for _ in range(n))) for w, n in zip(widths, blocks, strict=True)
         )
         pairs = list(pairwise(widths))
         self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.up_blocks = nn.ModuleList(
-            nn.Sequential(*(Residual(w) for _ in range(n))) for w, n in zip(widths[:-1], blocks[:-1], strict=True)
+            nn.Sequential(*(block(w) for _ in range(n))) for w, n in zip(widths[:-1], blocks[:-1], strict=True)
         )
         made = {"sum": channels, "hadamard": 2 * channels, "exposure": 2 * channels, "map": outputs}[output]
         local = output == "sum" and not context

@@ -57,8 +57,8 @@ class UnfoldedDeconvolution(Network):
     C, H, W)`.
 
     Colour is restored channel by channel. The picture must be larger than the kernel; the kernel should have passed
-    `degrade.blur.check_kernel`. Instead of a map, `guidance` may be a function `(observed, current) -> map`, asked at
-    each stage.
+    `degrade.blur.check_kernel`. Instead of a map, `guidance` may be a function `(observed, current) -> map`, called
+    at each stage.
 
     stages: pairs of linear step and denoiser. shared: one denoiser for all stages. layers, width: of the paper's
     denoiser (9 general, 6 tiny). denoiser: makes another one, `(image, noise map) -> image`, with `halo` and

@@ -1,5 +1,4 @@
-"""Deblurring when nobody knows the kernel: it is estimated from the picture, then any restorer that takes a kernel
-does the rest.
+"""Estimating an unknown blur kernel from the image; any restorer that takes a kernel then removes the blur.
 
 From coarse to fine, in turn: a picture with few edges (gradients counted, not weighed: Xu, Zheng and Jia 2013; Pan et
 al. 2014), and the kernel that turns its edges into those of the observed picture. Pixels the model cannot explain,
@@ -11,16 +10,16 @@ kernel is the result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import scipy.ndimage
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import ImageError, Progress, Restored, Restorer, check_images
+from twofold.contracts import ImageError, Progress, check_images
 from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
-from twofold.restorers.deconvolution import HyperLaplacian, derivatives
+from twofold.restorers.deconvolution import derivatives
 
 SCALE_STEP = math.sqrt(2)
 SMALLEST_KERNEL = 5
@@ -141,25 +140,6 @@ class KernelSearch:
         return crop(image, rows, columns), crop(extended, rows, columns)
 
 
-@dataclass(frozen=True)
-class Blind:
-    """A restorer that needs a kernel, made one that finds it. `report` is the `KernelEstimate`, or None if `kernel`
-    was given.
-
-    Every picture of a batch gets its own kernel; the report is then that of the last one.
-    """
-
-    restorer: Restorer = field(default_factory=HyperLaplacian)
-    search: KernelSearch = field(default_factory=KernelSearch)
-
-    def __call__(self, observed: Tensor, *, guidance: Tensor | None = None, kernel: Tensor | None = None) -> Restored:
-        if kernel is not None:
-            return self.restorer(observed, guidance=guidance, kernel=kernel)
-        estimates = [self.search(picture[None]) for picture in observed]
-        kernels = torch.cat([estimate.kernel for estimate in estimates])
-        return self.restorer(observed, guidance=guidance, kernel=kernels)._replace(report=estimates[-1])
-
-
 def without_clipped(grey: Tensor) -> tuple[Tensor, Tensor]:
     """Clipped pixels filled from their surroundings, and 1 where a pixel is not clipped, else 0: both `(1, 1, H, W)`.
 
@@ -176,7 +156,7 @@ def without_clipped(grey: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reliability(residual: Tensor, inside: Tensor) -> Tensor:
-    """1 where the residual is usual for the picture, towards 0 where it is far out (Geman-McClure weights)."""
+    """`(1, 1, H, W)`: 1 where the residual is usual for the image, towards 0 for outliers (Geman-McClure weights)."""
     usual = residual.abs()[inside > 0].median() / 0.6745
     return 1 / (1 + (residual / (6 * usual + 1e-3)) ** 2) ** 2
 
@@ -216,7 +196,7 @@ def fit_kernel(sharp: Tensor, observed: Tensor, size: int, smooth: float) -> Ten
 
 
 def hann(images: Tensor) -> Tensor:
-    """1 inside, falling to 0 over the outer sixteenth of each side: differences across the border mean nothing."""
+    """`(H, W)` for `(B, C, H, W)`: 1 inside, falling to 0 over the outer sixteenth of each side."""
     fades = []
     for length in images.shape[-2:]:
         distance = torch.arange(length).minimum(torch.arange(length).flip(0)) / max(length / 16, 1)
@@ -225,14 +205,14 @@ def hann(images: Tensor) -> Tensor:
 
 
 def tidy(kernel: Tensor) -> Tensor:
-    """Without negative weights, without weights under a twentieth of the largest, without crumbs apart; sum 1."""
+    """The kernel `(1, 1, h, w)` without weights under 1/20 of the largest, without small components; sum 1."""
     kernel = kernel * (kernel > 0.05 * kernel.max())
     labels, count = scipy.ndimage.label((kernel[0, 0] > 0).cpu().numpy(), structure=[[1, 1, 1]] * 3)
     parts = torch.from_numpy(labels).to(kernel.device)
     for part in range(1, count + 1):
-        crumb = parts == part
-        if float(kernel[0, 0][crumb].sum()) < 0.1 * float(kernel.sum()):
-            kernel = kernel * ~crumb
+        small = parts == part
+        if float(kernel[0, 0][small].sum()) < 0.1 * float(kernel.sum()):
+            kernel = kernel * ~small
     if float(kernel.sum()) <= 0:
         kernel = torch.zeros_like(kernel)
         kernel[..., kernel.shape[-2] // 2, kernel.shape[-1] // 2] = 1
@@ -240,7 +220,7 @@ def tidy(kernel: Tensor) -> Tensor:
 
 
 def centre(kernel: Tensor) -> Tensor:
-    """Moved by whole pixels so that the centre of mass is in the middle; what would leave the square is lost."""
+    """The kernel `(1, 1, h, w)` moved by whole pixels so that its centre of mass is in the middle, and cut there."""
     height, width = kernel.shape[-2:]
     down = float((kernel.sum(-1)[0, 0] * torch.arange(height).to(kernel)).sum()) - height // 2
     right = float((kernel.sum(-2)[0, 0] * torch.arange(width).to(kernel)).sum()) - width // 2
@@ -252,7 +232,7 @@ def centre(kernel: Tensor) -> Tensor:
 
 
 def similarity(one: Tensor, other: Tensor) -> float:
-    """Largest normalised cross-correlation of two kernels over all shifts (Hu and Yang 2012), from 0 to 1."""
+    """Largest normalised cross-correlation of two kernels `(1, 1, h, w)` over all shifts (Hu and Yang 2012), 0 to 1."""
     size = [a + b for a, b in zip(one.shape[-2:], other.shape[-2:], strict=True)]
     spectrum = torch.fft.rfft2(one, s=size) * torch.fft.rfft2(other, s=size).conj()
     correlation = torch.fft.irfft2(spectrum, s=size).max() / (one.norm() * other.norm())

@@ -1,12 +1,11 @@
 """Restorers without weights for haze, darkness and water: baselines that a trained model has to beat.
 
-Each restores the whole image at once. Everything works on batches.
+Each restores the whole image at once, or from statistics of it. Everything works on batches.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,49 +13,21 @@ from typing import ClassVar
 import kornia
 import numpy as np
 import skimage.exposure
-import skimage.restoration
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twofold.contracts import DEPTH, Guidance, GuidanceKind, ImageError, Restored, check_images
-from twofold.nets.fourier import (
-    full_precision,
-)
-from twofold.restorers.underwater import candidates, colour_statistics
+from twofold.contracts import DEPTH, Guidance, GuidanceKind, ImageError, Inputs, Restored, Restorer, check_images
+from twofold.nets.fourier import full_precision
+
+SAMPLED = 1 << 18
+"""Most pixels that the statistics are taken of; a larger image is sampled on a regular grid."""
+_OUTSIDE = 0.005  # share of the values of all channels that a joint stretch clips at each end
+_OUTSIDE_EACH = 0.01  # the same where each channel is stretched by itself
 
 
 @dataclass(frozen=True)
-class Classical(ABC):
-    """A restorer without weights, restored whole: what the `Restorer` contract asks, with the usual answers."""
-
-    kind: ClassVar[GuidanceKind | None] = None
-    channels: ClassVar[int] = 3
-    takes_kernel: ClassVar[bool] = False
-    halo: ClassVar[int | None] = None
-    multiple: ClassVar[int] = 1
-
-    def context(self, observed: Tensor) -> Tensor | None:
-        """None: statistics of the whole image are taken at the call."""
-        return None
-
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> Guidance | None:
-        """None: there is no guidance, or it is estimated at the call."""
-        return None
-
-    @abstractmethod
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored: ...
-
-
-@dataclass(frozen=True)
-class DarkChannel(Classical):
+class DarkChannel(Restorer):
     """Haze removal by the dark channel prior (He, Sun and Tang 2009) with a guided filter (He, Sun and Tang 2010).
 
     In a clear outdoor view almost every patch has a pixel that is dark in some channel; what it is lighter by is
@@ -75,17 +46,10 @@ class DarkChannel(Classical):
     radius: int = 60
     smooth: float = 1e-3
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
         airlight = self._airlight(observed)
-        depth = self.estimate(observed) if guidance is None else as_map(guidance)
+        depth = self.estimate(observed) if inputs.guidance is None else as_map(inputs.guidance)
         image = (observed - airlight) / torch.exp(-depth).clamp_min(self.least) + airlight
         return Restored(image, depth)
 
@@ -114,20 +78,13 @@ class DarkChannel(Classical):
 
 
 @dataclass(frozen=True)
-class Gamma(Classical):
+class Gamma(Restorer):
     """observed ** exponent. exponent: below 1 brightens; None brings the mean of each picture to `target`."""
 
     exponent: float | None = None
     target: float = 0.45
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         if self.exponent is not None:
             return Restored(observed**self.exponent)
@@ -140,7 +97,7 @@ class Gamma(Classical):
 
 
 @dataclass(frozen=True)
-class Clahe(Classical):
+class Clahe(Restorer):
     """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the brightness, by scikit-image.
 
     limit: of the slope, in (0, 1]; larger means more contrast, and more noise.
@@ -148,14 +105,7 @@ class Clahe(Classical):
 
     limit: float = 0.01
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
 
         def equalise(array: np.ndarray) -> np.ndarray:
@@ -167,28 +117,22 @@ class Clahe(Classical):
 
 
 @dataclass(frozen=True)
-class GreyWorld(Classical):
-    """Scales each channel so that all have the mean of the picture (Buchsbaum 1980): takes a colour cast away, and
-    with it the
-    colour of a picture that has one."""
+class GreyWorld(Restorer):
+    """Scales each channel so that all have the mean of the picture (Buchsbaum 1980): this removes a
+    colour cast, and also the colour of an image that is of one colour."""
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed))
         means = observed.mean((2, 3), keepdim=True)
         return Restored(observed * (means.mean(1, keepdim=True) / means.clamp_min(1e-4)))
 
 
 @dataclass(frozen=True)
-class UnderwaterStretch(Classical):
+class UnderwaterStretch(Restorer):
     """The mean of three stretches: of the image's channels, of the channels after red compensation and grey world, and
-    of all its channels together (see `nets.mixture.candidates`)."""
+    of all its channels together (see `candidates`): functions of a pixel and of statistics of the whole image, which
+    are the context.
+    """
 
     halo: ClassVar[int | None] = 0
 
@@ -196,21 +140,14 @@ class UnderwaterStretch(Classical):
         """`(B, 20)`: statistics of the whole image."""
         return colour_statistics(observed)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed, channels=3))
-        stats = self.context(observed) if context is None else context
+        stats = self.context(observed) if inputs.context is None else inputs.context
         return Restored(candidates(observed, stats)[:, 2:].mean(1))
 
 
 @dataclass(frozen=True)
-class MultiScaleRetinex(Classical):
+class MultiScaleRetinex(Restorer):
     """Brightness relative to its surroundings at several scales (Jobson, Rahman and Woodell 1997), colours kept.
 
     The brightness is replaced by mean over scales of log(brightness / surroundings), stretched from its 1st to its 99th
@@ -219,14 +156,7 @@ class MultiScaleRetinex(Classical):
 
     scales: tuple[float, ...] = (15.0, 80.0, 250.0)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
         observed = full_precision(check_images(observed)).clamp(0, 1)
         brightness = observed.mean(1, keepdim=True) + 1 / 255
         relative = sum(torch.log(brightness / wide_blur(brightness, scale)) for scale in self.scales)
@@ -245,7 +175,7 @@ def percentile(values: Tensor, part: float) -> Tensor:
 
 
 def wide_blur(images: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of any width at the price of a narrow one: a wide blur is done on a coarser picture."""
+    """Gaussian blur of `(B, C, H, W)`. deviation: in pixels; a wide blur is computed on a coarser image."""
     factor = max(1, min(int(deviation / 4), min(images.shape[-2:]) // 4))
     coarse = F.avg_pool2d(images, factor, ceil_mode=True, count_include_pad=False) if factor > 1 else images
     narrow = deviation / factor
@@ -262,5 +192,62 @@ def as_map(guidance: Guidance) -> Tensor:
 
 
 def numpy_map(tensor: Tensor, function: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """`function` of the tensor as float64 array, back in the dtype and on the device of the tensor."""
+    """`function` of the tensor of any shape as float64 array, back in the dtype and on the device of the tensor."""
     return torch.from_numpy(np.ascontiguousarray(function(tensor.double().cpu().numpy()))).to(tensor)
+
+
+def colour_statistics(observed: Tensor) -> Tensor:
+    """`(B, 3, H, W)` in [0, 1] → `(B, 20)`: what `candidates` needs to know of the whole image.
+
+    Channel means; gains of the grey world after red compensation; limits of the stretches of the observed image (each
+    channel), of the compensated one (each channel, then all together).
+    """
+    every = max(1, round((observed.shape[-2] * observed.shape[-1] / SAMPLED) ** 0.5))
+    x = observed[..., ::every, ::every].float().clamp(0, 1)
+    means = x.mean((2, 3))
+    compensated = _compensated(x, means)
+    level = compensated.mean((2, 3))
+    gains = level.mean(1, keepdim=True) / level.clamp_min(1e-4)
+    balanced = (compensated * gains[:, :, None, None]).clamp(0, 1)
+    low, high = _limits(x.flatten(2), _OUTSIDE_EACH)
+    low_each, high_each = _limits(balanced.flatten(2), _OUTSIDE_EACH)
+    low_all, high_all = _limits(balanced.flatten(1)[:, None], _OUTSIDE)
+    return torch.cat([means, gains, low, high, low_each, high_each, low_all, high_all], 1)
+
+
+def candidates(observed: Tensor, stats: Tensor) -> Tensor:
+    """`(B, 3, H, W)` and `colour_statistics` of the whole image → `(B, 5, 3, H, W)` in [0, 1].
+
+    The image itself; red compensation and grey world; each channel of the image stretched; each channel of the
+    compensated image stretched; all its channels stretched together.
+    """
+    x = observed.float().clamp(0, 1)
+    means, gains, low, high, low_each, high_each, low_all, high_all = torch.split(stats, [3, 3, 3, 3, 3, 3, 1, 1], 1)
+    balanced = (_compensated(x, means) * gains[:, :, None, None]).clamp(0, 1)
+    stretched = [
+        _stretched(x, low, high),
+        _stretched(balanced, low_each, high_each),
+        _stretched(balanced, low_all, high_all),
+    ]
+    return torch.stack([x, balanced, *stretched], 1)
+
+
+def _compensated(x: Tensor, means: Tensor) -> Tensor:
+    """Red, and blue where it is below green, regain what water took (Ancuti et al. 2018, eq. 4)."""
+    red, green, blue = x.unbind(1)
+    r, g, b = (mean[:, None, None] for mean in means.unbind(1))
+    red = red + (g - r).clamp(min=0) * (1 - red) * green
+    blue = blue + (g - b).clamp(min=0) * (1 - blue) * green
+    return torch.stack([red, green, blue], 1).clamp(0, 1)
+
+
+def _limits(values: Tensor, outside: float) -> tuple[Tensor, Tensor]:
+    """Quantiles `outside` and 1 − `outside` of `(B, C, N)`: two of `(B, C)`."""
+    ordered = values.sort(2).values
+    last = ordered.shape[2] - 1
+    return ordered[..., round(outside * last)], ordered[..., round((1 - outside) * last)]
+
+
+def _stretched(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    low, high = low[:, :, None, None], high[:, :, None, None]
+    return ((x - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)

@@ -7,15 +7,15 @@ returned. Everything works on batches, grey or colour, channel by channel.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import skimage.exposure
 import skimage.restoration
 import torch
 from torch import Tensor
 
-from twofold.contracts import NOISE_LEVEL, Guidance, GuidanceKind, ImageError, Restored, check_images
+from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Inputs, Restored, Restorer, check_images
 from twofold.degrade.blur import check_kernel, check_noise_level
 from twofold.nets.fourier import (
     Border,
@@ -27,7 +27,7 @@ from twofold.nets.fourier import (
     margin,
     psf2otf,
 )
-from twofold.restorers.classical import Classical, as_map, numpy_map
+from twofold.restorers.classical import as_map, numpy_map
 
 # No photograph is free of noise: rounding to 8 bits alone leaves 1 / (255 sqrt(12)).
 LEAST_NOISE = 1 / (255 * math.sqrt(12))
@@ -53,21 +53,33 @@ def estimate_noise_level(observed: Tensor) -> Tensor:
     return level.clamp_min(LEAST_NOISE)[:, None, None, None]
 
 
-@dataclass(frozen=True)
-class Deblurring(Classical):
-    """Deconvolution with the kernel; guidance is the noise level, estimated from the image where none is given."""
+class NoiseAware(Restorer):
+    """Deconvolution whose guidance is the noise level `(B, 1, H, W)`, estimated from the image where none is given."""
 
     kind: ClassVar[GuidanceKind | None] = NOISE_LEVEL
     channels: ClassVar[int] = 1
     takes_kernel: ClassVar[bool] = True
 
     def estimate(self, observed: Tensor, context: Tensor | None = None) -> Tensor:
+        """One level for every pixel, `(B, 1, H, W)`, a standard deviation on the [0, 1] scale."""
         return estimate_noise_level(observed).expand(-1, -1, *observed.shape[-2:])
+
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        observed, kernel = checked_blur(observed, inputs.kernel)
+        level = self.estimate(observed) if inputs.guidance is None else as_map(inputs.guidance)
+        check_noise_level(level)
+        variance = full_precision(level).square().mean((1, 2, 3), keepdim=True).clamp_min(LEAST_NOISE**2)
+        image = self._extended(observed, kernel, variance)
+        return Restored(crop(image, *margin(image, observed)), level)
+
+    @abstractmethod
+    def _extended(self, observed: Tensor, kernel: Tensor, variance: Tensor) -> Tensor:
+        """The restored image, and beyond its border what the method assumes there. variance: `(B, 1, 1, 1)`."""
 
 
 @dataclass(frozen=True)
-class Wiener(Deblurring):
-    """The best linear filter for pictures whose power falls as 1 / frequency², which those of the world about do.
+class Wiener(NoiseAware):
+    """The best linear filter for images whose power falls as 1 / frequency², as that of photographs about does.
 
     The scale of that spectrum is chosen so that the blurred model has the energy of the observed picture minus that
     of the noise. `observed (B, C, H, W)`, kernel `(B, 1, h, w)` → image; guidance: noise level `(B, 1, H, W)`, of
@@ -76,15 +88,7 @@ class Wiener(Deblurring):
 
     border: Border = field(default_factory=EdgeTaper)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
+    def _extended(self, observed: Tensor, kernel: Tensor, variance: Tensor) -> Tensor:
         extended = self.border.extend(observed, kernel)
         height, width = extended.shape[-2], extended.shape[-1]
         otf = psf2otf(kernel, (height, width))
@@ -96,31 +100,21 @@ class Wiener(Deblurring):
         seen[..., 0, 0], model[..., 0, 0] = 0, 0
         signal = (seen.sum((2, 3)) - variance[:, :, 0, 0] * seen[0, 0].numel() * height * width).clamp_min(1e-12)
         scale = (signal / model.sum((2, 3)))[:, :, None, None]
-        image = inverse_step(extended, otf, variance * height * width * rough / scale + 1e-9)
-        return Restored(crop(image, *margin(image, observed)), level)
+        return inverse_step(extended, otf, variance * height * width * rough / scale + 1e-9)
 
 
 @dataclass(frozen=True)
-class RichardsonLucy(Classical):
+class RichardsonLucy(Restorer):
     """Multiplicative updates for photon noise (Richardson 1972, Lucy 1974), by scikit-image. Stopping early is its only
-    regularisation: more steps sharpen and then amplify noise. It takes no noise level into account, so guidance is
-    refused."""
+    regularisation: more steps sharpen and then amplify noise. It has no noise level, so a map is refused.
+    """
 
     channels: ClassVar[int] = 1
     takes_kernel: ClassVar[bool] = True
     steps: int = 20
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is not None:
-            raise ImageError("guidance: Richardson-Lucy has no use for a noise level; choose Wiener or HyperLaplacian")
-        observed, kernel, _, _ = deblurring(observed, None, kernel)
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        observed, kernel = checked_blur(observed, inputs.kernel)
         extended = EdgeTaper().extend(observed, kernel)
         kernels = kernel.expand(len(observed), -1, -1, -1)
 
@@ -142,7 +136,7 @@ class RichardsonLucy(Classical):
 
 
 @dataclass(frozen=True)
-class HyperLaplacian(Deblurring):
+class HyperLaplacian(NoiseAware):
     """argmin over x of fidelity / 2 ‖k * x − y‖² + Σ |∇x|^exponent (Krishnan and Fergus 2009), by half-quadratic
     splitting.
 
@@ -154,15 +148,7 @@ class HyperLaplacian(Deblurring):
     weight: float = 4.3
     border: Border = field(default_factory=BoundaryAdjustment)
 
-    def __call__(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        observed, kernel, level, variance = deblurring(observed, guidance, kernel)
+    def _extended(self, observed: Tensor, kernel: Tensor, variance: Tensor) -> Tensor:
         extended = image = self.border.extend(observed, kernel)
         otf = psf2otf(kernel, (image.shape[-2], image.shape[-1]))
         fidelity = self.weight / variance ** (2 / 3)
@@ -182,7 +168,7 @@ class HyperLaplacian(Deblurring):
             )
             extended = self.border.renew(extended, observed, otf, image)
             penalty *= 2 * math.sqrt(2)
-        return Restored(crop(image, *margin(image, observed)), level)
+        return image
 
 
 def shrink(v: Tensor, exponent: float, penalty: float) -> Tensor:
@@ -203,24 +189,18 @@ def shrink(v: Tensor, exponent: float, penalty: float) -> Tensor:
     return torch.where(size > threshold, torch.copysign(w, v), torch.zeros_like(v))
 
 
-def deblurring(
-    observed: Tensor, guidance: Guidance | None, kernel: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Checked observed and kernel, noise level as a map `(B, 1, H, W)`, its mean power `(B, 1, 1, 1)`."""
+def checked_blur(observed: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`observed (B, C, H, W)` in float32 and its kernel `(B or 1, 1, h, w)`. Raises: ImageError for what is neither."""
     observed = full_precision(check_images(observed))
     if kernel is None:
         raise ImageError("kernel: deconvolution needs a blur kernel (B, 1, h, w), got none; pass one or estimate it")
-    kernel = check_kernel(kernel, (observed.shape[-2], observed.shape[-1])).to(observed)
-    if guidance is None:
-        guidance = estimate_noise_level(observed).expand(-1, -1, *observed.shape[-2:])
-    guidance = as_map(guidance)
-    check_noise_level(guidance)
-    variance = full_precision(guidance).square().mean((1, 2, 3), keepdim=True).clamp_min(LEAST_NOISE**2)
-    return observed, kernel, guidance, variance
+    return observed, check_kernel(kernel, (observed.shape[-2], observed.shape[-1])).to(observed)
 
 
 def derivatives(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Transfer functions of the differences to the pixel above and to the left, on the circle of `images`."""
+    """Transfer functions `(1, 1, H, W / 2 + 1)` of the differences to the pixel above and to the left, of periodic
+    `images (B, C, H, W)`.
+    """
     step = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.0]]).to(images)[None, None]
     size = (images.shape[-2], images.shape[-1])
     return psf2otf(step.mT, size), psf2otf(step, size)

@@ -8,8 +8,9 @@ operators are here an inference from the abstract (docs/bmo.md).
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,24 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twofold.contracts import Guidance, ImageError, Restored
+from twofold.contracts import ImageError, Inputs, Restored, Restorer
 from twofold.nets.denoiser import NonExpansiveDenoiser
-from twofold.nets.fourier import Border, EdgeTaper, crop, full_precision, margin
+from twofold.nets.fourier import Border, DataProx, EdgeTaper, crop, full_precision, margin
+from twofold.nets.lipschitz import conv_norm_every_size
 from twofold.solve import (
     Adjoint,
     Blockwise,
     Compose,
-    DataProx,
     DenoiserStep,
     KrasnoselskiiMann,
     Operator,
     Solver,
     State,
-    SumProx,
     UnrolledAdjoint,
-    conv_norm_every_size,
     fixed_point,
 )
+from twofold.solve.linear import Number, require_within
 
 
 class Problem(NamedTuple):
@@ -49,18 +49,16 @@ class Problem(NamedTuple):
     slope: float = 1.0
 
 
-class FixedPointRestorer(nn.Module, ABC):
+class FixedPointRestorer(nn.Module, Restorer):
     """observed `(B, C, H, W)` → the picture at the fixed point, with the solve's `Solution` as the report.
+
+    It has no halo: the iteration carries what one pixel knows across the whole picture.
 
     solver: how far and how the iteration runs; T is averaged here, so Picard's iteration (relaxation 1) is right.
     adjoint: how a gradient passes through it, where one is asked for. Neither holds weights: change them at any time.
     """
 
-    kind = None
-    halo: int | None = None  # the iteration carries what one pixel knows across the whole picture
-    multiple = 1
-    channels = 3
-    takes_kernel = False
+    forward = Restorer.__call__
     solver: Solver = KrasnoselskiiMann(relaxation=1.0, steps=100, tolerance=1e-4)
     adjoint: Adjoint = UnrolledAdjoint()
 
@@ -68,23 +66,8 @@ class FixedPointRestorer(nn.Module, ABC):
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         """The operator holds the weights: what it computes can be differentiated in them."""
 
-    def context(self, observed: Tensor) -> None:
-        """None: the image is restored whole."""
-
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
-        """None: there is no guide."""
-
-    def forward(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is not None:
-            raise TypeError("this model takes no guidance")
-        problem = self.problem(observed, kernel)
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        problem = self.problem(observed, inputs.kernel)
         # How far the iteration came is part of the answer: an image short of the tolerance is still an image.
         solution = fixed_point(problem.operator, problem.start, solver=self.solver, adjoint=self.adjoint, throw=False)
         return Restored(problem.image(solution.value), report=solution)
@@ -126,6 +109,30 @@ class Deconvolution(FixedPointRestorer):
         return Problem(Compose(parts), grey, image)
 
 
+@dataclass(frozen=True, eq=False)
+class SumProx:
+    """The proximal step of ½‖observed − Σ layers‖²: every layer takes an equal share of what is missing.
+
+    Non-expansive, with a Lipschitz constant of exactly 1: what moves between layers does not change their sum.
+
+    observed: `(B, C, H, W)`, the state a tuple of m such layers. penalty: ρ > 0; the share is 1 / (ρ + m).
+
+    >>> SumProx(torch.full((1, 1), 4.0), penalty=2.0)((torch.zeros(1, 1), torch.zeros(1, 1)))
+    (tensor([[1.]]), tensor([[1.]]))
+    """
+
+    observed: Tensor
+    penalty: Number
+
+    def __post_init__(self) -> None:
+        require_within(self.penalty, low=0, name="penalty")
+
+    def __call__(self, layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        missing = self.observed - sum(layers[1:], start=layers[0])
+        share = missing / (self.penalty + len(layers))
+        return tuple(layer + share for layer in layers)
+
+
 class RainLayers(FixedPointRestorer):
     """Two layers, u = (picture, rain): T = denoisers of each layer ∘ prox of ½‖observed − picture − rain‖².
 
@@ -151,7 +158,7 @@ class RainLayers(FixedPointRestorer):
 
 
 class RidgeDenoiser(nn.Module):
-    """x ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
+    """x `(B, C, H, W)` ↦ x − Wᵀ clip(W x, ±t), `layers` times: certified non-expansive, and quick to learn.
 
     Each layer is a gradient step of length 1 on the convex prior Σ h_t((W x)_i), h_t Huber's function of slope at most
     t, with ‖W‖ ≤ 1: firmly non-expansive. Shallow, so weaker than a deep network without a certificate; and stronger

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twofold.contracts import Guidance, GuidanceKind, Restored
+from twofold.contracts import Guidance, GuidanceKind, Inputs, Restored, Restorer
 from twofold.nets.guide import Guide, UNetGuide, is_function
 from twofold.nets.network import Network
 from twofold.tiling import tiled
@@ -16,14 +16,16 @@ from twofold.tiling import tiled
 GUIDE_TILE = 1024
 
 
-class Guided(nn.Module):
+class Guided(nn.Module, Restorer):
     """guide: observed → map. net: `(observed, guidance)` → restored, with the kernel and the context it asks for.
 
     A map that is given, or a function `(observed, current) -> map`, is used in place of the guide. With a guide of the
-    stage kind the network asks for a new map at every stage, and the map returned is the one for the final image.
+    stage kind the network calls for a new map at every stage, and the map returned is the one for the final image.
 
     Raises: ValueError for a stage guide with a network that asks for one map only.
     """
+
+    forward = Restorer.__call__
 
     def __init__(self, guide: Guide | UNetGuide, net: Network) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class Guided(nn.Module):
         """The guide's map `(B, 1, H, W)`; of the stage kind, the guide itself."""
         if self.guide.stage:
             return self.guide
-        settings = of_context(self.guide, context, 0)
+        settings = arguments(self.guide, Inputs(context=context))
         if self.halo is not None or torch.is_grad_enabled():
             estimated: Tensor = self.guide(observed, **settings)
             return estimated
@@ -79,32 +81,25 @@ class Guided(nn.Module):
             tile=GUIDE_TILE,
         )
 
-    def forward(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is None:
-            guidance = self.estimate(observed, context)
-        settings = of_context(self.net, context, self.guide.context_features)
-        if kernel is not None:
-            settings["kernel"] = kernel
-        image = self.net(observed, guidance, **settings)
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        guidance = self.estimate(observed, inputs.context) if inputs.guidance is None else inputs.guidance
+        image = self.net(observed, guidance, **arguments(self.net, inputs, self.guide.context_features))
         return Restored(image, guidance(observed, image) if is_function(guidance) else guidance)
 
 
-class Plain(nn.Module):
+class Plain(nn.Module, Restorer):
     """A network alone: the baseline every guided model is measured against. net: observed (and kernel) → restored."""
 
-    kind = None
+    forward = Restorer.__call__
 
     def __init__(self, net: Network, *, channels: int = 3) -> None:
         super().__init__()
         self.net = net
-        self.channels = channels
+        self._channels = channels
+
+    @property
+    def channels(self) -> int:
+        return self._channels
 
     @property
     def takes_kernel(self) -> bool:
@@ -119,36 +114,25 @@ class Plain(nn.Module):
         return self.net.multiple
 
     def context(self, observed: Tensor) -> Tensor | None:
-        """`(B, K)`, or None for a network that is local."""
+        """`(B, K)` of the whole image `(B, C, H, W)`, or None for a network that is local."""
         return joint_context(observed, self.net)
 
-    def estimate(self, observed: Tensor, context: Tensor | None = None) -> None:
-        """None: there is no guide."""
-
-    def forward(
-        self,
-        observed: Tensor,
-        *,
-        guidance: Guidance | None = None,
-        kernel: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Restored:
-        if guidance is not None:
-            raise TypeError("this model takes no guidance")
-        settings = of_context(self.net, context, 0)
-        if kernel is not None:
-            settings["kernel"] = kernel
-        return Restored(self.net(observed, **settings))
+    def _restored(self, observed: Tensor, inputs: Inputs) -> Restored:
+        return Restored(self.net(observed, **arguments(self.net, inputs)))
 
 
 def joint_context(observed: Tensor, *parts: Any) -> Tensor | None:
-    """The contexts of those parts that have one, side by side `(B, K)`."""
+    """The contexts of those parts that have one, side by side `(B, K)`. observed: the whole image, `(B, C, H, W)`."""
     found = [part.context(observed) for part in parts if part.context_features]
     return torch.cat(found, 1) if found else None
 
 
-def of_context(part: Network | Guide | UNetGuide, context: Tensor | None, start: int) -> dict[str, Any]:
-    """What a guide or network is called with: its own features of the joined context, if it takes any."""
-    if context is None or not part.context_features:
-        return {}
-    return {"context": context[:, start : start + part.context_features]}
+def arguments(part: Network | Guide | UNetGuide, inputs: Inputs, start: int = 0) -> dict[str, Tensor]:
+    """What a guide or network is called with: the kernel, if there is one, and its features of the joined context.
+
+    start: the place of its first feature in `inputs.context (B, K)`.
+    """
+    named = {} if inputs.kernel is None else {"kernel": inputs.kernel}
+    if inputs.context is not None and part.context_features:
+        named["context"] = inputs.context[:, start : start + part.context_features]
+    return named

@@ -59,15 +59,16 @@ class SparseModel:
         return (self.weights * codes.abs()).sum(1) + huber.sum(1)
 
     def descent(self, codes: Tensor, signals: Tensor) -> Tensor:
-        """−∇ of the smooth part in Z; its Lipschitz constant is ρ‖A‖²."""
+        """−∇ of the smooth part in Z, `(B, n)`; its Lipschitz constant is ρ‖A‖²."""
         left = signals - codes @ self.dictionary.mT
         return (self.curvature * left).clamp(-1, 1) @ self.dictionary
 
     def prox_code(self, v: Tensor, step: Number) -> Tensor:
+        """The proximal step of Σ αᵢ|Zᵢ| on `(B, n)`."""
         return soft_threshold(v, step * self.weights)
 
     def prox_error(self, v: Tensor, step: Number) -> Tensor:
-        """The proximal step of h: a shrinkage near 0, a move by `step` beyond."""
+        """The proximal step of h on `(B, m)`: a shrinkage near 0, a move by `step` beyond."""
         if not math.isfinite(self.curvature):
             return soft_threshold(v, step)
         return v - step * (self.curvature * v / (1 + step * self.curvature)).clamp(-1, 1)
@@ -202,6 +203,7 @@ class LearnedALM(nn.Module):
 
     @property
     def model(self) -> SparseModel:
+        """The problem with the weights of this moment."""
         return SparseModel(self.dictionary, self.log_weights.exp(), self.curvature)
 
     def operator(self, signals: Tensor) -> Operator:
@@ -222,6 +224,7 @@ class LearnedALM(nn.Module):
         return Relax(Reflect(inner, Blocks((first, Scaled(1.0)))), torch.sigmoid(self.raw_amount))
 
     def start(self, signals: Tensor) -> State:
+        """Zeros: `(B, n + m)` and `(B, m)`."""
         return signals.new_zeros(len(signals), sum(self.dictionary.shape)), torch.zeros_like(signals)
 
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
@@ -231,6 +234,7 @@ class LearnedALM(nn.Module):
             yield self.code(u)
 
     def code(self, state: State) -> Tensor:
+        """The code `(B, n)` in a state."""
         # Relaxed iterates carry a vanishing rest where the prox gives exact zeros: too small for a code to show.
         found: Tensor = state[0][:, : self.dictionary.shape[1]]
         return found
@@ -284,7 +288,11 @@ class PatchCoding(FixedPointRestorer):
     def __init__(self, coder: LearnedALM) -> None:
         super().__init__()
         self.coder = coder
-        self.multiple = self.side = math.isqrt(coder.dictionary.shape[0])
+        self.side = math.isqrt(coder.dictionary.shape[0])
+
+    @property
+    def multiple(self) -> int:
+        return self.side
 
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
         grey = observed.flatten(0, 1)[:, None]

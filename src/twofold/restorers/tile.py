@@ -50,12 +50,12 @@ class Tile(nn.Module):
 
 
 def blended(observed: Tensor, image: Tensor, share: Tensor) -> Tensor:
-    """observed + share · (image − observed); exactly `observed` at 0 and exactly `image` at 1."""
+    """observed + share · (image − observed), `(B, C, H, W)`; exactly `observed` at 0 and exactly `image` at 1."""
     return torch.where(share == 1, image, observed + share * (image - observed))
 
 
 def scaled(guidance: Guidance, strength: Tensor, kind: GuidanceKind) -> Guidance:
-    """The map times strength inside the range of its kind; for a function, of what it returns."""
+    """The map `(B, 1, H, W)` times strength, a scalar, inside the range of its kind; for a function, of its result."""
     if is_function(guidance):
         return lambda observed, current: kind.scaled(guidance(observed, current), strength)
     # Back to the dtype of the map: times a tensor, unlike times a number, a bfloat16 map would become float32.

@@ -37,6 +37,7 @@ class SearchOutcome:
 
     @property
     def loss(self) -> LossSpec:
+        """The loss that the search has found so far."""
         assert self.found.loss is not None, "every stage leaves a loss"
         return self.found.loss
 

@@ -96,7 +96,7 @@ def traces(path: Path, stages: Mapping[str, Traces]) -> None:
 @torch.no_grad()
 def features(path: Path, network: FeatureNetwork, layers: Sequence[int], sample: Sample, restored: Tensor) -> None:
     """The channel of each chosen layer in which the observed picture differs most from the clean one, for the first
-    picture of the batch: observed, restored, clean (Zhu et al. 2022, Fig. 8).
+    picture of the batch `(B, 3, H, W)`: observed, restored, clean (Zhu et al. 2022, Fig. 8).
     """
     if not layers:
         return

@@ -21,14 +21,14 @@ from twofold.nets.hadamard import COMBINATIONS, Cell, HadamardNet
 from twofold.nets.judge import Judge, ResNetJudge
 from twofold.nets.perceptual import read_tensors
 from twofold.search.halves import split_source
-from twofold.settings import Amount, Count, Rate, Seed, Settings, Share, checked
+from twofold.settings import Amount, Count, Rate, Settings, Share, checked
 from twofold.space.genotype import Genotype
 from twofold.space.loss_space import Clipped, FixedSum, LossSpace, Softplus, searchable
 from twofold.space.supernet import mixtures
 from twofold.specs import Combination, PlainSpec
 from twofold.train import reading
 from twofold.train.learner import Optimizer, Schedule
-from twofold.train.recipe import LossSettings
+from twofold.train.recipe import LossSettings, RecipeHead
 
 CONSTRAINTS: dict[str, Clipped | Softplus | FixedSum] = {
     "clipped": Clipped(),
@@ -45,6 +45,7 @@ class Material(Settings):
     """Both halves come from `train`: every other clean picture is for training, the rest for validation.
 
     crop: side in pixels. batch: samples of each half in a step. pictures: so many clean ones in all; 0 takes all.
+    train: the sources, mixed by their weights.
     """
 
     crop: Count = 64
@@ -99,19 +100,14 @@ class PaperJudge(Settings):
 JudgeSpec = Annotated[SmallJudge | PaperJudge, Field(discriminator="kind")]
 
 
-class JudgeRecipe(Settings):
-    """held_out: crops of the validation half, each clean and degraded, that the accuracy is measured on.
-
-    counterfeits: weight of a third kind of picture in the training, clean ones degraded as a network degrades them. The
-    paper has none, and its judge calls noise clear.
+class JudgeRecipe(RecipeHead):
+    """judge: the network that classifies clean and degraded images. data: crops, batches and sources. optimizer,
+    schedule: of the judge. steps: of training. held_out: crops of the validation half, each clean and degraded, that
+    the accuracy is measured on. counterfeits: weight of a third kind of picture in the training, clean ones degraded as
+    a network degrades them. The paper has none, and its judge calls noise clear.
     """
 
     kind: Literal["judge"]
-    name: str
-    about: str = ""
-    task: str
-    terms: str = ""
-    seed: Seed = 0
     judge: JudgeSpec = SmallJudge()
     data: Material
     optimizer: Optimizer = Optimizer()
@@ -135,10 +131,11 @@ class Stage:
 
 
 class HierarchicalSpec(Settings):
-    """The paper's (Zhu et al. 2022, eq. 4): the loss with α fixed, then α with the loss that was found. Steps of each.
+    """The paper's (Zhu et al. 2022, eq. 4): the loss with α fixed, then α with the loss that was found.
 
-    rounds: how often both are done in turn, t in eq. (4). Each stage goes on from the last β or α, and trains ω anew.
-    The paper's experiments take one round, whose α is the untrained supernet's.
+    loss, architecture: steps of each stage in all. rounds: how often both are done in turn, t in eq. (4). Each stage
+    goes on from the last β or α, and trains ω anew. The paper's experiments take one round, whose α is the untrained
+    supernet's.
     """
 
     kind: Literal["hierarchical"] = "hierarchical"
@@ -157,7 +154,9 @@ class HierarchicalSpec(Settings):
 
 
 class SynchronousSpec(Settings):
-    """Both at once against the judge, moved by one optimizer, architecture_optimizer: the paper's ablation."""
+    """Both at once against the judge, moved by one optimizer, architecture_optimizer: the paper's ablation. steps: in
+    all.
+    """
 
     kind: Literal["synchronous"] = "synchronous"
     steps: Count
@@ -167,7 +166,7 @@ class SynchronousSpec(Settings):
 
 
 class LossAloneSpec(Settings):
-    """The loss alone, for any network."""
+    """The loss alone, for any network. steps: in all."""
 
     kind: Literal["loss"] = "loss"
     steps: Count
@@ -177,7 +176,7 @@ class LossAloneSpec(Settings):
 
 
 class ArchitectureSpec(Settings):
-    """The architecture alone, with the loss of a file, or all weights 1."""
+    """The architecture alone. steps: in all. loss: weights by name, or the file of a loss; None for all weights 1."""
 
     kind: Literal["architecture"] = "architecture"
     steps: Count
@@ -193,7 +192,9 @@ StagesSpec = Annotated[
 
 
 class SupernetSpec(Settings):
-    """All candidates at every place. checkpointed: a third of the memory, at a third more time."""
+    """All candidates at every place. width: channels. units: Hadamard units. ops_per_branch: operations in each branch
+    of a unit. combine: how a unit combines its two branches. checkpointed: a third of the memory, at a third more time.
+    """
 
     kind: Literal["supernet"] = "supernet"
     width: Annotated[int, Field(ge=2, multiple_of=2)] = 32
@@ -203,6 +204,7 @@ class SupernetSpec(Settings):
     checkpointed: bool = False
 
     def build(self, cell: Cell) -> HadamardNet:
+        """The network with the modules that `cell` puts at its places."""
         return HadamardNet(
             cell,
             width=self.width,
@@ -251,23 +253,20 @@ class LossSpaceSpec(Settings):
         return space.to(device)
 
 
-class SearchRecipe(Settings):
-    """judge: the recipe that trains one where none is given. final: the recipe that trains what was found.
+class SearchRecipe(RecipeHead):
+    """search: which stages, and their steps. net: the network that is searched. data: crops, batches and sources. loss:
+    the terms whose weights are searched. judge: the recipe that trains one where none is given. final: the recipe that
+    trains what was found. optimizer: of the network's weights ω. loss_optimizer: of the losses' weights β.
+    architecture_optimizer: of the operations' weights α. precision: of the arithmetic; bf16 keeps weights in float32.
 
     warmup: steps of each stage in which ω alone is trained, since the judge's gradient on an untrained network is
     useless.
     unrolled_step: learning rate of the step that the loss's weights are seen through. collapse: the share of unit
     places led by SC above which the search ends early. second_order: α's gradient through one step too, at four times
     the cost.
-
     """
 
     kind: Literal["search"]
-    name: str
-    about: str = ""
-    task: str
-    terms: str = ""
-    seed: Seed = 0
     search: StagesSpec
     net: Annotated[SupernetSpec | PlainSpec, Field(discriminator="kind")] = SupernetSpec()
     data: Material

@@ -35,22 +35,18 @@ from twofold.solve.linear import (
     PrimalDual,
     Scaled,
     conjugate_gradient,
-    convolution_map,
     matrix_map,
 )
-from twofold.solve.lipschitz import circular_conv_norm, conv_norm_bound, conv_norm_every_size
 from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, Round, StepSchedule, aggregated_step, rounds
 from twofold.solve.modules import as_function
 from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
 from twofold.solve.operators import (
     Blockwise,
     Compose,
-    DataProx,
     DenoiserStep,
     Operator,
     ProximalGradient,
     Relax,
-    SumProx,
     contraction_factor,
     metric_of,
     no_prox,
@@ -60,11 +56,11 @@ from twofold.solve.operators import (
     unit_interval,
 )
 from twofold.solve.params import SolveError, State
-from twofold.solve.second_order import CentralDifference, Cross, Exact
+from twofold.solve.second_order import CentralDifference, Cross, Exact, ForwardDifference
 from twofold.solve.solvers import Anderson, KrasnoselskiiMann, NotConverged, Solution, Solver, iterate
 from twofold.solve.stochastic import SABA, SOBA, AmIGO, StocBiO
 from twofold.solve.strategies import FirstOrder, OneStepUnrolled, ThroughFixedPoint, Truncated, Unrolled
-from twofold.solve.streams import Calls, FiniteSum, Method, Polynomial, Stream, Turn, descend, minibatches, whole
+from twofold.solve.streams import Calls, FiniteSum, Iteration, Method, Polynomial, Stream, descend, minibatches, whole
 from twofold.solve.value_function import ValueFunction
 
 __all__ = [
@@ -99,7 +95,6 @@ __all__ = [
     "Cost",
     "Cross",
     "Damped",
-    "DataProx",
     "DenoiserStep",
     "Descent",
     "Dynamics",
@@ -108,6 +103,7 @@ __all__ = [
     "FiniteSum",
     "FirstOrder",
     "FixedPointSteps",
+    "ForwardDifference",
     "FullHessian",
     "GaussNewton",
     "Geometric",
@@ -116,6 +112,7 @@ __all__ = [
     "Hypergradient",
     "Implicit",
     "Iterated",
+    "Iteration",
     "KrasnoselskiiMann",
     "LinearMap",
     "Linearised",
@@ -152,11 +149,9 @@ __all__ = [
     "StocBiO",
     "Strategy",
     "Stream",
-    "SumProx",
     "ThroughFixedPoint",
     "Truncated",
     "TruncatedAdjoint",
-    "Turn",
     "Unrolled",
     "UnrolledAdjoint",
     "ValueFunction",
@@ -164,12 +159,8 @@ __all__ = [
     "aggregated_step",
     "as_function",
     "certified",
-    "circular_conv_norm",
     "conjugate_gradient",
     "contraction_factor",
-    "conv_norm_bound",
-    "conv_norm_every_size",
-    "convolution_map",
     "descend",
     "fixed_point",
     "gmres",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from twofold.solve.dynamics import Bilevel, Dynamics
+from twofold.solve.dynamics import Bilevel, Dynamics, require_minimising
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.linear import conjugate_gradient
 from twofold.solve.params import SolveError, State, axpy, detach, dot, minus, norm, rebuild, zeros_like
@@ -55,7 +55,7 @@ class Regularity:
 
     def error(self, distance: float, adjoint: float, residual: float) -> float:
         """A bound of ‖computed − true hypergradient‖, for u at a distance from the minimum and a v of norm `adjoint`
-        with ‖∇_u F − ∇²_uu f v‖ = `residual`, both at u. As in Ehrhardt and Roberts (2024, theorem 7), from three
+        with ‖∇_u F − ∇²_uu f v‖ = `residual`, both at u. As in Ehrhardt and Roberts (2024), from three
         differences: of ∇_w F, of ∇²_wu f v, and of v against the true one at the minimum."""
         wrong_v = (self.hessian_lipschitz * distance * adjoint + self.upper_lipschitz * distance + residual) / (
             self.strong_convexity
@@ -200,7 +200,7 @@ class Descent(NamedTuple):
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Settings of `adaptive_descent`, after Salehi et al. (2024, algorithm 2). accuracy: ε₀. linear_accuracy: δ₀.
+    """Settings of `adaptive_descent`, after Salehi et al. (2024). accuracy: ε₀. linear_accuracy: δ₀.
     step_size: α₀. shrink, grow: of both accuracies, ν and ν̄; grow = 1 never loosens them. shorten, lengthen: of the
     step, ρ and ρ̄. trust: η in (0, 1), a direction is used where the bound of its error is at most (1 − η) of its
     length. decrease: λ in (0, η), a step has to lower the upper loss by λ · step · ‖gradient‖². trials: lengths tried
@@ -244,7 +244,7 @@ def adaptive_descent(
     settings: Adaptive = Adaptive(),
     cross: Cross = EXACT,
 ) -> Iterator[Descent]:
-    """Bilevel descent that chooses accuracies and step sizes (MAID, Salehi et al. 2024, algorithm 2): each w ← w − α z
+    """Bilevel descent that chooses accuracies and step sizes (MAID, Salehi et al. 2024): each w ← w − α z
     lowers the true upper loss F(w, u(w)), as far as the regularity claimed is true. It ends where the true gradient is
     known to be at most `settings.tolerance` long.
 
@@ -264,8 +264,7 @@ def adaptive_descent(
     >>> round(last.upper_params.item(), 4), last.certain
     (0.5, True)
     """
-    if not dynamics.minimises_lower:
-        raise SolveError(f"{type(dynamics).__name__} does not come to rest at a minimum, which the bounds are about")
+    require_minimising("adaptive_descent", dynamics)
     run, s = Evaluator(problem), settings
     accuracy, linear, step = s.accuracy, s.linear_accuracy, s.step_size
 

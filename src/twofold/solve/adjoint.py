@@ -31,7 +31,8 @@ NEUMANN = NeumannSeries()
 
 
 class Adjoint(Protocol):
-    """Solves, and arranges that the solution can be differentiated in whatever tensors the operator holds."""
+    """Solves u = T(u) from `start`, tensors `(B, ...)` or with per_sample=False of any shape, and arranges that the
+    solution can be differentiated in whatever tensors the operator holds."""
 
     def solve(self, operator: Operator, start: State, solver: Solver, per_sample: bool) -> Solution: ...
 

@@ -22,7 +22,8 @@ class AdjointError(SolveError):
 
 
 class LinearSolver(Protocol):
-    """Solves v = Jᵀ v + g, given v ↦ Jᵀ v and v ↦ J v."""
+    """Solves v = Jᵀ v + g, given v ↦ Jᵀ v and v ↦ J v. g: like the state, of norm 1; per_sample: each sample has a norm
+    of 1. tolerance: relative, on the residual, which `solve_adjoint` checks."""
 
     @property
     def tolerance(self) -> float: ...

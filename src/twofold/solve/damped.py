@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from twofold.solve.adjoint_equation import Product
-from twofold.solve.dynamics import BilevelLoss, Dynamics, require_dynamics
+from twofold.solve.dynamics import BilevelLoss, Dynamics, require_dynamics, require_minimising
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.implicit import SETTLED, Settled
 from twofold.solve.krylov import gmres, minres, nystrom, refined
@@ -32,7 +32,8 @@ from twofold.solve.second_order import EXACT, Cross, Products
 
 
 class HessianSolver(Protocol):
-    """Solves (A + ridge) v = b, given v ↦ A v. tolerance: of ‖b − (A + ridge) v‖ / ‖b‖, which the caller checks."""
+    """Solves (A + ridge) v = b, given v ↦ A v, on trees like b. tolerance: of ‖b − (A + ridge) v‖ / ‖b‖, which `Damped`
+    checks."""
 
     @property
     def tolerance(self) -> float: ...
@@ -141,7 +142,7 @@ FULL_HESSIAN = FullHessian()
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """Jᵀ (∇² of the loss in the network's outputs) J, J the Jacobian of the outputs in u (Schraudolph 2002, eq. 4): the
+    """Jᵀ (∇² of the loss in the network's outputs) J, J the Jacobian of the outputs in u (Schraudolph 2002): the
     Hessian without the curvature of the network, positive semi-definite for a convex loss.
 
     outputs: (upper parameters, lower parameters) → a tensor or a tree of them. loss: (upper parameters, outputs) →
@@ -225,24 +226,27 @@ class Damped:
             raise SolveError(f"ridge must not be negative, got {self.ridge}")
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        if not self.dynamics.minimises_lower:
-            raise SolveError(
-                f"Damped differentiates a stationary point of the lower loss, and {type(self.dynamics).__name__} does "
-                "not come to rest at one; take Unrolled or Truncated, or fixed_point with Implicit for a plain operator"
-            )
+        require_minimising("Damped", self.dynamics)
         u = run.advance(self.dynamics, upper, lower, self.steps)
         value, seen, slopes = run.upper_gradients(upper, u)
         direct, b = rebuild(upper, filled(seen, tensors(upper))), rebuild(u, slopes)
         products = self.cross.at(run, upper, u)
         apply = self.curvature.at(run, upper, u, products)
-        self._require_settled(run, detach(products.gradient()), _shifted(apply, self.ridge), u)
+        shifted = _shifted(apply, self.ridge)
+        self.settled.check(  # with the equation that is solved here in the place of Newton's: it may be indefinite
+            run,
+            detach(products.gradient()),
+            u,
+            steps=self.steps,
+            newton=lambda slope, count: float(norm(minres(shifted, slope, steps=count, tolerance=0.1).value)),
+        )
         run.residual = 0.0
         size = float(norm(b))
         if size == 0:  # nothing to solve
             return value, direct, u
         found = self.linear.solve(apply, b, self.ridge)
         v = detach(found.value)
-        run.residual = float(norm(minus(b, _shifted(apply, self.ridge)(v)))) / size
+        run.residual = float(norm(minus(b, shifted(v)))) / size
         if not run.residual <= self.linear.tolerance:
             raise SolveError(
                 f"{type(self.linear).__name__} left a relative residual of {run.residual:.1e} after {found.steps} "
@@ -250,25 +254,6 @@ class Damped:
                 f"cares; take more iterations, a larger ridge than {self.ridge:g}, or differentiate with Unrolled"
             )
         return value, minus(direct, rebuild(upper, products.mixed(v))), u
-
-    def _require_settled(self, run: Evaluator, slope: State, apply: Product, u: State) -> None:
-        """As `Settled.check`, with the equation that is solved here in the place of Newton's: it may be indefinite."""
-        limit = self.settled
-        run.lower_gradient = size = float(norm(slope))
-        if limit.strong_convexity is not None:
-            run.lower_distance = size / limit.strong_convexity
-        elif limit.relative == float("inf") or size == 0:
-            return
-        else:
-            run.lower_distance = float(norm(minres(apply, slope, steps=limit.products, tolerance=0.1).value))
-        allowed = limit.relative * float(norm(u)) + limit.absolute
-        if run.lower_distance > allowed:
-            raise SolveError(
-                f"the lower level is at no stationary point after {self.steps} steps: ‖∇_u lower‖ = {size:.1e}, which "
-                f"a step of length {run.lower_distance:.1e} would remove, allowed are {allowed:.1e} "
-                f"({limit.relative:g} of the norm of the lower parameters); take more lower steps or a warm start, "
-                "differentiate the steps with Unrolled, or accept it with settled=Settled(relative=...)"
-            )
 
 
 def _shifted(apply: Product, ridge: float) -> Product:

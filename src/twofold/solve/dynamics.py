@@ -39,8 +39,12 @@ class Bilevel(NamedTuple):
 
 
 class Dynamics(Protocol):
-    """minimises_lower: whether its rest points are the stationary points of the lower loss, which implicit
-    gradients need."""
+    """How the lower level moves.
+
+    begin: parameters → the first state. step: (problem, k = 0, 1, …, upper parameters, state) → the next state, of the
+    same structure. params: the lower parameters in a state. replace: the state with other ones. minimises_lower:
+    whether its rest points are the stationary points of the lower loss, which implicit gradients need.
+    """
 
     @property
     def minimises_lower(self) -> bool: ...
@@ -50,8 +54,44 @@ class Dynamics(Protocol):
     def replace(self, state: State, params: State) -> State: ...
 
 
+class _WithoutMemory:
+    """The state is the lower parameters."""
+
+    def begin(self, params: State) -> State:
+        return params
+
+    def params(self, state: State) -> State:
+        return state
+
+    def replace(self, state: State, params: State) -> State:
+        return params
+
+
+class _WithMemory:
+    """The state is (lower parameters, `memories` trees of their structure, zeros at first)."""
+
+    step_size: float
+    memories = 1
+
+    @property
+    def minimises_lower(self) -> bool:
+        return True
+
+    def __post_init__(self) -> None:
+        require_step_size(self.step_size)
+
+    def begin(self, params: State) -> State:
+        return params, *(zeros_like(params) for _ in range(self.memories))
+
+    def params(self, state: State) -> State:
+        return state[0]
+
+    def replace(self, state: State, params: State) -> State:
+        return (params, *state[1:])
+
+
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(_WithoutMemory):
     """u ← u − step ∇_u lower(w, u). Settles where step < 2 / L, L the largest curvature of the lower loss.
 
     >>> problem = Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2)
@@ -66,21 +106,12 @@ class GradientDescent:
     def __post_init__(self) -> None:
         require_step_size(self.step_size)
 
-    def begin(self, params: State) -> State:
-        return params
-
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         return over(lambda u, g: torch.sub(u, g, alpha=self.step_size), state, lower_gradient(problem, upper, state))
 
-    def params(self, state: State) -> State:
-        return state
-
-    def replace(self, state: State, params: State) -> State:
-        return params
-
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(_WithMemory):
     """Heavy ball: v ← momentum v + ∇_u lower;  u ← u − step v, as `torch.optim.SGD(momentum=...)` does it.
     State: (u, v).
 
@@ -95,28 +126,14 @@ class Momentum:
     step_size: float
     momentum: float = 0.9
 
-    minimises_lower = True
-
-    def __post_init__(self) -> None:
-        require_step_size(self.step_size)
-
-    def begin(self, params: State) -> State:
-        return params, zeros_like(params)
-
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         u, v = state
         v = over(lambda v_, g: self.momentum * v_ + g, v, lower_gradient(problem, upper, u))
         return over(lambda u_, v_: u_ - self.step_size * v_, u, v), v
 
-    def params(self, state: State) -> State:
-        return state[0]
-
-    def replace(self, state: State, params: State) -> State:
-        return (params, *state[1:])
-
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(_WithMemory):
     """Adam (Kingma and Ba 2015), with epsilon inside the root, √(v + epsilon²): outside it, the root has an infinite
     derivative wherever a gradient is zero, and NaN is what an unrolled gradient becomes. State: (u, m, v).
 
@@ -130,13 +147,7 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
-    minimises_lower = True
-
-    def __post_init__(self) -> None:
-        require_step_size(self.step_size)
-
-    def begin(self, params: State) -> State:
-        return params, zeros_like(params), zeros_like(params)
+    memories = 2
 
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         u, m, v = state
@@ -148,15 +159,9 @@ class Adam:
         move = lambda u_, m_, v_: u_ - self.step_size * (m_ / c1) / (v_ / c2 + self.epsilon**2).sqrt()  # noqa: E731
         return over(move, u, m, v), m, v
 
-    def params(self, state: State) -> State:
-        return state[0]
-
-    def replace(self, state: State, params: State) -> State:
-        return (params, *state[1:])
-
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(_WithMemory):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019): u ← Adam(u) − step weight_decay u. State: as Adam.
 
     With decay it does not come to rest at a minimum of the lower loss, so implicit strategies refuse it: put the decay
@@ -173,29 +178,19 @@ class AdamW:
     epsilon: float = 1e-8
     weight_decay: float = 1e-2
 
-    def __post_init__(self) -> None:
-        require_step_size(self.step_size)
+    memories = 2
 
     @property
     def minimises_lower(self) -> bool:
         return self.weight_decay == 0
 
-    def begin(self, params: State) -> State:
-        return params, zeros_like(params), zeros_like(params)
-
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         u, m, v = Adam(self.step_size, self.betas, self.epsilon).step(problem, k, upper, state)
         return over(lambda new, old: new - self.step_size * self.weight_decay * old, u, state[0]), m, v
 
-    def params(self, state: State) -> State:
-        return state[0]
-
-    def replace(self, state: State, params: State) -> State:
-        return (params, *state[1:])
-
 
 @dataclass(frozen=True)
-class RMSprop:
+class RMSprop(_WithMemory):
     """v ← decay v + (1 − decay) g²;  u ← u − step g / √(v + epsilon²) (Tieleman and Hinton 2012), epsilon inside the
     root as in `Adam`. State: (u, v).
 
@@ -209,29 +204,15 @@ class RMSprop:
     decay: float = 0.99
     epsilon: float = 1e-8
 
-    minimises_lower = True
-
-    def __post_init__(self) -> None:
-        require_step_size(self.step_size)
-
-    def begin(self, params: State) -> State:
-        return params, zeros_like(params)
-
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         u, v = state
         g = lower_gradient(problem, upper, u)
         v = over(lambda v_, g_: self.decay * v_ + (1 - self.decay) * g_**2, v, g)
         return over(lambda u_, g_, v_: u_ - self.step_size * g_ / (v_ + self.epsilon**2).sqrt(), u, g, v), v
 
-    def params(self, state: State) -> State:
-        return state[0]
-
-    def replace(self, state: State, params: State) -> State:
-        return (params, *state[1:])
-
 
 @dataclass(frozen=True)
-class FixedPointSteps:
+class FixedPointSteps(_WithoutMemory):
     """u ← T(u; w), where operator(w) makes T: the lower level as a fixed point instead of a minimum.
 
     The operator is made anew at every step, so what is costly in w alone, as the norms of a net's layers, is
@@ -246,17 +227,8 @@ class FixedPointSteps:
 
     minimises_lower = False
 
-    def begin(self, params: State) -> State:
-        return params
-
     def step(self, problem: Bilevel, k: int, upper: State, state: State) -> State:
         return self.operator(upper)(state)
-
-    def params(self, state: State) -> State:
-        return state
-
-    def replace(self, state: State, params: State) -> State:
-        return params
 
 
 def lower_gradient(problem: Bilevel, upper: State, lower: State) -> State:
@@ -319,6 +291,21 @@ def require_dynamics(name: str, steps: Any, dynamics: Any) -> None:
     if missing:
         raise SolveError(
             f"{name} expects dynamics, as GradientDescent(0.1), got {kind.__name__} without {', '.join(missing)}"
+        )
+
+
+def require_minimising(name: str, dynamics: Dynamics) -> None:
+    """Raises SolveError unless the dynamics come to rest at the stationary points of the lower loss.
+
+    >>> require_minimising("Neumann", AdamW(0.1, weight_decay=0.5))
+    Traceback (most recent call last):
+    twofold.solve.params.SolveError: Neumann needs the lower level at a stationary point of the lower loss, and AdamW
+    does not come to rest at one; take Unrolled or Truncated, or fixed_point with Implicit for a plain operator
+    """
+    if not dynamics.minimises_lower:
+        raise SolveError(
+            f"{name} needs the lower level at a stationary point of the lower loss, and {type(dynamics).__name__} does "
+            "not come to rest at one; take Unrolled or Truncated, or fixed_point with Implicit for a plain operator"
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from twofold.solve.linear import flattened, unflattened
 from twofold.solve.operators import Operator
 from twofold.solve.params import SolveError, State, axpy, detach, dot, leaves, minus, rebuild, tensors
 from twofold.solve.solvers import Solution, Solver, iterate
@@ -19,9 +20,9 @@ from twofold.solve.solvers import Solution, Solver, iterate
 
 @dataclass(frozen=True)
 class PhantomGradient:
-    """Solves without a graph, then takes `last` damped steps u ← u + damping (T(u) − u) with one (Geng et al. 2021, eq.
-    8): Neumann's series of `last` terms for the damped operator, whose Jacobian I + damping (J − I) contracts where J's
-    real parts are below 1, though J itself may not.
+    """Solves without a graph, then takes `last` damped steps u ← u + damping (T(u) − u) with one (Geng et al. 2021):
+    Neumann's series of `last` terms for the damped operator, whose Jacobian I + damping (J − I) can contract where J
+    does not: for eigenvalues of J with real parts below 1 and a small enough damping.
 
     damping: in (0, 1]; 1 is `TruncatedAdjoint`. The gradient is biased by what `last` steps leave: (1 − damping (1 −
     λ))^last on an eigenvector of J of eigenvalue λ. The start gets no gradient.
@@ -51,7 +52,7 @@ class PhantomGradient:
 
 def jacobian_penalty(operator: Operator, at: State, *, generator: torch.Generator, samples: int = 1) -> Tensor:
     """An unbiased estimate of ‖J‖²_F / n, J the Jacobian of the operator at a state of n numbers (Bai, Koltun and
-    Kolter 2021, eq. 3): the mean of ‖εᵀJ‖² / n over random normal ε. Added to a loss with a small weight it keeps
+    Kolter 2021): the mean of ‖εᵀJ‖² / n over random normal ε. Added to a loss with a small weight it keeps
     solves short.
 
     at: the solution, taken as constant. generator: of ε, on the CPU. samples: vectors drawn; one product each. The
@@ -106,8 +107,7 @@ class Broyden:
 
     def advance(self, u: State, image: State, residual: Tensor, memory: _Broyden | None) -> tuple[State, _Broyden]:
         rows = 1 if residual.ndim == 0 else len(residual)
-        point = torch.cat([t.reshape(rows, -1) for t in tensors(u)], dim=1)
-        gap = torch.cat([t.reshape(rows, -1) for t in tensors(minus(image, u))], dim=1)
+        point, gap = flattened(u, rows), flattened(minus(image, u), rows)
         length = gap.norm(dim=1, keepdim=True)
         if memory is None or bool((length > self.growth * memory.length).any()) or len(memory.left) >= self.memory:
             memory = _Broyden([], [], point, gap, length)
@@ -119,9 +119,7 @@ class Broyden:
             safe = scale_.abs() > torch.finfo(gap.dtype).eps * moved.norm(dim=1, keepdim=True) ** 2
             left = torch.where(safe, (moved - image_of) / torch.where(safe, scale_, 1), torch.zeros_like(moved))
             memory = _Broyden([*memory.left, left], [*memory.right, transposed], point, gap, length)
-        fresh = point - memory.inverse(gap)
-        parts = torch.split(fresh, [t.numel() // rows for t in tensors(u)], dim=1)
-        return rebuild(u, [p.reshape(t.shape) for p, t in zip(parts, tensors(u), strict=True)]), memory
+        return unflattened(u, point - memory.inverse(gap)), memory
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,16 @@ class Evaluator:
 
     @property
     def upper_evaluations(self) -> int:
+        """How often the upper loss was evaluated."""
         return self.upper.evaluations
 
     @property
     def lower_evaluations(self) -> int:
+        """How often the lower loss was evaluated."""
         return 0 if self._lower is None else self._lower.evaluations
 
     def lower(self, w: State, u: State) -> Tensor:
+        """The lower loss, a scalar. Raises: SolveError where the problem has none."""
         if self._lower is None:
             raise SolveError("this strategy differentiates the lower loss, and the problem has none (lower=None)")
         return self._lower(w, u)

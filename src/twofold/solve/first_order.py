@@ -21,7 +21,7 @@ from typing import NamedTuple
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.meta import StepSchedule
 from twofold.solve.params import SolveError, State, axpy, dot, minus, over, scale
-from twofold.solve.streams import Draws, Polynomial, gradients
+from twofold.solve.streams import Draws, Polynomial, descended, gradients
 
 RECURSIVE = Polynomial(1.0, -0.8)
 
@@ -41,7 +41,7 @@ class Penalised(NamedTuple):
 
 @dataclass(frozen=True)
 class F2SA:
-    """Fully first-order stochastic approximation (Kwon et al. 2023, algorithm 1), with z for their y and y for their z:
+    """Fully first-order stochastic approximation (F²SA, Kwon et al. 2023), with z for their y and y for their z:
 
         y ← y − γ_k ∇_u f(w, y)                               `inner` times, each with a draw of its own
         z ← z − γ_k (∇_u f(w, z) + ∇_u F(w, z)/λ_k)
@@ -106,7 +106,7 @@ class Recursive(NamedTuple):
 
 @dataclass(frozen=True)
 class F3SA:
-    """`F2SA` with momentum that corrects itself (Kwon et al. 2023, algorithm 2): each gradient is estimated by
+    """`F2SA` with momentum that corrects itself (F³SA, Kwon et al. 2023): each gradient is estimated by
 
         h_k = ∇(x_k; draw_k) + (1 − η_k) (h_{k−1} − ∇(x_{k−1}; draw_k)),
 
@@ -164,9 +164,30 @@ class Joint(NamedTuple):
     reference: State
 
 
+class _JointSteps:
+    """Methods that move both levels along one direction, with steps `upper_scale` times longer for w."""
+
+    step_size: StepSchedule
+    inner: int
+    upper_scale: float
+
+    def __post_init__(self) -> None:
+        _require_inner(self.inner)
+        if not self.upper_scale > 0:
+            raise SolveError(f"upper_scale must be positive, got {self.upper_scale}")
+
+    def begin(self, draws: Draws, upper: State, lower: State) -> Joint:
+        return Joint(upper, lower, lower)
+
+    def _moved(self, k: int, at: Joint, along: State, reference: State) -> Joint:
+        """The next memory, for a direction (along w, along u)."""
+        s = self.step_size(k)
+        return Joint(axpy(-s * self.upper_scale, along[0], at.upper), axpy(-s, along[1], at.lower), reference)
+
+
 @dataclass(frozen=True)
-class BOME:
-    """Bilevel optimisation made easy (Liu, Ye, Wright, Stone and Liu 2022, eq. 5 to 7 and algorithm 1): with
+class BOME(_JointSteps):
+    """Bilevel optimisation made easy (Liu, Ye, Wright, Stone and Liu 2022): with
     q(w, u) = f(w, u) − f(w, u_T), u_T being `inner` gradient steps from u and held constant,
 
         (w, u) ← (w, u) − s_k (∇F + λ_k ∇q),    λ_k = max(0, (control ‖∇q‖² − ⟨∇F, ∇q⟩) / ‖∇q‖²):
@@ -196,13 +217,9 @@ class BOME:
     upper_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_inner(self.inner)
-        _require_scale(self.upper_scale)
+        super().__post_init__()
         if not 0 < self.control < 1:
             raise SolveError(f"control must lie in (0, 1), got {self.control}")
-
-    def begin(self, draws: Draws, upper: State, lower: State) -> Joint:
-        return Joint(upper, lower, lower)
 
     def step(self, draws: Draws, k: int, memory: Joint) -> Joint:
         w, u, run = memory.upper, memory.lower, draws.next()
@@ -215,15 +232,12 @@ class BOME:
         scaled = scale(self.upper_scale, q[0]), q[1]
         size = float(dot(q, scaled))
         weight = max(0.0, self.control - float(dot(upper, scaled)) / size) if size > 0 else 0.0
-        along_w, along_u = axpy(weight, q, upper)
-        s = self.step_size(k)
-        fresh_w, fresh_u = axpy(-s * self.upper_scale, along_w, w), axpy(-s, along_u, u)
-        return Joint(fresh_w, fresh_u, reference)
+        return self._moved(k, memory, axpy(weight, q, upper), reference)
 
 
 @dataclass(frozen=True)
-class PBGD:
-    """Penalty-based bilevel gradient descent with the value gap (Shen and Chen 2023, V-PBGD, algorithm 1):
+class PBGD(_JointSteps):
+    """Penalty-based bilevel gradient descent with the value gap (V-PBGD, Shen and Chen 2023):
 
         y ← y − γ ∇_u f(w, y)                                                 `inner` times, from the last y
         (w, u) ← (w, u) − s_k (∇F(w, u) + λ (∇f(w, u) − (∇_w f(w, y), 0)))
@@ -251,25 +265,17 @@ class PBGD:
     upper_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_inner(self.inner)
-        _require_scale(self.upper_scale)
+        super().__post_init__()
         _positive(self.penalty)
-
-    def begin(self, draws: Draws, upper: State, lower: State) -> Joint:
-        return Joint(upper, lower, lower)
 
     def step(self, draws: Draws, k: int, memory: Joint) -> Joint:
         w, u, y = memory
-        for _ in range(self.inner):
-            y = axpy(-self.inner_step, gradients(draws.next().lower, w, y)[2], y)
+        y = descended(draws, w, y, self.inner_step, self.inner)
         run = draws.next()
         _, along_w, along_u = gradients(run.lower, w, u)
         gap = minus(along_w, gradients(run.lower, w, y)[1]), along_u
         upper = gradients(run.upper, w, u)[1:]
-        along_w, along_u = axpy(self.penalty, gap, upper)
-        s = self.step_size(k)
-        fresh_w, fresh_u = axpy(-s * self.upper_scale, along_w, w), axpy(-s, along_u, u)
-        return Joint(fresh_w, fresh_u, y)
+        return self._moved(k, memory, axpy(self.penalty, gap, upper), y)
 
 
 def _three_gradients(run: Evaluator, at: Penalised) -> tuple[State, ...]:
@@ -281,11 +287,6 @@ def _positive(penalty: float) -> float:
     if not penalty > 0:
         raise SolveError(f"the penalty must be positive, got {penalty}")
     return penalty
-
-
-def _require_scale(upper_scale: float) -> None:
-    if not upper_scale > 0:
-        raise SolveError(f"upper_scale must be positive, got {upper_scale}")
 
 
 def _require_inner(inner: int) -> None:

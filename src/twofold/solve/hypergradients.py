@@ -77,7 +77,8 @@ class Hypergradient(NamedTuple):
 
 
 class Strategy(Protocol):
-    """(problem, upper parameters, lower parameters to start from) → (value, gradient, lower parameters)."""
+    """differentiate: (the problem's losses, counted and watched; upper parameters; lower parameters to start from) →
+    (the upper loss, a scalar; its gradient, like the upper parameters; the lower parameters reached)."""
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]: ...
 

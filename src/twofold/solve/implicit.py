@@ -6,14 +6,14 @@ lower parameters are from such a point is measured, reported and limited (`Settl
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Dynamics, require_dynamics, require_step_size
+from twofold.solve.dynamics import Dynamics, require_dynamics, require_minimising, require_step_size
 from twofold.solve.evaluator import KINK, Evaluator
 from twofold.solve.linear import conjugate_gradient
 from twofold.solve.params import (
@@ -63,9 +63,14 @@ class Settled:
         if self.strong_convexity is not None and not self.strong_convexity > 0:
             raise SolveError(f"strong_convexity must be positive, got {self.strong_convexity}")
 
-    def check(self, run: Evaluator, products: Products, u: State, steps: int) -> None:
-        """Writes ‖∇f‖ and the distance into `run`. Raises: SolveError where the distance is too large."""
-        slope = detach(products.gradient())
+    def check(
+        self, run: Evaluator, slope: State, u: State, *, steps: int, newton: Callable[[State, int], float]
+    ) -> None:
+        """Writes ‖∇f‖ and the distance into `run`. slope: ∇f at u, after so many lower steps. newton: (∇f, products) →
+        the length of a Newton step, from below.
+
+        Raises: SolveError where the distance is too large.
+        """
         require_finite(slope, "the lower loss's gradient in lower_params", KINK)
         run.lower_gradient = size = float(norm(slope))
         if self.strong_convexity is not None:
@@ -73,50 +78,61 @@ class Settled:
         elif self.relative == float("inf"):
             return
         else:
-            run.lower_distance = 0.0 if size == 0 else self._newton(products, slope, u, size)
+            run.lower_distance = 0.0 if size == 0 else newton(slope, self.products)
         allowed = self.relative * float(norm(u)) + self.absolute
         if run.lower_distance > allowed:
             how = "at most" if self.strong_convexity is not None else "at least about"
             raise SolveError(
-                f"the lower level is not at its minimum after {steps} steps: ‖∇_u lower‖ = {size:.1e} puts the minimum "
-                f"{how} {run.lower_distance:.1e} away, allowed are {allowed:.1e} ({self.relative:g} of the norm of the "
-                "lower parameters); take more lower steps or a warm start, differentiate the steps with Unrolled, or "
-                "accept it with settled=Settled(relative=...)"
+                f"the lower level is not settled after {steps} steps: ‖∇_u lower‖ = {size:.1e} puts its stationary "
+                f"point {how} {run.lower_distance:.1e} away, allowed are {allowed:.1e} ({self.relative:g} of the norm "
+                "of the lower parameters); take more lower steps or a warm start, differentiate the steps with "
+                "Unrolled, or accept it with settled=Settled(relative=...)"
             )
-
-    def _newton(self, products: Products, slope: State, u: State, size: float) -> float:
-        rounding = 100 * torch.finfo(tensors(u)[0].dtype).eps * float(norm(products.hessian(u)))
-        if size <= rounding:
-            return 0.0
-        try:
-            step = conjugate_gradient(products.hessian, slope, steps=self.products, tolerance=0.1).value
-        except SolveError as error:
-            raise SolveError(
-                f"the lower loss curves downwards along its own gradient, of norm {size:.1e}, so the lower parameters "
-                f"are near no minimum ({error}); take more lower steps, or differentiate the steps with Unrolled"
-            ) from None
-        return float(norm(step))
 
 
 SETTLED = Settled()
 
 
-class MinimumStrategy(Protocol):
-    """What the two strategies share: `steps` lower steps first, then ∇²f v = b at the parameters reached."""
+class _AtMinimum(ABC):
+    """What the two strategies share: `steps` lower steps, then ∇²f v = ∂_u F at the parameters reached, after checking
+    that the implicit function theorem applies there."""
 
-    @property
-    def steps(self) -> int: ...
-    @property
-    def dynamics(self) -> Dynamics: ...
-    @property
-    def cross(self) -> Cross: ...
-    @property
-    def settled(self) -> Settled: ...
-    def inverse(self, hessian: Callable[[State], State], b: State) -> tuple[State, float]: ...
+    steps: int
+    dynamics: Dynamics
+    cross: Cross
+    settled: Settled
+
+    def __post_init__(self) -> None:
+        require_dynamics(type(self).__name__, self.steps, self.dynamics)
+
+    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
+        """As `Strategy`."""
+        require_minimising(type(self).__name__, self.dynamics)
+        lower = run.advance(self.dynamics, upper, lower, self.steps)
+        value, direct, b = run.upper_gradients(upper, lower)
+        products = self.cross.at(run, upper, lower)
+        self.settled.check(
+            run,
+            detach(products.gradient()),
+            lower,
+            steps=self.steps,
+            newton=lambda slope, count: _newton_length(products, slope, lower, count),
+        )
+        known = filled(direct, tensors(upper))
+        run.residual = 0.0
+        if not any(bool(t.any()) for t in b):  # nothing to solve
+            return value, rebuild(upper, known), lower
+        v, run.residual = self.inverse(products.hessian, rebuild(lower, b))
+        mixed = products.mixed(v)
+        return value, rebuild(upper, [d - m for d, m in zip(known, mixed, strict=True)]), lower
+
+    @abstractmethod
+    def inverse(self, hessian: Callable[[State], State], b: State) -> tuple[State, float]:
+        """v with ∇²f v = b, and ‖b − ∇²f v‖ / ‖b‖."""
 
 
 @dataclass(frozen=True)
-class Neumann:
+class Neumann(_AtMinimum):
     """The gradient at the lower minimum, ∂_w F − ∂_w ⟨∇_u f, v⟩ with v = s Σ_{i ≤ terms} (I − s ∇²f)ⁱ ∂_u F.
 
     steps, dynamics: how the minimum is approached first; 0 steps trust the parameters given. step_size: s,
@@ -148,11 +164,8 @@ class Neumann:
     settled: Settled = SETTLED
 
     def __post_init__(self) -> None:
-        require_dynamics("Neumann", self.steps, self.dynamics)
+        super().__post_init__()
         require_step_size(self.step_size)
-
-    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        return differentiate_minimum(self, run, upper, lower)
 
     def inverse(self, hessian: Callable[[State], State], b: State) -> tuple[State, float]:
         size = norm(b)
@@ -180,7 +193,7 @@ class Neumann:
 
 
 @dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(_AtMinimum):
     """The gradient at the lower minimum, with ∇²f v = ∂_u F solved by conjugate gradients: no step size, few
     products.
 
@@ -207,12 +220,6 @@ class ConjugateGradient:
     cross: Cross = EXACT
     settled: Settled = SETTLED
 
-    def __post_init__(self) -> None:
-        require_dynamics("ConjugateGradient", self.steps, self.dynamics)
-
-    def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        return differentiate_minimum(self, run, upper, lower)
-
     def inverse(self, hessian: Callable[[State], State], b: State) -> tuple[State, float]:
         enough = self.tolerance if self.tolerance < 1 else 0.0
         v, used, residual, before = None, 0, 1.0, float("inf")
@@ -231,31 +238,15 @@ class ConjugateGradient:
         return v, residual
 
 
-def differentiate_minimum(
-    how: MinimumStrategy, run: Evaluator, upper: State, lower: State
-) -> tuple[Tensor, State, State]:
-    """(value, gradient, lower parameters) by the implicit function theorem, after checking that it applies.
-
-    >>> import torch
-    >>> from twofold.solve import Bilevel, GradientDescent
-    >>> run = Evaluator(Bilevel(upper=lambda w, u: (u - 1) ** 2, lower=lambda w, u: (u - w) ** 2 / 2))
-    >>> way, four = ConjugateGradient(0, GradientDescent(0.5)), torch.tensor(4.0)
-    >>> differentiate_minimum(way, run, four, four)[1].item()                       # u = w, so 2 (w − 1)
-    6.0
-    """
-    if not how.dynamics.minimises_lower:
+def _newton_length(products: Products, slope: State, u: State, count: int) -> float:
+    """‖d‖ of conjugate gradients on ∇²f d = ∇f after at most `count` products; 0 where ∇f is rounding."""
+    size = float(norm(slope))
+    if size <= 100 * torch.finfo(tensors(u)[0].dtype).eps * float(norm(products.hessian(u))):
+        return 0.0
+    try:
+        return float(norm(conjugate_gradient(products.hessian, slope, steps=count, tolerance=0.1).value))
+    except SolveError as error:
         raise SolveError(
-            f"{type(how).__name__} differentiates a minimum of the lower loss, and {type(how.dynamics).__name__} does "
-            "not come to rest at one; take Unrolled or Truncated, or fixed_point with Implicit for a plain operator"
-        )
-    lower = run.advance(how.dynamics, upper, lower, how.steps)
-    value, direct, b = run.upper_gradients(upper, lower)
-    products = how.cross.at(run, upper, lower)
-    how.settled.check(run, products, lower, how.steps)
-    known = filled(direct, tensors(upper))
-    run.residual = 0.0
-    if not any(bool(t.any()) for t in b):  # nothing to solve
-        return value, rebuild(upper, known), lower
-    v, run.residual = how.inverse(products.hessian, rebuild(lower, b))
-    mixed = products.mixed(v)
-    return value, rebuild(upper, [d - m for d, m in zip(known, mixed, strict=True)]), lower
+            f"the lower loss curves downwards along its own gradient, of norm {size:.1e}, so the lower parameters "
+            f"are near no minimum ({error}); take more lower steps, or differentiate the steps with Unrolled"
+        ) from None

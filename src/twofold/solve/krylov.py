@@ -20,13 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from twofold.solve.linear import CGResult
-from twofold.solve.params import SolveError, State, axpy, dot, minus, norm, rebuild, scale, tensors, zeros_like
+from twofold.solve.linear import CGResult, flattened, unflattened
+from twofold.solve.params import SolveError, State, axpy, dot, minus, norm, scale, tensors, zeros_like
 
 
 def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: float) -> CGResult:
     """Solves A x = b for a symmetric A, definite or not, until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: the
-    minimum residual method (Paige and Saunders 1975, section 6), by Lanczos vectors and plane rotations.
+    minimum residual method (Paige and Saunders 1975), by Lanczos vectors and plane rotations.
 
     For a singular A whose range holds b it finds a solution; otherwise the residual stalls, and says so. The residual
     returned is computed from x once more, not carried along.
@@ -69,7 +69,7 @@ def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: 
 
 def gmres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: float, restart: int = 30) -> CGResult:
     """Solves A x = b for any A until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: generalised minimum residuals
-    (Saad and Schultz 1986, algorithm 4), with Arnoldi's vectors made orthogonal twice.
+    (Saad and Schultz 1986), with Arnoldi's vectors made orthogonal twice.
 
     restart: vectors kept, each as large as b; then it starts anew from what it has, which for an indefinite A may
     stall. Prefer `minres` where A is symmetric.
@@ -132,18 +132,18 @@ class Nystrom(NamedTuple):
 
     def solve(self, b: State) -> State:
         """(U diag(values) Uᵀ + ridge)⁻¹ b."""
-        flat = _flat(b)
+        flat = _vector(b)
         along = self.basis @ flat
         # 1 / (value + ridge) on the range of U, 1 / ridge on the rest.
         change = (1 / (self.values + self.ridge) - 1 / self.ridge) * along
-        return _tree(b, flat / self.ridge + self.basis.mT @ change)
+        return unflattened(b, (flat / self.ridge + self.basis.mT @ change)[None])
 
 
 def nystrom(
     apply: Callable[[State], State], like: State, *, rank: int, ridge: float, generator: torch.Generator
 ) -> Nystrom:
     """The Nyström approximation of a symmetric positive semi-definite A from products with `rank` random vectors
-    (Frangella, Tropp and Udell 2023, algorithm 2.1; for hypergradients Hataya and Yamada 2023, eq. 6, with columns).
+    (Frangella, Tropp and Udell 2023; for hypergradients Hataya and Yamada 2023, with columns).
 
     like: a tree with the structure of A's argument. ridge: of the inverse. generator: of the vectors. The error is
     about the sum of the eigenvalues that `rank` leaves out: use it where few are large, with a ridge above the rest.
@@ -157,12 +157,12 @@ def nystrom(
     twofold.solve.params.SolveError: the matrix has a curvature of -1.0e+00 on the random vectors: Nyström's
     approximation needs a positive semi-definite one; take the Gauss-Newton product, a larger damping, or MinRes
     """
-    flat = _flat(like)
+    flat = _vector(like)
     if not 1 <= rank <= len(flat) or not ridge > 0:
         raise SolveError(f"expected 1 ≤ rank ≤ {len(flat)} and ridge > 0, got rank={rank} and ridge={ridge}")
     drawn = torch.randn(len(flat), rank, dtype=flat.dtype, generator=generator).to(flat.device)
     test = torch.linalg.qr(drawn).Q
-    image = torch.stack([_flat(apply(_tree(like, column))) for column in test.unbind(1)], dim=1)
+    image = torch.stack([_vector(apply(unflattened(like, column[None]))) for column in test.unbind(1)], dim=1)
     core = test.mT @ image
     curvatures = torch.linalg.eigvalsh((core + core.mT) / 2)
     precision = torch.finfo(flat.dtype).eps
@@ -183,7 +183,7 @@ def nystrom(
 
 def refined(apply: Callable[[State], State], b: State, rough: Nystrom, *, steps: int, tolerance: float) -> CGResult:
     """Solves A x = b for a positive definite A by conjugate gradients preconditioned with a Nyström approximation
-    (Frangella, Tropp and Udell 2023, algorithm 5.1), until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent. With 0
+    (Frangella, Tropp and Udell 2023), until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent. With 0
     steps x is `rough.solve(b)`.
 
     apply: A with its ridge, which is `rough.ridge`.
@@ -217,11 +217,5 @@ def refined(apply: Callable[[State], State], b: State, rough: Nystrom, *, steps:
     return CGResult(x, norm(minus(b, apply(x))) / size, done)
 
 
-def _flat(tree: State) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors(tree)])
-
-
-def _tree(like: State, flat: Tensor) -> State:
-    sizes = [t.numel() for t in tensors(like)]
-    parts = zip(torch.split(flat, sizes), tensors(like), strict=True)
-    return rebuild(like, [part.reshape(t.shape) for part, t in parts])
+def _vector(tree: State) -> Tensor:
+    return flattened(tree)[0]

@@ -75,7 +75,7 @@ class _Settle(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class AdaptedOneStep:
-    """The hypergradient through one step of Adam, as SAMA takes it (Choe et al. 2023, eq. 5 and 6): the change of the
+    """The hypergradient through one step of Adam, as SAMA takes it (Choe et al. 2023): the change of the
     step with the gradient, a diagonal matrix, times ∂_u F, then a mixed derivative along that.
 
     Adam's step divides each entry by its own size, and a strategy that assumes gradient descent weighs the entries

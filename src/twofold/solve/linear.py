@@ -35,7 +35,8 @@ class LinearMap(NamedTuple):
 
 
 class Metric(Protocol):
-    """G, symmetric positive definite, on states. floor: a positive lower bound of its smallest eigenvalue."""
+    """G, symmetric positive definite, on states of one structure. floor: a positive lower bound of its smallest
+    eigenvalue. apply: v ↦ G v. solve: v ↦ G⁻¹ v; both keep structure and shapes."""
 
     @property
     def floor(self) -> Number: ...
@@ -66,43 +67,6 @@ def matrix_map(matrix: Tensor) -> LinearMap:
     return LinearMap(lambda x: x @ matrix.mT, lambda y: y @ matrix, torch.linalg.matrix_norm(matrix, 2))
 
 
-def transfer_function(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Half of the Fourier transform of a kernel, centred on pixel (0, 0) of a picture of the given size.
-
-    kernel: `(B or 1, 1 or C, h, w)`, h and w odd and no larger than the picture.
-    Returns `(B or 1, 1 or C, H, W // 2 + 1)`.
-
-    Raises: SolveError for an even or an oversized kernel.
-
-    >>> transfer_function(torch.tensor([[[[0.0, 1.0, 0.0]]]]), (1, 4)).real       # a centred point changes nothing
-    tensor([[[[1., 1., 1.]]]])
-    """
-    height, width = kernel.shape[-2:]
-    if height % 2 == 0 or width % 2 == 0 or height > size[0] or width > size[1]:
-        raise SolveError(f"expected an odd kernel no larger than {size[0]}×{size[1]}, got {height}×{width}")
-    exact = kernel.to(torch.promote_types(kernel.dtype, torch.float32))
-    padded = torch.nn.functional.pad(exact, (0, size[1] - width, 0, size[0] - height))
-    spectrum: Tensor = torch.fft.rfft2(padded.roll((-(height // 2), -(width // 2)), dims=(-2, -1)))
-    return spectrum
-
-
-def convolution_map(kernel: Tensor, size: tuple[int, int]) -> LinearMap:
-    """Convolution with circular borders as a map on pictures `(B, C, H, W)`; its norm is the largest |k̂|.
-
-    kernel: as in `transfer_function`. It is a true convolution: the kernel is flipped, unlike in `torch.nn.Conv2d`.
-
-    >>> K = convolution_map(torch.full((1, 1, 1, 3), 1 / 3), (1, 4))
-    >>> K.forward(torch.tensor([[[[3.0, 0.0, 0.0, 0.0]]]]))
-    tensor([[[[1., 1., 0., 1.]]]])
-    """
-    spectrum = transfer_function(kernel, size)
-    return LinearMap(
-        lambda x: _filter(x, spectrum),
-        lambda y: _filter(y, spectrum.conj()),
-        spectrum.abs().max(),
-    )
-
-
 def require_within(value: Number, *, low: float, name: str, high: float = float("inf"), closed: bool = False) -> None:
     """Raises SolveError unless every entry of `value` lies in (low, high), or in (low, high] where `closed`.
 
@@ -125,6 +89,26 @@ def metric_norm(metric: Metric, v: State, *, per_sample: bool = False) -> Tensor
     10.0
     """
     return dot(v, metric.apply(v), per_sample=per_sample).clamp_min(0).sqrt()
+
+
+def flattened(tree: State, rows: int = 1) -> Tensor:
+    """The numbers of a tree as a matrix `(rows, n)`: one row a sample, or a single row for the whole tree.
+
+    >>> flattened((torch.ones(2, 1), torch.zeros(2, 2)), rows=2)
+    tensor([[1., 0., 0.],
+            [1., 0., 0.]])
+    """
+    return torch.cat([t.reshape(rows, -1) for t in tensors(tree)], dim=1)
+
+
+def unflattened(like: State, flat: Tensor) -> State:
+    """The inverse of `flattened`: a tree with the structure and shapes of `like`.
+
+    >>> unflattened((torch.ones(2), torch.ones(1)), torch.tensor([[1.0, 2.0, 3.0]]))
+    (tensor([1., 2.]), tensor([3.]))
+    """
+    parts = torch.split(flat, [t.numel() // len(flat) for t in tensors(like)], dim=1)
+    return rebuild(like, [part.reshape(t.shape) for part, t in zip(parts, tensors(like), strict=True)])
 
 
 def precondition(metric: Metric, v: State) -> State:
@@ -295,12 +279,6 @@ class PrimalDual:
 
     def solve(self, v: State) -> State:
         return _solve_spd(self.apply, v)
-
-
-def _filter(x: Tensor, spectrum: Tensor) -> Tensor:
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(exact) * spectrum, s=x.shape[-2:])
-    return filtered.to(x.dtype)
 
 
 def _solve_spd(apply: Callable[[State], State], v: State) -> State:

@@ -189,9 +189,11 @@ class Aggregated:
         return fresh, size, norm(detach(minus(self.followers.params(fresh), u)))
 
     def params(self, state: State) -> State:
+        """Those of the followers' dynamics."""
         return self.followers.params(state[0])
 
     def replace(self, state: State, params: State) -> State:
+        """As the followers' dynamics do it."""
         return self.followers.replace(state[0], params), *state[1:]
 
     def _projected(self, moved: State, params: State) -> State:

@@ -52,8 +52,24 @@ class ProximalALM:
         return u, multiplier + self.penalty * (self.linear.forward(u) - self.target)
 
 
+class _LinearisedStep:
+    """The step τ = fraction / (β‖A‖²) of a linearised block, and the checks of what it is made of."""
+
+    linear: LinearMap
+    penalty: Number
+    fraction: Number
+
+    def __post_init__(self) -> None:
+        require_within(self.penalty, low=0, name="penalty")
+        require_within(self.fraction, low=0, high=1, name="fraction")
+
+    @property
+    def step(self) -> Number:
+        return self.fraction / (self.penalty * self.linear.norm**2)
+
+
 @dataclass(frozen=True, eq=False)
-class LinearisedALM:
+class LinearisedALM(_LinearisedStep):
     """Augmented Lagrangian steps for min f(u) subject to A u = target that only need the prox of f.
 
     u ← prox_{τf}(u − τAᵀ(λ + β(Au − target)));  λ ← λ + β(Au − target);  τ = fraction / (β‖A‖²).
@@ -75,14 +91,6 @@ class LinearisedALM:
     penalty: Number = 1.0
     fraction: Number = 0.99
 
-    def __post_init__(self) -> None:
-        require_within(self.penalty, low=0, name="penalty")
-        require_within(self.fraction, low=0, high=1, name="fraction")
-
-    @property
-    def step(self) -> Number:
-        return self.fraction / (self.penalty * self.linear.norm**2)
-
     @property
     def metric(self) -> Metric:
         return Blocks((Linearised(self.linear, self.step, self.penalty), Scaled(1 / self.penalty)))
@@ -95,7 +103,7 @@ class LinearisedALM:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearisedADMM:
+class LinearisedADMM(_LinearisedStep):
     """Two-block steps for min f(Z) + g(E) subject to A Z + E = target: Z linearised, E exact, then the multiplier.
 
     Z ← prox_{τf}(Z − τAᵀ(λ + β(AZ + E − X)));  E ← prox_{g/β}(X − AZ − λ/β);  λ ← λ + β(AZ + E − X);
@@ -118,14 +126,6 @@ class LinearisedADMM:
     target: Tensor
     penalty: Number = 1.0
     fraction: Number = 0.99
-
-    def __post_init__(self) -> None:
-        require_within(self.penalty, low=0, name="penalty")
-        require_within(self.fraction, low=0, high=1, name="fraction")
-
-    @property
-    def step(self) -> Number:
-        return self.fraction / (self.penalty * self.linear.norm**2)
 
     @property
     def metric(self) -> Metric:
@@ -171,10 +171,12 @@ class PDHG:
 
     @property
     def step(self) -> Number:
+        """τ."""
         return self.fraction**0.5 * self.ratio / self.linear.norm
 
     @property
     def dual_step(self) -> Number:
+        """σ."""
         return self.fraction**0.5 / (self.ratio * self.linear.norm)
 
     @property

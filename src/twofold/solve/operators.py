@@ -8,9 +8,7 @@ as a `fraction` in (0, 1) of the largest that is allowed, so the condition holds
 operator              state                metric G                      condition
 ====================  ===================  ============================  ===============
 `ProximalGradient`    u                    I, or diag(1/s)               s ≤ 2/L
-`DataProx`            pictures             I                             none
-`SumProx`             (layer, layer, ...)  I                             none
-`DenoiserStep`        pictures             I                             net 1-Lipschitz
+`DenoiserStep`        u                    I                             net 1-Lipschitz
 `ProximalALM`         (u, λ)               diag(w I, I/β)                w > 0
 `LinearisedALM`       (u, λ)               diag(I/τ − βAᵀA, I/β)         τβ‖A‖² < 1
 `LinearisedADMM`      (Z, E, λ)            diag(I/τ − βAᵀA, βI, I/β)     τβ‖A‖² < 1
@@ -39,7 +37,6 @@ from twofold.solve.linear import (
     Scaled,
     metric_norm,
     require_within,
-    transfer_function,
 )
 from twofold.solve.params import SolveError, State, axpy, leaves, minus, norm, pull, rebuild, scale, tensors
 
@@ -110,7 +107,7 @@ def unit_interval(raw: Tensor, *, high: float = 0.99) -> Tensor:
 
 
 def positive(raw: Tensor) -> Tensor:
-    """An unconstrained number as a positive one: softplus(raw).
+    """Unconstrained numbers as positive ones, elementwise: softplus(raw).
 
     >>> round(positive(torch.tensor(0.5413)).item(), 3)
     1.0
@@ -119,7 +116,7 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def soft_threshold(v: Tensor, threshold: Number) -> Tensor:
-    """The proximal step of the l1 norm: every entry moves towards 0 by the threshold and stops there.
+    """The proximal step of the l1 norm, elementwise: every entry moves towards 0 by the threshold and stops there.
 
     >>> soft_threshold(torch.tensor([3.0, -0.5, -2.0]), 1.0)
     tensor([ 2., -0., -1.])
@@ -128,7 +125,7 @@ def soft_threshold(v: Tensor, threshold: Number) -> Tensor:
 
 
 def no_prox(v: Tensor, step: Number) -> Tensor:
-    """The proximal step of g = 0: nothing moves.
+    """The proximal step of g = 0: `v`, of any shape, as it is.
 
     >>> no_prox(torch.tensor([1.0]), 0.1)
     tensor([1.])
@@ -162,6 +159,7 @@ class ProximalGradient:
 
     @property
     def step(self) -> Number:
+        """s."""
         return 2 * self.fraction / self.smoothness
 
     @property
@@ -174,76 +172,10 @@ class ProximalGradient:
 
 
 @dataclass(frozen=True, eq=False)
-class DataProx:
-    """z ↦ argmin_x ½‖k ∗ x − observed‖² + penalty/2 ‖x − z‖², in one Fourier division (circular borders).
-
-    Its Lipschitz constant is the largest ρ / (ρ + |k̂|²): never above 1, and below 1 where k̂ has no zero.
-
-    observed: `(B, C, H, W)`. kernel: `(B or 1, 1, h, w)`, odd. penalty: ρ > 0, a number or `(B, 1, 1, 1)`.
-
-    >>> prox = DataProx(torch.full((1, 1, 4, 4), 2.0), torch.ones(1, 1, 1, 1), penalty=1.0)
-    >>> prox(torch.zeros(1, 1, 4, 4))[0, 0, 0]                             # half-way between 2 and 0
-    tensor([1., 1., 1., 1.])
-    """
-
-    observed: Tensor
-    kernel: Tensor
-    penalty: Number
-    metric: Metric = field(default=Euclidean(), init=False)
-    _data: Tensor = field(init=False, repr=False)
-    _power: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_within(self.penalty, low=0, name="penalty")
-        # Once for all steps, and now: on first use it might happen under no_grad and cut the kernel off for ever.
-        blur = transfer_function(self.kernel, (self.observed.shape[-2], self.observed.shape[-1]))
-        exact = self.observed.to(torch.promote_types(self.observed.dtype, torch.float32))
-        object.__setattr__(self, "_data", blur.conj() * torch.fft.rfft2(exact))
-        object.__setattr__(self, "_power", blur.real.square() + blur.imag.square())
-
-    @property
-    def lipschitz(self) -> Tensor:
-        """The exact Lipschitz constant, a scalar."""
-        share: Tensor = self.penalty / (self.penalty + self._power)
-        return share.max()
-
-    def __call__(self, z: Tensor) -> Tensor:
-        exact = z.to(torch.promote_types(z.dtype, torch.float32))
-        x = (self._data + self.penalty * torch.fft.rfft2(exact)) / (self._power + self.penalty)
-        restored: Tensor = torch.fft.irfft2(x, s=z.shape[-2:])
-        return restored.to(z.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class SumProx:
-    """The proximal step of ½‖observed − Σ layers‖²: every layer takes an equal share of what is missing.
-
-    Its Lipschitz constant is exactly 1: what moves between layers is invisible to their sum.
-
-    observed: `(B, C, H, W)`, the state a tuple of m such layers. penalty: ρ > 0; the share is 1 / (ρ + m).
-
-    >>> SumProx(torch.full((1, 1), 4.0), penalty=2.0)((torch.zeros(1, 1), torch.zeros(1, 1)))
-    (tensor([[1.]]), tensor([[1.]]))
-    """
-
-    observed: Tensor
-    penalty: Number
-    metric: Metric = field(default=Euclidean(), init=False)
-
-    def __post_init__(self) -> None:
-        require_within(self.penalty, low=0, name="penalty")
-
-    def __call__(self, layers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        missing = self.observed - sum(layers[1:], start=layers[0])
-        share = missing / (self.penalty + len(layers))
-        return tuple(layer + share for layer in layers)
-
-
-@dataclass(frozen=True, eq=False)
 class DenoiserStep:
     """u ↦ (1 − weight) u + weight · net(u): non-expansive where the net is 1-Lipschitz, averaged for weight < 1.
 
-    net: `(B, C, H, W)` to the same shape; nobody here can see whether it is 1-Lipschitz (measure with `stretch`).
+    net: `(B, ...)` to the same shape; whether it is 1-Lipschitz is not checked (measure with `stretch`).
     weight: in (0, 1].
 
     >>> DenoiserStep(torch.zeros_like, weight=0.25)(torch.tensor([4.0]))
@@ -263,7 +195,7 @@ class DenoiserStep:
 
 @dataclass(frozen=True, eq=False)
 class Blockwise:
-    """One operator for each tensor of a tuple, as for the two layers of a rainy picture; None leaves a tensor alone.
+    """One operator for each tensor of a tuple; None leaves a tensor as it is.
 
     >>> Blockwise((lambda u: 2 * u, None))((torch.ones(1), torch.ones(1)))
     (tensor([2.]), tensor([1.]))

@@ -241,7 +241,7 @@ def scalar(value: Any, name: str) -> Tensor:
 
 
 def require_seen(found: list[Tensor | None], name: str, what: str) -> None:
-    """Raises SolveError where every slope is None: the gradient would be zero, always.
+    """Raises SolveError where every slope (tensors of any shape) is None: the gradient would be zero, always.
 
     >>> require_seen([None], "the lower loss", "the lower parameters")
     Traceback (most recent call last):
@@ -264,7 +264,7 @@ def slopes(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor | None]:
-    """cotangentsᵀ ∂outputs/∂inputs, None for the inputs that no output depends on.
+    """cotangentsᵀ ∂outputs/∂inputs, of the same shape as the inputs; None for those that no output depends on.
 
     >>> x, y = torch.tensor(3.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     >>> slopes(x**2, [x, y])
@@ -286,7 +286,7 @@ def slopes(
 
 
 def filled(found: list[Tensor | None], like: list[Tensor]) -> list[Tensor]:
-    """The same with zeros for None.
+    """The same with zeros for None, of the same shape as `like`.
 
     >>> filled([None], [torch.ones(2)])
     [tensor([0., 0.])]
@@ -302,7 +302,7 @@ def pull(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
-    """`slopes` with zeros for the inputs that no output depends on.
+    """`slopes` with zeros, of the same shape, for the inputs that no output depends on.
 
     >>> x, y = torch.tensor(3.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     >>> pull(x**2, [x, y])

@@ -1,4 +1,4 @@
-"""Products with the second derivatives of the lower loss: exact, or by central differences."""
+"""Products with the second derivatives of the lower loss: exact, or by differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ from twofold.solve.params import (
 
 
 class Products(Protocol):
-    """Second derivatives of the lower loss at one point: ∇_u f, v ↦ ∇²_uu f v, v ↦ ∂_w ⟨∇_u f, v⟩."""
+    """Second derivatives of the lower loss f at one point (w, u).
+
+    gradient: ∇_u f, a tree like u. hessian: v ↦ ∇²_uu f v, both like u. mixed: v like u ↦ ∂_w ⟨∇_u f, v⟩, one tensor
+    for each tensor of w; SolveError where f's gradient does not depend on w.
+    """
 
     def gradient(self) -> State: ...
     def hessian(self, v: State) -> State: ...
@@ -35,6 +39,8 @@ class Products(Protocol):
 
 
 class Cross(Protocol):
+    """How products with second derivatives are taken. at: makes them at a point; run counts the evaluations."""
+
     def at(self, run: Evaluator, w: State, u: State) -> Products: ...
 
 
@@ -60,7 +66,7 @@ EXACT = Exact()
 
 @dataclass(frozen=True)
 class CentralDifference:
-    """(∇f(u + εv) − ∇f(u − εv)) / 2ε with ε = radius / ‖v‖ (Liu, Simonyan and Yang 2019, eq. 8): two gradients,
+    """(∇f(u + εv) − ∇f(u − εv)) / 2ε with ε = radius / ‖v‖ (Liu, Simonyan and Yang 2019): two gradients,
     no graph.
 
     radius: how far the lower parameters are moved, in the Euclidean norm; None takes the cube root of the precision,
@@ -79,6 +85,30 @@ class CentralDifference:
 
     def at(self, run: Evaluator, w: State, u: State) -> Products:
         return _DifferenceProducts(run, w, u, self.radius)
+
+
+@dataclass(frozen=True)
+class ForwardDifference:
+    """(∇f(u + εv) − ∇f(u)) / ε with ε = radius / ‖v‖, for `OneStepUnrolled(step, ForwardDifference())`.
+
+    ∇f(u) is known from the step itself, so a hypergradient takes three gradients where `CentralDifference` takes
+    four. Its error is of first order in ε instead of second. In float32 rounding is the larger one, for either (about
+    a tenth on the supernet, of a product that is a hundredth of the gradient in α): prefer `Exact` where memory
+    allows.
+
+    radius: how far the lower parameters are moved, in the Euclidean norm; None takes 0.01 in float32.
+
+    >>> from twofold.solve import Bilevel, OneStepUnrolled, hypergradient
+    >>> problem = Bilevel(lambda w, u: (u - 1).square().sum(), lambda w, u: (u - w).square().sum() / 2)
+    >>> w, u = torch.tensor([3.0], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64)
+    >>> hypergradient(problem, w, u, strategy=OneStepUnrolled(0.5, ForwardDifference())).gradient.round(decimals=4)
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    radius: float | None = None
+
+    def at(self, run: Evaluator, w: State, u: State) -> Products:
+        return _ForwardProducts(run, w, u, self.radius)
 
 
 class _ExactProducts:
@@ -155,8 +185,33 @@ class _DifferenceProducts:
             )
 
 
+class _ForwardProducts:
+    def __init__(self, run: Evaluator, w: State, u: State, radius: float | None) -> None:
+        self.run, self.w, self.u = run, w, u
+        self.radius = 2 * torch.finfo(tensors(u)[0].dtype).eps ** (1 / 3) if radius is None else radius
+        w, u = leaves(w), leaves(u)
+        found = slopes(run.lower(w, u), tensors(w) + tensors(u))
+        in_w, in_u = found[: len(tensors(w))], found[len(tensors(w)) :]
+        require_seen(in_u, "the lower loss", "the lower parameters")
+        require_mixed(in_w)
+        self.in_w, self.in_u = filled(in_w, tensors(w)), filled(in_u, tensors(u))
+
+    def gradient(self) -> State:
+        return rebuild(self.u, self.in_u)
+
+    def hessian(self, v: State) -> State:
+        raise SolveError("a forward difference is for one unrolled step; take CentralDifference or Exact for this one")
+
+    def mixed(self, v: State) -> list[Tensor]:
+        e = self.radius / float(norm(v).clamp_min(1e-30))
+        w = leaves(self.w)
+        ahead = pull(self.run.lower(w, axpy(e, v, self.u)), tensors(w))
+        return [(a - b) / e for a, b in zip(ahead, self.in_w, strict=True)]
+
+
 def require_mixed(found: list[Tensor | None]) -> None:
-    """Raises SolveError where every slope is None: the lower level does not depend on the upper parameters.
+    """Raises SolveError where every slope (tensors of any shape) is None: the lower level does not depend on the upper
+    parameters.
 
     >>> require_mixed([None])
     Traceback (most recent call last):

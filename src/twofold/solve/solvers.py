@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from twofold.solve.linear import metric_norm
+from twofold.solve.linear import flattened, metric_norm, unflattened
 from twofold.solve.operators import Operator, metric_of
 from twofold.solve.params import (
     SolveError,
@@ -56,14 +56,24 @@ class NotConverged(SolveError):
 
 
 class Solver(Protocol):
-    """How to step. `advance` gets u, T(u), the residual and whatever it returned last time (at first None)."""
+    """How to step, and when to stop: after `steps`, or at a residual of tolerance ‖u‖ + absolute.
+
+    advance: (u, T(u), their distance `(B,)` or `()`, what it returned last time beside the state, at first None) → the
+    next state, like u, and what it is to get next time.
+    """
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Most evaluations of T that an iterate may take."""
+
     @property
-    def tolerance(self) -> float: ...
+    def tolerance(self) -> float:
+        """Of the residual, relative to ‖u‖; 0 takes every step."""
+
     @property
-    def absolute(self) -> float: ...
+    def absolute(self) -> float:
+        """Added to the relative tolerance."""
+
     def advance(self, u: State, image: State, residual: Tensor, memory: Any) -> tuple[State, Any]: ...
 
 
@@ -226,8 +236,7 @@ class Anderson:
         self, u: State, image: State, residual: Tensor, memory: list[tuple[Tensor, Tensor, Tensor]] | None
     ) -> tuple[State, list[tuple[Tensor, Tensor, Tensor]]]:
         rows = 1 if residual.ndim == 0 else len(residual)
-        point = torch.cat([t.reshape(rows, -1) for t in tensors(u)], dim=1)
-        gap = torch.cat([t.reshape(rows, -1) for t in tensors(minus(image, u))], dim=1)
+        point, gap = flattened(u, rows), flattened(minus(image, u), rows)
         past = [*(memory or []), (point, gap, residual.reshape(rows, 1))][-self.memory - 1 :]
         plain = point + self.relaxation * gap
         if len(past) > 1:
@@ -240,9 +249,7 @@ class Anderson:
             weights = torch.linalg.solve(gram + ridge[:, None, None] * eye, gaps.mT @ gap[:, :, None])
             mixed = plain - ((points + self.relaxation * gaps) @ weights)[:, :, 0]
             plain = torch.where(past[-1][2] > self.growth * past[-2][2], plain, mixed)
-        sizes = [t.numel() // rows for t in tensors(u)]
-        parts = torch.split(plain, sizes, dim=1)
-        return rebuild(u, [p.reshape(t.shape) for p, t in zip(parts, tensors(u), strict=True)]), past
+        return unflattened(u, plain), past
 
 
 def _where(choose: Tensor, one: State, other: State) -> State:

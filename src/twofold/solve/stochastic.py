@@ -1,7 +1,7 @@
 """Stochastic bilevel descent with Hessian-vector products: mini-batches on both levels, no inner solve to the end.
 
 All of them follow three variables, the lower parameters u, the upper ones w, and the solution v of ∇²_uu f v = ∇_u F
-(Dagréou et al. 2022, eq. 3), along
+(Dagréou et al. 2022), along
 
     D_u = ∇_u f,    D_v = ∇²_uu f v − ∇_u F,    D_w = ∇_w F − ∇²_wu f v,
 
@@ -28,7 +28,7 @@ from twofold.solve.evaluator import Evaluator
 from twofold.solve.meta import StepSchedule
 from twofold.solve.params import SolveError, State, axpy, minus, over, rebuild, scale, zeros_like
 from twofold.solve.second_order import EXACT, Cross
-from twofold.solve.streams import Draws, FiniteSum, gradients
+from twofold.solve.streams import Draws, FiniteSum, descended, gradients
 
 
 class Three(NamedTuple):
@@ -47,12 +47,12 @@ class Three(NamedTuple):
 
 @dataclass(frozen=True)
 class SOBA:
-    """Stochastic bilevel algorithm (Dagréou et al. 2022, algorithm 1 with eq. 5): u, v and w each take one
+    """Stochastic bilevel algorithm (Dagréou et al. 2022): u, v and w each take one
     stochastic gradient step at the same draw, u and v with ρ_k, w with γ_k.
 
     lower_step: ρ_k, below 2 / curvature of every batch. upper_step: γ_k, small beside ρ_k. With noise both must fall:
     ρ_k ∝ k^−2/5 and γ_k ∝ k^−3/5 there. averaging: θ_k in (0, 1], the weight of the newest D_w in a running mean along
-    which w moves (MA-SOBA, Chen, Xiao and Balasubramanian 2023, eq. 5); None moves along D_w itself.
+    which w moves (MA-SOBA, Chen, Xiao and Balasubramanian 2023); None moves along D_w itself.
 
     >>> from itertools import islice
     >>> import torch
@@ -108,9 +108,9 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class SABA:
-    """`SOBA` with the variance reduction of SAGA (Dagréou et al. 2022, section 3.3): every direction is
+    """`SOBA` with the variance reduction of SAGA (Dagréou et al. 2022): every direction is
     new − old + mean, over tables with one entry a batch, so constant steps converge, linearly where φ satisfies the
-    Polyak-Łojasiewicz inequality (there, theorem 4).
+    Polyak-Łojasiewicz inequality (shown there).
 
     It asks for a `FiniteSum`. Memory: (2 |u| + |w|) for each lower batch, |u| + |w| for each upper one. The tables are
     filled at the start, one pass over all batches.
@@ -164,7 +164,7 @@ class SABA:
 
 @dataclass(frozen=True)
 class AmIGO:
-    """Amortised implicit gradient optimisation (Arbel and Mairal 2022, algorithm 1): `inner` steps of u, then `linear`
+    """Amortised implicit gradient optimisation (Arbel and Mairal 2022): `inner` steps of u, then `linear`
     stochastic gradient steps of ½ ⟨v, ∇²f v⟩ − ⟨∇_u F, v⟩, both from where the last iteration left them, then one
     step of w; every step has a draw of its own.
 
@@ -197,7 +197,7 @@ class AmIGO:
 
     def step(self, draws: Draws, k: int, memory: Three) -> Three:
         w, u, v, _ = memory
-        u = _descended(draws, w, u, self.lower_step(k), self.inner)
+        u = descended(draws, w, u, self.lower_step(k), self.inner)
         for _ in range(self.linear):
             run = draws.next()
             product = self.cross.at(run, w, u).hessian(v)
@@ -209,7 +209,7 @@ class AmIGO:
 
 @dataclass(frozen=True)
 class StocBiO:
-    """Stochastic bilevel optimiser (Ji, Yang and Liang 2021, algorithm 2 and eq. 6): `inner` steps of u, then
+    """Stochastic bilevel optimiser (Ji, Yang and Liang 2021): `inner` steps of u, then
     v = η Σ_{q ≤ terms} Π (I − η ∇²f) ∇_u F with another draw in every factor, then one step of w.
 
     lower_step: of u. series_step: η, below 1 / curvature of every batch. upper_step: of w. The truncated series biases
@@ -244,7 +244,7 @@ class StocBiO:
 
     def step(self, draws: Draws, k: int, memory: Three) -> Three:
         w, u = memory.upper, memory.lower
-        u = _descended(draws, w, u, self.lower_step(k), self.inner)
+        u = descended(draws, w, u, self.lower_step(k), self.inner)
         run = draws.next()
         _, upper_w, upper_u = gradients(run.upper, w, u)
         total = term = upper_u
@@ -254,12 +254,6 @@ class StocBiO:
         v = scale(self.series_step, total)
         mixed = rebuild(w, self.cross.at(draws.next(), w, u).mixed(v))
         return Three(axpy(-self.upper_step(k), minus(upper_w, mixed), w), u, v)
-
-
-def _descended(draws: Draws, w: State, u: State, step: float, steps: int) -> State:
-    for _ in range(steps):
-        u = axpy(-step, gradients(draws.next().lower, w, u)[2], u)
-    return u
 
 
 def _lower_parts(run: Evaluator, cross: Cross, w: State, u: State, v: State) -> State:

@@ -18,6 +18,7 @@ from twofold.solve.evaluator import Evaluator
 from twofold.solve.params import (
     SolveError,
     State,
+    axpy,
     detach,
     filled,
     leaves,
@@ -96,6 +97,7 @@ class FiniteSum:
 
     @property
     def whole(self) -> Bilevel:
+        """The problem that the draws stand for: the means of all parts."""
         return Bilevel(_mean(self.uppers), _mean(self.lowers))
 
 
@@ -183,6 +185,7 @@ class Draws:
         yield from (self._counted(Bilevel(loss, self.stream.lowers[0])) for loss in self.stream.uppers)
 
     def calls(self) -> Calls:
+        """What has been computed so far."""
         self._before = Calls(
             self._before.upper_gradients + sum(run.upper_evaluations for run in self._runs),
             self._before.lower_gradients + sum(run.lower_evaluations for run in self._runs),
@@ -200,17 +203,18 @@ class Draws:
 
 
 class Method(Protocol):
-    """A single loop over draws. Its memory is a NamedTuple with `upper` and `lower`, and is never changed in place."""
+    """A single loop over draws. begin: the first memory, from both levels' parameters. step: the memory after iteration
+    k = 0, 1, …. A memory is a NamedTuple with `upper` and `lower`, and is never changed in place."""
 
     def begin(self, draws: Draws, upper: State, lower: State) -> Any: ...
     def step(self, draws: Draws, k: int, memory: Any) -> Any: ...
 
 
-class Turn(NamedTuple):
+class Iteration(NamedTuple):
     """One iteration of a single loop. number: from 0. upper_params, lower_params: after it. calls: since the start.
     memory: all that the method goes on from.
 
-    >>> Turn(0, torch.tensor(1.0), torch.tensor(2.0), Calls(1, 1, 0, 1), None).calls.draws
+    >>> Iteration(0, torch.tensor(1.0), torch.tensor(2.0), Calls(1, 1, 0, 1), None).calls.draws
     1
     """
 
@@ -228,7 +232,7 @@ def descend(
     lower_params: State,
     *,
     project: Callable[[State], State] | None = None,
-) -> Iterator[Turn]:
+) -> Iterator[Iteration]:
     """The iterations of a single-loop method, without end: take as many as you like.
 
     stream: the problems, one a draw; `whole(problem)` for one problem without mini-batches, a `FiniteSum` for data.
@@ -258,8 +262,20 @@ def descend(
                     f"iteration {number} of {type(method).__name__} made the {name} parameters infinite or NaN: "
                     "a step exceeds 2 / curvature, or a loss is not finite there; take smaller steps"
                 )
-        yield Turn(number, memory.upper, memory.lower, draws.calls(), memory)
+        yield Iteration(number, memory.upper, memory.lower, draws.calls(), memory)
         number += 1
+
+
+def descended(draws: Draws, w: State, u: State, step: float, steps: int) -> State:
+    """u after gradient steps on the lower loss, each at a draw of its own.
+
+    >>> draws = Draws(whole(Bilevel(upper=lambda w, u: u, lower=lambda w, u: (u - w) ** 2 / 2)))
+    >>> descended(draws, torch.tensor(1.0), torch.tensor(3.0), 0.5, 2).item()                            # 1 + 2 / 4
+    1.5
+    """
+    for _ in range(steps):
+        u = axpy(-step, gradients(draws.next().lower, w, u)[2], u)
+    return u
 
 
 def gradients(loss: BilevelLoss, w: State, u: State) -> tuple[Tensor, State, State]:

@@ -5,7 +5,7 @@ With v(w) = min_u f(w, u), the lower level is the constraint f(w, u) − v(w) �
 
     φ_λ(w) = min_u [F(w, u) + λ f(w, u)] − λ v(w),    ∇φ_λ(w) = ∇_w F(w, z) + λ (∇_w f(w, z) − ∇_w f(w, y)),
 
-z = argmin_u F/λ + f and y = argmin_u f: no second derivative anywhere (Kwon et al. 2023, eq. 4 to 6). For a strongly
+z = argmin_u F/λ + f and y = argmin_u f: no second derivative anywhere (Kwon et al. 2023). For a strongly
 convex lower level ∇φ_λ differs from the hypergradient by O(1/λ).
 
 `ValueFunction` is that gradient as a strategy of `hypergradient`; the module `first_order` has the single loops that
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from twofold.solve.dynamics import Bilevel, Dynamics, require_dynamics
+from twofold.solve.dynamics import Bilevel, Dynamics, require_dynamics, require_minimising
 from twofold.solve.evaluator import Evaluator
 from twofold.solve.params import SolveError, State, axpy, detach, filled, minus, norm, rebuild, scale, tensors
 from twofold.solve.streams import gradients
@@ -29,7 +29,7 @@ from twofold.solve.streams import gradients
 class ValueFunction:
     """The hypergradient as a finite difference of ∇_w min_u [f + ν F] in ν, at ν = 1/penalty.
 
-    penalty: λ. order: 1 is the forward difference, ν and 0 (Kwon et al. 2023, eq. 6), with a bias of O(1/λ); 2 is the
+    penalty: λ. order: 1 is the forward difference, ν and 0 (Kwon et al. 2023), with a bias of O(1/λ); 2 is the
     central difference, ±ν (Chen et al. 2025, F²SA-p with p = 2), with a bias of O(1/λ²) and one more solve, and needs
     f − F/λ to have a minimum. steps, dynamics: how the lower minimum is approached from the parameters given, and
     each penalised minimum from there. tolerance: on what those solves leave, λ (‖∇f(y)‖ + ‖∇(f + F/λ)(z)‖) / ‖∇_u F‖,
@@ -64,11 +64,7 @@ class ValueFunction:
             )
 
     def differentiate(self, run: Evaluator, upper: State, lower: State) -> tuple[Tensor, State, State]:
-        if not self.dynamics.minimises_lower:
-            raise SolveError(
-                f"ValueFunction compares two minima, and {type(self.dynamics).__name__} does not come to rest at one; "
-                "take Unrolled or Truncated"
-            )
+        require_minimising("ValueFunction", self.dynamics)
         y = self._minimum(run, upper, lower, 0.0)
         value, seen, slope = run.upper_gradients(upper, y)
         size = float(norm(rebuild(y, slope)))

@@ -51,6 +51,7 @@ class Genotype:
 
     @property
     def units(self) -> int:
+        """How many Hadamard units there are."""
         return len(self.groups) - 2
 
     @property
@@ -96,9 +97,11 @@ class Genotype:
         return cell
 
     def to_json(self) -> str:
+        """As text that `from_json` reads."""
         return json.dumps({"ops_per_branch": self.ops_per_branch, "groups": self.groups}, indent=1)
 
     def write(self, path: Path) -> None:
+        """As a file that recipes name."""
         write_text(path, self.to_json() + "\n")
 
     @classmethod
@@ -166,16 +169,3 @@ def entropy(supernet: nn.Module) -> float:
     rows = [row for table in shares(supernet).values() for row in table]
     each = [-float((row * row.clamp_min(1e-30).log()).sum()) / math.log(len(row)) for row in rows]
     return sum(each) / len(each)
-
-
-def copy_weights(supernet: HadamardNet, found: HadamardNet) -> None:
-    """Gives a found network the parameters that its operations have in the supernet, in place: a warm start."""
-    genotype = derive(supernet)
-    for name, mixture in mixtures_of(supernet).items():
-        chosen = mixture.candidates[genotype.groups[mixture.place.group][mixture.place.row]]
-        found.get_submodule(name).load_state_dict(chosen.state_dict())
-    own = dict(supernet.named_parameters())
-    with torch.no_grad():
-        for name, value in found.named_parameters():
-            if name in own:  # the down- and upsamplings
-                value.copy_(own[name])

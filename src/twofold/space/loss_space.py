@@ -20,7 +20,8 @@ from twofold.nets.perceptual import FeatureNetwork
 
 
 class FeatureChoice(nn.Module):
-    """ℓ_f: Σ over groups of Σ over layers of softmax(logits of the group) · mean |difference of that layer's features|.
+    """ℓ_f of images `(B, 3, H, W)`, a scalar: Σ over groups of Σ over layers of softmax(logits of the group) · mean
+    |difference of that layer's features|.
 
     groups: numbers of the network's layers, one of each group is found in the end. logits: starting values, one
     tensor a group. scale: factor on the whole.
@@ -68,9 +69,11 @@ class Clipped:
     """
 
     def raw(self, count: int) -> Tensor:
+        """The learned numbers `(count,)` at the start: every weight 1."""
         return torch.ones(count)
 
     def weights(self, raw: Tensor) -> Tensor:
+        """`raw (n,)` → weights `(n,)`, at least 0."""
         return raw
 
 
@@ -79,9 +82,11 @@ class Softplus:
     """λ = softplus(raw): always positive, needs no projection."""
 
     def raw(self, count: int) -> Tensor:
+        """The learned numbers `(count,)` at the start: every weight 1."""
         return torch.ones(count).expm1().log()
 
     def weights(self, raw: Tensor) -> Tensor:
+        """`raw (n,)` → weights `(n,)`, above 0."""
         return F.softplus(raw)
 
 
@@ -90,9 +95,11 @@ class FixedSum:
     """λ = n · softmax(raw): their mean stays 1, so that a search cannot trade the loss against the learning rate."""
 
     def raw(self, count: int) -> Tensor:
+        """The learned numbers `(count,)` at the start: every weight 1."""
         return torch.zeros(count)
 
     def weights(self, raw: Tensor) -> Tensor:
+        """`raw (n,)` → weights `(n,)`, above 0, whose sum stays n."""
         return len(raw) * raw.softmax(0)
 
 

@@ -25,7 +25,7 @@ def convolve_same(features: Tensor, kernel: Tensor, *, dilation: int = 1) -> Ten
 
 
 class Skip(nn.Module):
-    """SC: the input."""
+    """SC: the input, `(B, C, H, W)`."""
 
     radius = 0
 
@@ -38,7 +38,7 @@ class Skip(nn.Module):
 
 
 class Convolution(nn.Module):
-    """k-C, k-2-DC (dilation 2), k-RC and k-2-RDC (residual: plus the input)."""
+    """k-C, k-2-DC (dilation 2), k-RC and k-2-RDC (residual: plus the input): `(B, C, H, W)` → `(B, D, H, W)`."""
 
     def __init__(self, inputs: int, outputs: int, *, size: int, dilation: int = 1, residual: bool = False) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Convolution(nn.Module):
 
 
 class Dense(nn.Module):
-    """k-DC: outer([x, ReLU(inner(x))]), two k×k convolutions."""
+    """k-DC of `(B, C, H, W)`: outer([x, ReLU(inner(x))]), two k×k convolutions."""
 
     def __init__(self, inputs: int, outputs: int, *, size: int) -> None:
         super().__init__()

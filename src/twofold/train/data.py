@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -42,6 +43,26 @@ def validation(recipe: recipes.Recipe, root: Path) -> dict[str, Sequence[Case]]:
     channels = recipe.model.channels
     sets |= {name: source.cases(root, channels=channels) for name, source in recipe.data.degraded.items()}
     return {name: cases[: recipe.data.limit or None] for name, cases in sets.items()}
+
+
+def held_out(
+    restorer: Callable[..., Restored],
+    recipe: recipes.Recipe,
+    root: Path,
+    *,
+    model: str = "",
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Iterator[tuple[str, evaluate.Evaluation]]:
+    """(name, evaluation) of each validation set of a recipe, by its protocol.
+
+    restorer: as `evaluate.evaluate` takes it. progress: called after every image with the name of the set, how many are
+    done and how many there are.
+
+    Raises: DataError where a set is not below `root`.
+    """
+    for name, cases in validation(recipe, root).items():
+        report = None if progress is None else partial(progress, name)
+        yield name, evaluate.evaluate(restorer, cases, PROTOCOLS[recipe.protocol], model=model, progress=report)
 
 
 def scores(restorer: nn.Module, sets: dict[str, Sequence[Case]], recipe: recipes.Recipe) -> dict[str, float]:

@@ -97,7 +97,7 @@ class Learner:
         self.step(torch.autograd.grad(loss, self.parameters, allow_unused=True))
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step down `gradients`, one for each of `parameters` and of its shape; None leaves a parameter as it is.
+        """One step down `gradients`, one for each of `parameters`, of the same shape; None leaves a parameter as it is.
 
         Raises: Diverged where they are not finite; the parameters are then left as they were.
         """
@@ -115,9 +115,11 @@ class Learner:
         self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of the optimizer, and the number of steps done."""
         return {"optimizer": self.optimizer.state_dict(), "schedule": {"last_epoch": self.schedule.last_epoch}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` returned. Raises: ValueError where it is of other parameters."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
 
@@ -132,7 +134,9 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 class Optimizer(Settings):
-    """clip: largest norm of the gradient; 0 for none. momentum: of sgd."""
+    """learning_rate: at the end of the warm-up. betas: decay rates of Adam's moments. momentum: of sgd. weight_decay:
+    factor of the weights' squared norm; decoupled in adamw. clip: largest norm of the gradient; 0 for none.
+    """
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Rate = 1e-3
@@ -142,6 +146,7 @@ class Optimizer(Settings):
     clip: Amount = 0.0
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of torch over `parameters`."""
         lr, decay = self.learning_rate, self.weight_decay
         if self.kind == "sgd":
             return torch.optim.SGD(parameters, lr, momentum=self.momentum, weight_decay=decay)
@@ -151,8 +156,8 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """warmup: steps of linear rise. milestones: shares of the run after which the rate is multiplied by `factor`.
-    floor: share of the rate that a cosine ends at.
+    """warmup: steps of linear rise. milestones: shares of the run after each of which the rate is multiplied by
+    `factor`. factor: of multistep. floor: share of the rate that a cosine ends at.
     """
 
     kind: Literal["constant", "cosine", "multistep"] = "cosine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from twofold.contracts import Sample, TwofoldError, WeightsError
 from twofold.files import remove_orphans, write_text
@@ -21,66 +23,60 @@ from twofold.train import checkpoint
 from twofold.train.schemes import Report, Scheme, load_state, state_of
 
 DrawsOfStep = Callable[[int], tuple[Sequence[Sample], ...]]  # the draws of step n, a pure function of n
+Tensors = tuple[Tensor, ...] | list[Tensor]
+Validate = Callable[[int, nn.Module], dict[str, float]]  # (steps done, restorer in evaluation mode) → scores
 
 
-@dataclass
-class Average:
-    """An exponential moving average of a restorer's parameters and buffers: what is validated and shipped.
+def average_of(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's parameters: what is validated and shipped. It starts at their values.
 
-    decay: share of the old average kept at each step, reached gradually: min(decay, (1 + n) / (10 + n)).
+    decay: share of the old average kept at update n, reached gradually: min(decay, (1 + n) / (10 + n)). Buffers are not
+    averaged: they are those of the module.
     """
 
-    parameters: dict[str, torch.Tensor]
-    decay: float
+    def follow(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
-    @classmethod
-    def of(cls, module: nn.Module, decay: float) -> Average:
-        state = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-        return cls({name: value.detach().clone() for name, value in state.items()}, decay)
-
-    @torch.no_grad()
-    def follow(self, module: nn.Module, step: int) -> None:
-        state = module.state_dict()
-        new = [state[name] for name in self.parameters]
-        torch._foreach_lerp_(list(self.parameters.values()), new, 1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @contextmanager
-    def applied_to(self, module: nn.Module) -> Iterator[None]:
-        """The module with the averaged parameters; its own come back at the end."""
-        own = {name: value.clone() for name, value in module.state_dict().items()}
-        module.load_state_dict({**own, **self.parameters})
-        try:
-            yield
-        finally:
-            module.load_state_dict(own)
+    average = AveragedModel(module, multi_avg_fn=follow)
+    average.update_parameters(module)  # the first update copies
+    return average
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and how often it is secured.
+    """Where a run is stored and how often its state is saved.
 
-    folder: gets `state.safetensors`. minutes: between checkpoints. validate_every: steps between validations. main:
+    folder: gets `state.safetensors`. minutes: between checkpoints. stop_after: minutes until the run stops itself
+    with a checkpoint, as at Ctrl-C; None for no limit. validate_every: steps between validations. main:
     False on all ranks but the first, which write nothing.
     """
 
     folder: Path
     minutes: float = 5.0
+    stop_after: float | None = None
     validate_every: int = 1000
     main: bool = True
 
     @property
     def state(self) -> Path:
+        """The file of the state that a run is resumed from."""
         return self.folder / "state.safetensors"
 
 
+class TimeUp(TwofoldError):
+    """The time that a run was given is over; its state is saved, and the same call goes on."""
+
+
 class Spent(NamedTuple):
-    """What a run has taken so far, by the wall's clock and of the processor."""
+    """What a run has taken so far: seconds of wall time and of processor time."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
 
 def clocks() -> Spent:
+    """Both clocks now, from an unspecified zero: only differences mean something."""
     return Spent(time.monotonic(), time.process_time())
 
 
@@ -91,19 +87,21 @@ def fit(
     until: int,
     run: Run,
     reports: Sequence[Report] = (),
-    average: Average | None = None,
-    validate: Callable[[int], dict[str, float]] | None = None,
+    average: AveragedModel | None = None,
+    validate: Validate | None = None,
 ) -> Spent:
     """Trains until `until` steps are done in all; a run found in its folder is continued as if it had never stopped.
 
     Returns the time that training and validation took, earlier parts of the run included.
 
-    validate: called with the number of steps done, every `run.validate_every` steps and at the end, with the averaged
-    parameters in place. Ctrl-C or SIGTERM takes effect between two steps: the state is saved, then KeyboardInterrupt
-    raised. A second one stops at once.
+    average: see `average_of`. validate: called every `run.validate_every` steps and at the end with the number of steps
+    done and what is validated, the average if there is one. Ctrl-C or SIGTERM takes effect between two steps: the state
+    is saved, then KeyboardInterrupt raised. A second one stops at once. At the end of `run.stop_after` the state is
+    saved and TimeUp raised.
     """
     done, before = resume(scheme, run, average)
     began, secured = clocks(), time.monotonic()
+    deadline = math.inf if run.stop_after is None else secured + 60 * run.stop_after
 
     def spent() -> Spent:
         return Spent(*(earlier + now - then for earlier, now, then in zip(before, clocks(), began, strict=True)))
@@ -115,7 +113,7 @@ def fit(
             losses = scheme.step(*draws)
             done += 1
             if average is not None:
-                average.follow(scheme.restorer, done)
+                average.update_parameters(scheme.restorer)
             images = sum(sample.clean.shape[0] for draw in draws for sample in draw)
             for report in reports:
                 report.step(done, until, losses, images / (time.perf_counter() - started))
@@ -124,11 +122,14 @@ def fit(
                 for report in reports:
                     report.validated(done, scores)
             stop = asked_to_stop()
-            if stop or done == until or time.monotonic() - secured > 60 * run.minutes:
+            late = done < until and time.monotonic() >= deadline
+            if stop or late or done == until or time.monotonic() - secured > 60 * run.minutes:
                 secured = time.monotonic()
                 secure(scheme, run, average, done, spent())
             if stop:
                 raise KeyboardInterrupt
+            if late:
+                raise TimeUp(f"stopped after {run.stop_after:g} minutes at step {done:,} of {until:,}, as asked")
     return spent()
 
 
@@ -162,29 +163,26 @@ def interruption() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def validated(
-    scheme: Scheme, average: Average | None, validate: Callable[[int], dict[str, float]], done: int
-) -> dict[str, float]:
-    scheme.restorer.eval()
+def validated(scheme: Scheme, average: AveragedModel | None, validate: Validate, done: int) -> dict[str, float]:
+    """What `validate` finds after `done` steps: of the average, or of the restorer where there is none."""
+    restorer = scheme.restorer if average is None else average.module
+    restorer.eval()
     try:
         with torch.no_grad():
-            if average is None:
-                return validate(done)
-            with average.applied_to(scheme.restorer):
-                return validate(done)
+            return validate(done, restorer)
     finally:
-        scheme.restorer.train()
+        restorer.train()
 
 
-def secure(scheme: Scheme, run: Run, average: Average | None, done: int, spent: Spent) -> None:
+def secure(scheme: Scheme, run: Run, average: AveragedModel | None, done: int, spent: Spent) -> None:
     """Raises: TwofoldError where the state cannot be written; the former one is then still whole."""
     if run.main:
-        kept = None if average is None else average.parameters
+        kept = None if average is None else average.module.state_dict()
         state = {"done": done, **spent._asdict(), "scheme": state_of(scheme), "average": kept}
         checkpoint.write_state(run.state, state)
 
 
-def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spent]:
+def resume(scheme: Scheme, run: Run, average: AveragedModel | None) -> tuple[int, Spent]:
     """The number of steps already done, and the time they took.
 
     Raises: WeightsError for a damaged state, or one of another model, scheme or average.
@@ -196,8 +194,9 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
     state: dict[str, Any] = checkpoint.read_state(run.state)
     try:
         load_state(scheme, state["scheme"])
-        for name, value in (average.parameters if average is not None else {}).items():
-            value.copy_(state["average"][name])
+        if average is not None:
+            average.module.load_state_dict(state["average"])
+            average.n_averaged.fill_(state["done"] + 1)
         return int(state["done"]), Spent(*(float(state[name]) for name in Spent._fields))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[-1].strip()
@@ -208,7 +207,7 @@ def resume(scheme: Scheme, run: Run, average: Average | None) -> tuple[int, Spen
 
 @contextmanager
 def telling_what_cannot_be_written(path: Path) -> Iterator[None]:
-    """A full disk is a fact for the user, not for a traceback."""
+    """Turns an OSError, such as that of a full disk, into a TwofoldError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -243,7 +242,7 @@ class JsonLines:
 
 
 def lines_before(step: int, text: str) -> list[str]:
-    """The whole lines of a log that tell of earlier steps.
+    """The complete lines of a log that belong to earlier steps.
 
     >>> lines_before(20, '{"step": 10}\\n{"step": 20}\\n{"tur')
     ['{"step": 10}\\n']
@@ -259,7 +258,7 @@ def lines_before(step: int, text: str) -> list[str]:
 
 
 class Board:
-    """The same for TensorBoard."""
+    """Writes losses, images/s and scores for TensorBoard into `folder`."""
 
     def __init__(self, folder: Path, every: int = 10) -> None:
         self.folder, self.every = folder, every
@@ -273,7 +272,7 @@ class Board:
                 self.writer = SummaryWriter(self.folder, purge_step=done)
             for name, value in facts.items():
                 self.writer.add_scalar(name, value, done)
-            self.writer.flush()  # what waits in its queue dies with the process
+            self.writer.flush()  # its queue is lost if the process is killed
 
     def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
         if done % self.every == 0:

@@ -19,8 +19,9 @@ from twofold.train.schemes import FrozenSpec, GuidedTrainingSpec, NaiveSpec, Sup
 
 class Data(Settings):
     """crop: side in pixels. zoom: range; the part that is cut out has `zoom` times that side and is reduced to it.
-    batch: samples of all ranks together. guidance: D_h where it is not the training data itself. validation: pairs;
-    degraded: clean photographs that are degraded once, the same way at every validation.
+    batch: samples of all ranks together. train: the sources of training samples, mixed by their weights. guidance: D_h
+    where it is not the training data itself. validation: pairs. degraded: clean photographs that are degraded once,
+    the same way at every validation.
     """
 
     crop: Count = 112
@@ -43,14 +44,23 @@ SchemeSpec = Annotated[
 LossSettings = Annotated[LossSpec, BeforeValidator(LossSpec.of)]
 
 
-class Recipe(Settings):
-    """steps: calls of `Scheme.step` in all. validate_every: steps between validations."""
+class RecipeHead(Settings):
+    """What recipes of every kind begin with."""
 
-    name: str
-    about: str = ""
-    task: str
-    terms: str = ""
-    seed: Seed = 0
+    name: str = Field(description="of the recipe and of the model")
+    about: str = Field(default="", description="one sentence for `twofold train --list`")
+    task: str = Field(description="what is removed: rain, haze, blur, …")
+    terms: str = Field(default="", description="the licence of the training data, written into the model's card")
+    seed: Seed = Field(default=0, description="of initial weights, crops and degradations")
+
+
+class Recipe(RecipeHead):
+    """model: what is trained. scheme: how its parts are trained. loss: weights of the losses by name. data: crops,
+    batches and sources. optimizer: of the network, ω. guide_optimizer: of the guide, θ. schedule: of both learning
+    rates. steps: calls of `Scheme.step` in all. validate_every: steps between validations. precision: of the
+    arithmetic; bf16 keeps weights in float32. protocol: of the validation scores, by its name.
+    """
+
     model: ModelSpec
     scheme: SchemeSpec
     loss: LossSettings = LossSpec({"l1": 1.0})

@@ -21,7 +21,7 @@ from twofold.train import data as material
 from twofold.train import reading, schemes
 from twofold.train import recipe as recipes
 from twofold.train.learner import Machine, machine_of
-from twofold.train.loop import Average, Board, JsonLines, Run, fit, validated
+from twofold.train.loop import Board, JsonLines, Run, average_of, fit, validated
 from twofold.train.schemes import Report
 
 
@@ -51,11 +51,15 @@ def train(
     *,
     device: str = "auto",
     minutes: float = 5.0,
+    stop_after: float | None = None,
     reports: Sequence[Report] = (),
 ) -> dict[str, Any]:
     """Trains by `recipe` on the data below `root`; leaves everything in `folder`; returns the facts of the result.
 
-    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used.
+    minutes: between checkpoints. stop_after: minutes until the run stops with a checkpoint; the same call goes on.
+
+    Raises: ConfigError if `folder` holds a run of another recipe; DataError if the data cannot be used; TimeUp at the
+    end of `stop_after`.
     """
     machine = machine_of(recipe.precision, device)
     main = machine.main
@@ -65,7 +69,7 @@ def train(
     scheme = build_scheme(recipe, restorer, machine, root)
     pairs = material.validation(recipe, root)
     batches = material.batches(recipe, root, machine)
-    average = Average.of(restorer, recipe.average) if recipe.average else None
+    average = average_of(restorer, recipe.average) if recipe.average else None
     if main:
         reports = [*reports, JsonLines(folder / "log.jsonl"), Board(folder), *recipe.scheme.reports(folder)]
 
@@ -74,7 +78,7 @@ def train(
     keep_recipe(recipe, folder, write=main)  # a start that fails leaves the folder to a corrected one
     found: dict[str, float] | None = None
 
-    def validate(done: int) -> dict[str, float]:
+    def validate(done: int, restorer: nn.Module) -> dict[str, float]:
         nonlocal found
         found = {}
         if main:
@@ -84,7 +88,7 @@ def train(
             keep_best(folder, done, found)
         return found
 
-    run = Run(folder, minutes=minutes, validate_every=recipe.validate_every, main=main)
+    run = Run(folder, minutes=minutes, stop_after=stop_after, validate_every=recipe.validate_every, main=main)
     spent = fit(scheme, batches, until=recipe.steps, run=run, reports=reports, average=average, validate=validate)
     if found is None:  # the run was finished before
         found = validated(scheme, average, validate, recipe.steps)

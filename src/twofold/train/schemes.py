@@ -8,6 +8,7 @@ trains θ exactly as if alone: the control that shows it is `Frozen`, and docs/g
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,19 +28,24 @@ Draw = Sequence[Sample]
 
 
 class Report(Protocol):
-    """What is called while a run goes on: a progress bar, a log file, a board, a test."""
+    """What is called while a run goes on: a progress bar, a log file, TensorBoard, a test."""
 
-    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None: ...
-    def validated(self, done: int, scores: dict[str, float]) -> None: ...
+    def step(self, done: int, until: int, losses: dict[str, float], images_per_second: float) -> None:
+        """After each step: `done` of `until` steps, and the losses by name."""
+
+    def validated(self, done: int, scores: dict[str, float]) -> None:
+        """After each validation: scores by `set/metric`."""
 
 
 class Scheme(Protocol):
-    """One way of training: `step` sees the samples of one step and returns what the log shows."""
+    """One way of training."""
 
     @property
-    def restorer(self) -> nn.Module: ...
+    def restorer(self) -> nn.Module:
+        """What is trained, validated and saved."""
 
-    def step(self, *draws: Draw) -> dict[str, float]: ...
+    def step(self, *draws: Draw) -> dict[str, float]:
+        """Trains on the samples of one step, images `(B, C, H, W)`; returns the losses that the log shows, by name."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ class Streams:
 class SchemeSettings(Settings):
     """The settings of a scheme build it, and say what each of its steps draws."""
 
+    @abstractmethod
     def build(self, parts: Parts) -> Scheme:
         """Raises: ConfigError where the model does not fit the scheme."""
-        raise NotImplementedError
 
     def draws(self, streams: Streams, steps: int) -> Callable[[int], tuple[Draw, ...]]:
         """What step n of `steps` draws: by default one batch of D_tr."""
@@ -104,6 +110,7 @@ def state_of(scheme: Scheme) -> dict[str, Any]:
 
 
 def load_state(scheme: Scheme, state: dict[str, Any]) -> None:
+    """Puts back what `state_of` returned. Raises: ValueError, LookupError or RuntimeError where it does not fit."""
     for name, part in state.items():
         getattr(scheme, name).load_state_dict(part)
 
@@ -163,7 +170,7 @@ def guide_loss(restorer: Guided, sample: Sample, machine: Machine) -> Tensor:
 
 
 def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Tensor, Tensor], Tensor]:
-    """The guide's map with ∂f/∂θ cut, as the ω-half of Algorithm 1 wants it."""
+    """The guide's map without gradient, so that f does not move θ in the second half of Algorithm 1."""
     if restorer.guide.stage:
         return lambda observed, current: restorer.guide(observed, current).detach()
     with torch.no_grad():
@@ -172,7 +179,7 @@ def detached_guidance(restorer: Guided, sample: Sample) -> Tensor | Callable[[Te
 
 def _estimated(restorer: Guided, observed: Tensor) -> Tensor:
     estimated = restorer.estimate(observed)
-    assert isinstance(estimated, Tensor), "a stage guide is asked by the network"
+    assert isinstance(estimated, Tensor), "a stage guide is called by the network"
     return estimated
 
 
@@ -181,13 +188,13 @@ def steered(
 ) -> tuple[Tensor, Tensor]:
     """Teaches what a strength means: `(guidance, target)`, a share of the samples with both scaled by the same s.
 
-    Where the map is scaled by s, the target is `observed + s (clean − observed)`, s in [0, 1], and a third of the
-    steered samples have s = 0. An exposure in stops is scaled by s in [0.4, 1.3], and the target is clean · 2^((s − 1)
-    guidance), clipped: the brightness that so many stops give.
+    guidance: `(B, 1, H, W)`; target: `(B, C, H, W)`. Where the map is scaled by s, the target is `observed + s (clean −
+    observed)`, s in [0, 1], and a third of the steered samples have s = 0. An exposure in stops is scaled by s in [0.4,
+    1.3], and the target is clean · 2^((s − 1) guidance), clipped: the brightness that so many stops give.
     """
     b = sample.clean.shape[0]
     chosen, strength = torch.rand(2, b, generator=generator)
-    if kind is EXPOSURE:
+    if kind == EXPOSURE:
         s = torch.where(chosen < share, 0.4 + 0.9 * strength, torch.ones(())).to(sample.clean.device).view(b, 1, 1, 1)
         return guidance * s, (sample.clean * ((s - 1) * guidance.float()).exp2()).clamp(max=1.0)
     s = torch.where(chosen < share, (strength * 1.5 - 0.5).clamp(min=0.0), torch.ones(()))

@@ -14,6 +14,7 @@ EMPTY = "<div class=empty>Add a photograph, and it appears here.</div>"
 
 
 def header() -> str:
+    """The head of the page."""
     return (
         "<header class=top><h1>twofold</h1>"
         "<p>Restores photographs: rain, haze, blur, low light, water. Everything is computed on this machine; "
@@ -22,6 +23,7 @@ def header() -> str:
 
 
 def limits(allowed: Limits) -> str:
+    """What may be added."""
     return (
         f"<p class=hint>JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC; up to {allowed.photographs} at once, "
         f"{allowed.megabytes} MB and {allowed.megapixels} megapixels each.</p>"
@@ -108,6 +110,7 @@ def downloads(visit: Visit, photo: Photo | None) -> str:
 
 
 def suggestion(photo: Photo | None, tasks: dict[str, str]) -> str:
+    """What the photograph in view seems to need, and why."""
     if photo is None:
         return ""
     if photo.guess.task in tasks:
@@ -117,6 +120,7 @@ def suggestion(photo: Photo | None, tasks: dict[str, str]) -> str:
 
 
 def about(offer: Offer, kind: GuidanceKind | None) -> str:
+    """What a model is for, what its strength does, and its notes."""
     notes = f"<details><summary>more</summary>{escape(offer.notes)}</details>" if offer.notes else ""
     effect = kind.strength if kind else "below 1 keeps a share of the photograph as it came"
     strength = f"<p>Strength: {escape(effect)}.</p>"

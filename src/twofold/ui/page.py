@@ -40,6 +40,7 @@ class Choice:
     format: str
 
     def wishes(self, visit: Visit, guidance: Tensor | None) -> Wishes:
+        """What a restoration is asked for. guidance: a map `(1, 1, H, W)`, or None for the model's own."""
         level = self.noise if self.noise_known else None
         return Wishes(self.strength, level, visit.kernel or int(self.kernel_size), guidance)
 
@@ -55,6 +56,7 @@ class Page:
         self.tasks = self.models.tasks()
 
     def build(self) -> gr.Blocks:
+        """The page with its parts and events."""
         # Uploads are copied into the visit when they arrive; what gradio keeps of them is deleted soon.
         with gr.Blocks(title="twofold", analytics_enabled=False, delete_cache=(60, 900), fill_width=True) as blocks:
             self.parts = PageParts(
@@ -116,9 +118,11 @@ class Page:
         }
 
     def task_chosen(self, task: str) -> Changes:
+        """Shows the settings of a task."""
         return self._steering(task)
 
     def model_chosen(self, task: str, name: str) -> Changes:
+        """Shows the settings of a model."""
         return self._steering(task, name)
 
     # What the rest of the page shows
@@ -164,12 +168,15 @@ class Page:
     # Arriving, adding, choosing, leaving
 
     def arrived(self, request: gr.Request) -> Changes:
+        """Begins a visit."""
         return self._settled(self._visit(request))
 
     def left(self, request: gr.Request) -> None:
+        """Ends a visit and deletes its files."""
         self.visits.end(request.session_hash or "")
 
     def received(self, files: list[str] | None, request: gr.Request) -> Iterator[Changes]:
+        """Adds uploaded photographs."""
         visit, problems, added = self._visit(request), list[str](), list[Photo]()
         for file in files or []:
             try:
@@ -186,6 +193,7 @@ class Page:
         yield {**self._settled(visit, said, problems), self.parts.drop: None}
 
     def take_example(self, event: gr.EventData, request: gr.Request) -> Changes:
+        """Adds an example photograph."""
         visit = self._visit(request)
         file = example(str(event._data.get("example")), self.visits.root)
         if file is None:
@@ -206,6 +214,7 @@ class Page:
         return self._settled(visit)
 
     def map_received(self, file: str, task: str, name: str, request: gr.Request) -> Changes:
+        """Takes an uploaded guidance map."""
         visit = self._visit(request)
         photo = visit.photos.get(visit.current)
         if photo is None:
@@ -239,21 +248,25 @@ class Page:
         }
 
     def stopping(self, request: gr.Request) -> str:
+        """Stops the work of a visit."""
         self._visit(request).stop.set()
         return html.status("Stopping …")
 
     def restore_current(self, request: gr.Request, progress: gr.Progress = PROGRESS, *chosen: Any) -> Iterator[Changes]:
+        """Restores the photograph in view."""
         visit = self._visit(request)
         photos = [photo for photo in visit.photos.values() if photo.number == visit.current]
         yield from self._restore(visit, photos, Choice(*chosen), progress)
 
     def restore_every(self, request: gr.Request, progress: gr.Progress = PROGRESS, *chosen: Any) -> Iterator[Changes]:
+        """Restores every photograph of the visit."""
         visit = self._visit(request)
         yield from self._restore(visit, list(visit.photos.values()), Choice(*chosen), progress)
 
     def restore_by_map(
         self, request: gr.Request, progress: gr.Progress = PROGRESS, drawn: Any = None, *chosen: Any
     ) -> Iterator[Changes]:
+        """Restores the photograph in view by the map in the editor."""
         visit = self._visit(request)
         photo = visit.photos.get(visit.current)
         if photo is None or not photo.map_of or not drawn or drawn.get("composite") is None:

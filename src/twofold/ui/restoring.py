@@ -33,9 +33,13 @@ class Restoring(Protocol):
     """What the page needs of a loaded model: a part of `twofold.api.Model`."""
 
     @property
-    def kind(self) -> GuidanceKind | None: ...
+    def kind(self) -> GuidanceKind | None:
+        """What the guidance map means; None for a model without one."""
+
     @property
-    def takes_kernel(self) -> bool: ...
+    def takes_kernel(self) -> bool:
+        """Whether the model needs the blur kernel."""
+
     def __call__(
         self,
         image: Tensor,

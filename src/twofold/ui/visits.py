@@ -65,6 +65,7 @@ class Photo:
 
     @property
     def folder(self) -> Path:
+        """Where its files are."""
         return self.upload.parent
 
 
@@ -91,6 +92,7 @@ class Visit:
         return self.counter, folder
 
     def remove(self, number: int) -> None:
+        """Removes a photograph and its files."""
         photo = self.photos.pop(number, None)
         if photo is not None:
             shutil.rmtree(photo.folder, ignore_errors=True)
@@ -129,8 +131,8 @@ class Visits:
             return visit
 
     def end(self, session: str) -> None:
-        """Deletes everything of a visit; with the last one also what the server keeps beside them, but not what is arriving
-        or has just arrived: its visit may begin only after this one has ended.
+        """Deletes everything of a visit; with the last one also what the server keeps beside them, but not what is
+        arriving or has just arrived: its visit may begin only after this one has ended.
         """
         with self._lock:
             visit = self._visits.pop(session, None)
@@ -176,6 +178,7 @@ class Visits:
             self.end(session)
 
     def by_token(self, token: str) -> Visit | None:
+        """The visit of that token. Raises: TwofoldError where there is none."""
         with self._lock:
             return next((v for v in self._visits.values() if secrets.compare_digest(v.token, token)), None)
 

@@ -212,6 +212,7 @@ def keep_kernel(visit: Visit, source: Path) -> Path:
 
 
 def download_name(photo: Photo) -> str:
+    """The file name that a download gets."""
     suffix = photo.restored.suffix if photo.restored else ""
     return f"{Path(photo.name).stem}-restored{suffix}"
 

@@ -1,12 +1,14 @@
 """Chains: steps follow one another, the named one gives the guidance, borders that are lost are lost by all."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from twofold.contracts import ConfigError, Sample
+from twofold.data.degradations import Chain, changed
 from twofold.degrade.additive import GaussianNoise, RainStreaks, rain_region
 from twofold.degrade.blur import Blur, Gaussian
-from twofold.degrade.compose import Chain
 
 
 def seeded():
@@ -62,3 +64,18 @@ def test_an_unknown_step_and_two_known_kernels_are_refused():
         Chain({}, guidance="rain")
     with pytest.raises(ConfigError, match="step 'again'"):
         Chain({"blur": BLUR, "again": BLUR}, guidance="blur")(CLEAN, seeded())
+
+
+def test_a_recipe_can_name_a_chain():
+    tree = {
+        "kind": "chain",
+        "steps": {"rain": {"kind": "streaks"}, "blur": {"kind": "blur", "kernels": {"kind": "gaussian", "size": 5}}},
+        "guidance": "rain",
+    }
+    chain = changed(tree, ["steps.rain.layers=1"], Path())
+    assert chain.margin == 4
+    assert chain(CLEAN, seeded()).observed.shape == (2, 3, 36, 46)
+    with pytest.raises(ConfigError, match=r"unknown key degradation\.steps\.rain\.layer; did you mean 'layers'"):
+        changed(tree, ["steps.rain.layer=1"], Path())
+    with pytest.raises(ConfigError, match="no step is called 'haze'"):
+        changed(tree, ["guidance=haze"], Path())

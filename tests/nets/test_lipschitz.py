@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twofold.solve import circular_conv_norm, conv_norm_bound, conv_norm_every_size
+from twofold.nets.lipschitz import circular_conv_norm, conv_norm_bound, conv_norm_every_size
 
 
 def matrix_of(weight: Tensor, size: tuple[int, int], *, padding: str) -> Tensor:

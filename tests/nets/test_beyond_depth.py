@@ -3,16 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from twofold.solve import (
-    Compose,
-    DataProx,
-    KrasnoselskiiMann,
-    UnrolledAdjoint,
-    circular_conv_norm,
-    convolution_map,
-    fixed_point,
-    iterate,
-)
+from twofold.nets.fourier import DataProx, convolve, psf2otf
+from twofold.nets.lipschitz import circular_conv_norm
+from twofold.solve import Compose, KrasnoselskiiMann, UnrolledAdjoint, fixed_point, iterate
 
 SIZE, DEPTH = 12, 4
 
@@ -22,7 +15,7 @@ def trained(*, certified):
     generator = torch.Generator().manual_seed(0)
     clean = F.avg_pool2d(torch.rand(8, 1, SIZE + 4, SIZE + 4, generator=generator), 5, stride=1)
     kernel = torch.full((1, 1, 3, 3), 1 / 9)
-    observed = convolution_map(kernel, (SIZE, SIZE)).forward(clean)
+    observed = convolve(clean, psf2otf(kernel, (SIZE, SIZE)))
     observed = observed + 0.02 * torch.randn(observed.shape, generator=generator)
     raw = [(0.3 * torch.randn(o, i, 3, 3, generator=generator)).requires_grad_() for o, i in ((6, 1), (1, 6))]
 
