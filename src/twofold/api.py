@@ -310,7 +310,7 @@ def load(
     is float32. "auto" takes what `twofold doctor --choose` kept for the model and this machine, else torch. Loading
     measures nothing: the choice never depends on timing.
 
-    Raises: WeightsError for an unknown, damaged or foreign file; TwofoldError for a device or runtime that is not there.
+    Raises: WeightsError for a file that is unknown, damaged or foreign; TwofoldError for a missing device or runtime.
     """
     if precision not in get_args(Precision):
         raise TwofoldError(f"precision: expected {', '.join(get_args(Precision))}, got {precision!r}")
