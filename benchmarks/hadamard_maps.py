@@ -64,7 +64,7 @@ def divisors(net: HadamardNet, observed: Tensor) -> Tensor:
         assert unit.divisor is not None
         assert isinstance(unit.combine, Divide)
         divisor = unit.combine.divisor
-        hooks.append(unit.divisor.register_forward_hook(lambda _, told, v, f=divisor: seen.append(f(v[0]))))
+        hooks.append(unit.divisor.register_forward_hook(lambda _, inputs, v, f=divisor: seen.append(f(v[0]))))
     net(observed)
     for hook in hooks:
         hook.remove()

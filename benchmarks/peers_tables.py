@@ -94,6 +94,8 @@ def task_table(task: str, facts: dict[str, Any]) -> str:
                     _ahead(facts, lead, method, dataset),
                 ]
             )
+    if not facts["sets"]:
+        body.append(["the validation sets", "not measured yet", "", "", ""])
     for dataset in PRINTED[task]:
         for row in paper_rows(dataset):
             if row.setting in SETTINGS and row.source != "Table 5":  # Table 5 of paper B is an ablation

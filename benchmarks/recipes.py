@@ -1,6 +1,6 @@
 """A recipe search on a budget: short trainings of `derain`, each with one setting changed, all of the same CPU time.
 
-    python benchmarks/recipes.py --data DATA --json benchmarks/results/recipes.json [--minutes 1.5]
+    python benchmarks/recipes.py --data DATA --json benchmarks/results/recipes.json [--minutes 3]
 
 Every cell trains for the same CPU minutes of one thread from the same seed, its cosine schedule fitted to the steps
 that this allows, and is validated once at the end. Cells that stand in the JSON file are not run again. What wins in
@@ -25,28 +25,28 @@ SHORT = ["schedule={kind: cosine, warmup: 20, floor: 0.01}"]
 PAIRS = ", ".join(f"{{root: rain/Rain100, observed: {kind}, clean: clean, every: 5}}" for kind in ("light", "heavy"))
 CELLS: dict[str, list[str]] = {
     "as shipped": [],
-    "width 64, 128, 192": ["model.net.widths=[64, 128, 192]"],
-    "blocks 1, 1, 3": ["model.net.blocks=[1, 1, 3]"],
-    "no pixel-unshuffle, width 24, 48, 96": ["model.net.unshuffle=1", "model.net.widths=[24, 48, 96]"],
-    "pixel-unshuffle 4, width 96, 160, blocks 3, 4": [
-        "model.net.unshuffle=4",
-        "model.net.widths=[96, 160]",
-        "model.net.blocks=[3, 4]",
-    ],
-    "gated blocks": ["model.net.gated=true"],
-    "global context": ["model.net.context=64"],
-    "crop 192, batch 3": ["data.crop=192", "data.batch=3"],
-    "learning rate 0.0005": ["optimizer.learning_rate=0.0005"],
-    "learning rate 0.002": ["optimizer.learning_rate=0.002"],
-    "constant learning rate": ["schedule={kind: constant, warmup: 20}"],
-    "loss l1": ["loss={l1: 1.0}"],
-    "loss negative SSIM": ["loss={negative_ssim: 1.0}"],
-    "no moving average": ["average=0"],
     "no guide": [
         "model={kind: plain, net: {kind: unet, widths: [48, 96, 160], blocks: [2, 2, 4], unshuffle: 2}}",
         "scheme={kind: supervised}",
     ],
     "data: pairs of Rain100 alone": [f"data.train=[{{kind: pairs, guidance: rain_region, pairs: [{PAIRS}]}}]"],
+    "width 64, 128, 192": ["model.net.widths=[64, 128, 192]"],
+    "no pixel-unshuffle, width 24, 48, 96": ["model.net.unshuffle=1", "model.net.widths=[24, 48, 96]"],
+    "gated blocks": ["model.net.gated=true"],
+    "global context": ["model.net.context=64"],
+    "crop 192, batch 3": ["data.crop=192", "data.batch=3"],
+    "learning rate 0.002": ["optimizer.learning_rate=0.002"],
+    "loss l1": ["loss={l1: 1.0}"],
+    "blocks 1, 1, 3": ["model.net.blocks=[1, 1, 3]"],
+    "learning rate 0.0005": ["optimizer.learning_rate=0.0005"],
+    "constant learning rate": ["schedule={kind: constant, warmup: 20}"],
+    "no moving average": ["average=0"],
+    "loss negative SSIM": ["loss={negative_ssim: 1.0}"],
+    "pixel-unshuffle 4, width 96, 160, blocks 3, 4": [
+        "model.net.unshuffle=4",
+        "model.net.widths=[96, 160]",
+        "model.net.blocks=[3, 4]",
+    ],
 }
 TIMED_STEPS = 12
 
@@ -104,7 +104,7 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
 
 def main() -> None:
     options = parser(__doc__, data="the sets of the recipe derain", json_required=True)
-    options.add_argument("--minutes", type=float, default=1.5, help="CPU minutes of training a cell")
+    options.add_argument("--minutes", type=float, default=3.0, help="CPU minutes of training a cell")
     chosen = options.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     facts = read(chosen.json) or {"recipe": BASE, "minutes": chosen.minutes, "seed": 0, "cells": {}}

@@ -196,6 +196,7 @@ def test_the_tables_of_peers_say_what_was_measured_what_printed_and_what_may_hav
     )
     assert "| **`lowlight`** | 21.00 (lol) | 21.00 (lol) | 0.00 | +12.00 (lol) | +12.00 (lol) |" in made["results_gaps"]
     assert "clahe" not in made["results_gaps"]
+    assert made["results_rain"].splitlines()[2] == "| the validation sets | not measured yet |  |  |  |"
     assert "| IAT | lowlight | 5 | 1.5 | `0123456789ab` |" in made["results_networks"]
     assert "github.com/cuiziteng/Illumination-Adaptive-Transformer" in made["results_peers"]
 

@@ -163,7 +163,7 @@ def channels_apart(seen: list[Tensor]) -> DirectionDistance:
     layer = torch.nn.Conv2d(3, 3, 1, bias=False)
     torch.nn.init.dirac_(layer.weight)
     network = FeatureNetwork(torch.nn.Sequential(layer), mean=(0, 0, 0), deviation=(1, 1, 1), smallest=1)
-    network.register_forward_pre_hook(lambda _, told: seen.append(told[0]))
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     return DirectionDistance(network, (0,), heads=[torch.ones(3)], name="colours")
 
 

@@ -86,6 +86,25 @@ def test_the_power_of_a_divisor_is_what_a_unit_divides_by(benchmark: Callable[[s
     assert len({facts["psnr"] for facts in found.values()}) == len(maps.STRENGTHS)
 
 
+def test_a_divisor_moved_to_the_true_transmission_is_that(benchmark: Callable[[str], ModuleType]) -> None:
+    guided = benchmark("hadamard_guided")
+    torch.manual_seed(0)
+    net: HadamardNet = uniform_genotype("3-RC", "3-C", units=2, ops_per_branch=1).network(width=4).eval()
+    clean = torch.rand(1, 3, 32, 32)
+    depth = torch.linspace(0.1, 1, 32).expand(1, 1, 32, 32)
+    sample = Sample(clean, clean, depth)
+    t = guided.transmission(sample)
+    assert t.shape == (1, 1, 8, 8)
+    torch.testing.assert_close(t[0, 0, 0, 0], torch.exp(-guided.BETA * depth[..., :4]).mean())
+    restored, drawn = guided.first_divisor(net, clean)
+    assert torch.equal(restored, net(clean))
+    torch.testing.assert_close(drawn[0, 0], 2 * benchmark("hadamard_maps").divisors(net, clean)[0].mean(0) - 1)
+    plain = net.units[0].combine
+    found = guided.judged(net, [sample])
+    assert net.units[0].combine is plain
+    assert set(found) == set(guided.COLUMNS)
+
+
 def test_a_linear_map_is_read_off_where_there_is_one(benchmark: Callable[[str], ModuleType]) -> None:
     maps = benchmark("hadamard_maps")
     features = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))

@@ -163,8 +163,8 @@ def test_a_training_of_the_papers_starts_on_published_files(name: str, root: Pat
     small = next(changes for prefix, changes in SMALL.items() if name.startswith(prefix))
     changes = [*small, "steps=1", "validate_every=1", "data.batch=1", "data.limit=3", "precision=float32"]
     asked = [part for change in changes for part in ("--set", change)]
-    told = ["train", name, "--data", str(root), "--output", str(tmp_path / "run"), "--device", "cpu", *asked]
-    assert command_line(told) == 0
+    arguments = ["train", name, "--data", str(root), "--output", str(tmp_path / "run"), "--device", "cpu", *asked]
+    assert command_line(arguments) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
@@ -172,18 +172,18 @@ def test_a_training_of_the_papers_starts_on_published_files(name: str, root: Pat
 def test_a_search_of_the_papers_and_its_judge_start_on_published_files(name: str, root: Path, tmp_path: Path) -> None:
     recipe = reading.tree_of(name)
     small = "judge={kind: small, width: 4}"
-    told = ["train", recipe["judge"], "--data", str(root), "--output", str(tmp_path / "judge"), "--device", "cpu"]
+    arguments = ["train", recipe["judge"], "--data", str(root), "--output", str(tmp_path / "judge"), "--device", "cpu"]
     for change in (small, "steps=1", "held_out=2", "data.crop=32", "data.batch=2"):
-        told += ["--set", change]
-    assert command_line(told) == 0
+        arguments += ["--set", change]
+    assert command_line(arguments) == 0
     facts: dict[str, Any] = {"judge": {"kind": "small", "width": 4}, "task": recipe["task"], "recipe": "x", "seed": 0}
     facts |= {"accuracy": 0.95, "caught": 0.9, "held_out": 8, "crop": 64, "train": recipe["data"]["train"], "terms": ""}
     judges.save_judge(tmp_path / "judge.safetensors", Judge(width=4), checked(judges.JudgeFacts, facts))
-    told = ["search", name, "--data", str(root), "--output", str(tmp_path / "found"), "--device", "cpu"]
-    told += ["--judge", str(tmp_path / "judge.safetensors")]
+    arguments = ["search", name, "--data", str(root), "--output", str(tmp_path / "found"), "--device", "cpu"]
+    arguments += ["--judge", str(tmp_path / "judge.safetensors")]
     for change in TINY_SEARCH:
-        told += ["--set", change]
-    assert command_line(told) == 0
+        arguments += ["--set", change]
+    assert command_line(arguments) == 0
     assert (tmp_path / "found" / "loss.yaml").is_file()
 
 

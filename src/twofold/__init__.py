@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "api",
+    "models": "api",
     "restore": "api",
     "Sample": "contracts",
     "Restored": "contracts",

@@ -81,7 +81,14 @@ class Model:
         tile: TileSize = "auto",
         progress: Progress | None = None,
     ) -> Restored:
-        """See `restore`."""
+        """See `restore`. A tensor may also be a batch `(B, C, H, W)`, whose images are restored one after the other."""
+        if isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] > 1:
+            options: Any = {"kernel": kernel, "guidance": guidance, "strength": strength, "tile": tile}
+            options |= {"self_ensemble": self_ensemble, "progress": progress}
+            parts = [self(one[None], **options) for one in image]
+            maps = [part.guidance for part in parts if part.guidance is not None]
+            reports = [part.report for part in parts]
+            return Restored(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None, reports)
         picture = images.from_any(image)
         searched = is_search(kernel)
         checked, report = kernel_for(picture, kernel, progress=part_of(progress, 0, SEARCH_SHARE))
@@ -344,6 +351,15 @@ def _plan(name: str, place: torch.device, precision: Precision) -> runtime.Execu
     card = zoo.cards().get(name)
     allowed = card is not None and card.allows_bf16 and runtime.has_bf16(place)
     return runtime.plan_for(place, bfloat16=precision == "bf16" or (precision == "auto" and allowed))
+
+
+def models() -> dict[str, zoo.Card]:
+    """The cards of the shipped models by name: task, method, data, terms, numbers on held-out images.
+
+    >>> models()["derain"].task
+    'rain'
+    """
+    return zoo.cards()
 
 
 @lru_cache(maxsize=2)

@@ -114,6 +114,16 @@ def test_a_model_is_measured_on_pairs(
     assert f"{facts['summary']['psnr']:.2f}" in printed
 
 
+def test_pictures_are_scored_as_they_are_without_a_model(picture: Maker, tmp_path: Path) -> None:
+    picture("rain/a.png", 24, 24), picture("clean/a.png", 24, 20)
+    picture("clean/a.png", 24, 24).write_bytes(picture("other.png", 24, 24).read_bytes())
+    sides = ["--data", str(tmp_path), "--observed", "rain", "--clean", "clean", "-o", str(tmp_path / "facts.json")]
+    assert run_command_line(["evaluate", "--model", "none", *sides]) == 0
+    (row,) = json.loads((tmp_path / "facts.json").read_text())["images"]
+    assert row["psnr"] == row["input_psnr"]
+    assert row["ssim"] == row["input_ssim"]
+
+
 @pytest.fixture
 def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that ships grey-world alone."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind
+from twofold.contracts import DEPTH, NOISE_LEVEL, RAIN_REGION, GuidanceKind, ImageError
 from twofold.nets.guide import Guide
 from twofold.nets.prenet import PReNet, from_published
 from twofold.nets.unet import UNet
@@ -33,6 +33,16 @@ def reach(module: nn.Module, inputs: int, middle: int, size: int) -> int:
     assert x.grad is not None
     rows = x.grad.abs().sum((0, 1, 2)).nonzero().flatten()
     return int((rows - middle).abs().max())
+
+
+def test_a_guide_starts_from_the_weights_of_he_without_biases() -> None:
+    guide = Guide(RAIN_REGION, width=64)
+    for layer in guide.layers:
+        if isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.15)
+            assert layer.bias is not None
+            assert layer.bias.abs().max() == 0
 
 
 def test_prenet_has_the_published_number_of_parameters() -> None:
@@ -149,5 +159,5 @@ def test_a_stage_guide_draws_a_new_map_at_every_recurrence() -> None:
 
 
 def test_a_plain_restorer_takes_no_guidance() -> None:
-    with pytest.raises(TypeError, match="no guidance"):
+    with pytest.raises(ImageError, match="takes no guidance map"):
         Plain(UNet())(torch.zeros(1, 3, 8, 8), guidance=torch.zeros(1, 1, 8, 8))

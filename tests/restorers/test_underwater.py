@@ -13,7 +13,7 @@ def image(height: int, width: int) -> torch.Tensor:
 
 
 def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_channels() -> None:
-    water = image(64, 64) * torch.tensor([0.1, 0.6, 0.7])[:, None, None] + 0.1
+    water = image(64, 64) * torch.tensor([0.3, 0.6, 0.7])[:, None, None] + 0.1
     stats = colour_statistics(water)
     assert stats.shape == (1, 20)
     made = candidates(water, stats)
@@ -24,6 +24,13 @@ def test_stretched_candidates_span_the_whole_range_and_grey_world_levels_the_cha
     for each in made[0, 2:4]:
         assert each.amin((1, 2)).max() == 0
         assert each.amax((1, 2)).min() == 1
+
+
+def test_a_channel_without_content_is_not_amplified_to_the_whole_range() -> None:
+    water = image(64, 64) * torch.tensor([0.02, 0.6, 0.7])[:, None, None]
+    made = candidates(water, colour_statistics(water))
+    assert 0.06 < made[0, 2, 0].amax() <= 4 * 0.02
+    assert made[0, 2, 1:].amax((1, 2)).min() == 1
 
 
 def test_candidates_of_a_tile_are_those_of_the_whole() -> None:

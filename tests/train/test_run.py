@@ -27,7 +27,7 @@ from twofold.contracts import ConfigError, DataError
 from twofold.files import write_text
 from twofold.train import checkpoint, reading
 from twofold.train import recipe as recipes
-from twofold.train.run import keep_best, train
+from twofold.train.run import build_restorer, keep_best, train
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -174,6 +174,15 @@ def test_a_finished_run_is_only_validated_again(pictures: Path, tmp_path: Path) 
     assert train(recipe(), pictures, tmp_path, device="cpu") == first
     assert (tmp_path / "result.json").exists()
     assert (tmp_path / "state.safetensors").read_bytes() == state
+
+
+def test_a_recipe_starts_from_the_weights_of_another_model(tmp_path: Path) -> None:
+    first = build_restorer(recipe())
+    zoo.save_restorer(tmp_path / "first.safetensors", first, recipe().model)
+    started = build_restorer(recipe(init=str(tmp_path / "first.safetensors")))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), started.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="init: the weights of derain are of another network than `model`"):
+        build_restorer(recipe(init="derain"))
 
 
 @pytest.mark.parametrize("scheme", ["supervised", "naive", "frozen"])

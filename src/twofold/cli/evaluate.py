@@ -16,17 +16,21 @@ from twofold.cli.misuse import Misuse
 from twofold.cli.options import MODEL_HELP, DeviceOption, JsonOption, check_device, place
 from twofold.cli.pictures import tile_size, twin_of
 from twofold.cli.pipeline import bar
-from twofold.contracts import DataError
+from twofold.contracts import DataError, Restored
 from twofold.printing import printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from twofold.data.pairs import Pair
     from twofold.evaluate import Evaluation
 
 
 def command(
     data: Annotated[Path, typer.Option(parser=place, help="The folder that holds the pairs.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"{MODEL_HELP} none scores the pictures as they are.")
+    ] = None,
     every_model: Annotated[
         bool, typer.Option("--all", help="Every shipped model, on the validation sets of its recipe below --data.")
     ] = False,
@@ -63,10 +67,7 @@ def command(
 
     twofold evaluate --all --data DATA -o models.json
     """
-    from torch import Tensor
-
     from twofold import api
-    from twofold.contracts import Restored
     from twofold.data import pairs as layouts
     from twofold.degrade.blur import read_kernel
     from twofold.evaluate import Files, evaluate
@@ -101,7 +102,8 @@ def command(
     found = layouts.find_pairs(data, observed=observed, clean=clean)
     pairs = layouts.every(found, every, picked=True)  # by scene, as recipes leave them out of training
     distance = None if features is None else DISTANCES[perceptual or PROTOCOLS[protocol].perceptual](features)
-    loaded = api.load(model, device=device, precision="exact")  # a number should not depend on the machine
+    # A number should not depend on the machine, hence "exact".
+    loaded = Untouched() if model == "none" else api.load(model, device=device, precision="exact")
     if loaded.takes_kernel != (kernels is not None):
         raise Misuse(f"{model} {'needs --kernels' if loaded.takes_kernel else 'takes no --kernels'}")
 
@@ -184,6 +186,15 @@ def zoo_table(results: Sequence[tuple[str, str, Evaluation]]) -> str:
             f"| {s.input_ssim:.4f} | {s.ssim:.4f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+class Untouched:
+    """Stands in for a model where pictures are scored as they are."""
+
+    takes_kernel = False
+
+    def __call__(self, image: Tensor, **_: object) -> Restored:
+        return Restored(image)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,12 @@ def _pictures(place: Path) -> list[Path]:
         raise DataError(f"{folder}: no such folder; --data names the folder that the recipe's paths start from")
     if folder != place:
         return sorted(folder.glob(place.name))
+    if files := images.find([place]):
+        return files
     different: dict[bytes, Path] = {}
-    for file in () if (files := images.find([place])) else sorted(place.glob("*.mat")):
+    for file in sorted(place.glob("*.mat")):
         different.setdefault(read_bytes(file).numpy().tobytes(), file)
-    return files or list(different.values())
+    return list(different.values())
 
 
 @dataclass(frozen=True)

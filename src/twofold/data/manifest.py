@@ -45,7 +45,7 @@ def read_manifest(path: Path, *, root: Path) -> list[Pair]:
             Pair(root / entry["observed"][0], root / entry["clean"][0], entry["name"], dict(entry["facts"]))
             for entry in entries
         ]
-        digests = {root / file: told for entry in entries for file, told in (entry["observed"], entry["clean"])}
+        digests = {root / file: listed for entry in entries for file, listed in (entry["observed"], entry["clean"])}
         inside = all(_is_below(file) for entry in entries for file, _ in (entry["observed"], entry["clean"]))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -53,7 +53,7 @@ def read_manifest(path: Path, *, root: Path) -> list[Pair]:
         raise DataError(f"{path}: is not a manifest; write one with write_manifest") from error
     if not inside:
         raise DataError(f"{path}: names files outside its folder ({root}); write a manifest with names below it")
-    wrong = [str(file) for file, told in digests.items() if not file.is_file() or digest(file) != told]
+    wrong = [str(file) for file, listed in digests.items() if not file.is_file() or digest(file) != listed]
     if wrong:
         raise DataError(
             f"{path}: {len(wrong)} of {len(digests)} pictures are missing or differ from those that were listed: "

@@ -137,7 +137,8 @@ class Synthetic:
                 raise DataError("each_kernel: needs a degradation of kind blur with kernels of kind files")
             kernels = enumerate(whole.kernels.kernels, 1)
             every = [(f"-kernel{number}", replace(whole, kernels=Given((kernel,)))) for number, kernel in kernels]
-        couples = [(path, *named) for path in files_of(self.clean, root) for named in every]
+        files = files_of(self.clean, root)
+        couples = [(path, name, degradation) for path in files for name, degradation in every]
 
         def case(number: int) -> tuple[str, Sample]:
             path, name, degradation = couples[number]

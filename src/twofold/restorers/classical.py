@@ -24,6 +24,7 @@ SAMPLED = 1 << 18
 """Most pixels that the statistics are taken of; a larger image is sampled on a regular grid."""
 _OUTSIDE = 0.005  # share of the values of all channels that a joint stretch clips at each end
 _OUTSIDE_EACH = 0.01  # the same where each channel is stretched by itself
+_LARGEST_GAIN = 4.0  # of a stretch: where the water has left no red, there is only noise to amplify
 
 
 @dataclass(frozen=True)
@@ -249,5 +250,8 @@ def _limits(values: Tensor, outside: float) -> tuple[Tensor, Tensor]:
 
 
 def _stretched(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """low … high, stretched to 0 … 1; a narrower range only by `_LARGEST_GAIN`, and left at its own level."""
     low, high = low[:, :, None, None], high[:, :, None, None]
-    return ((x - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
+    width = (high - low).clamp_min(1e-3)
+    gain = (1 / width).clamp(max=_LARGEST_GAIN)
+    return (gain * (x - low) + low * (1 - gain * width)).clamp(0, 1)

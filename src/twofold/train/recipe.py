@@ -55,13 +55,15 @@ class RecipeHead(Settings):
 
 
 class Recipe(RecipeHead):
-    """model: what is trained. scheme: how its parts are trained. loss: weights of the losses by name. data: crops,
+    """model: what is trained. init: a shipped model by name, or a weights file of the same network, to start from;
+    empty for random weights. scheme: how its parts are trained. loss: weights of the losses by name. data: crops,
     batches and sources. optimizer: of the network, ω. guide_optimizer: of the guide, θ. schedule: of both learning
     rates. steps: calls of `Scheme.step` in all. validate_every: steps between validations. precision: of the
     arithmetic; bf16 keeps weights in float32. protocol: of the validation scores, by its name.
     """
 
     model: ModelSpec
+    init: str = ""
     scheme: SchemeSpec
     loss: LossSettings = LossSpec({"l1": 1.0})
     data: Data

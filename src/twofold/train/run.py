@@ -141,12 +141,24 @@ def keep_best(folder: Path, steps: int, scores: dict[str, float]) -> None:
 
 
 def build_restorer(recipe: recipes.Recipe) -> nn.Module:
-    """Raises: ConfigError where the model's settings do not fit together."""
+    """The network of a recipe, with random weights or those of `init`.
+
+    Raises: ConfigError where the model's settings do not fit together, or the weights belong to another network.
+    """
     try:
-        return recipe.model.build()
+        restorer = recipe.model.build()
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"model: the settings do not fit together ({reason})") from error
+    if recipe.init:
+        start = zoo.load_restorer(recipe.init)
+        try:
+            restorer.load_state_dict(start.state_dict() if isinstance(start, nn.Module) else {})
+        except RuntimeError as error:
+            raise ConfigError(
+                f"init: the weights of {recipe.init} are of another network than `model`; give the recipe the same one"
+            ) from error
+    return restorer
 
 
 def keep_recipe(recipe: Settings, folder: Path, *, write: bool = True) -> None:
