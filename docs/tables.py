@@ -40,6 +40,7 @@ BENCHMARKS = (
     "paper_c",
     "peers_tables",
     "restore",
+    "runtimes",
     "searches",
     "shipped",
     "steering",

@@ -123,6 +123,18 @@ Progress = Callable[[int, int], None]
 """What long work calls after each part: (parts done, parts in all)."""
 
 
+def part_of(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """The progress of the part of some work that lies between its shares `start` and `end`, in thousandths of it.
+
+    >>> part_of(print, 0.5, 1)(1, 2)
+    750 1000
+    """
+    if progress is None or (start, end) == (0, 1):
+        return progress
+    whole = progress
+    return lambda done, total: whole(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
+
+
 class Inputs(NamedTuple):
     """What a restorer is called with beside `observed`: guidance, kernel `(B or 1, 1, h, w)`, context `(B, K)`."""
 

@@ -123,3 +123,20 @@ def test_an_outlier_loses_its_weight_and_the_usual_does_not() -> None:
     trust = reliability(residual, torch.ones_like(residual))
     assert trust[..., 3, 3] < 0.01
     assert trust.median() > 0.95
+
+
+def test_the_search_says_how_far_it_is_and_ends_where_it_is_told_to() -> None:
+    observed = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    search, seen = KernelSearch(size=7, rounds=2), list[tuple[int, int]]()
+    found = search(observed, lambda done, total: seen.append((done, total)))
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert torch.equal(found.kernel, search(observed).kernel)
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        search(observed, stop)
