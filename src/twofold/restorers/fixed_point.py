@@ -214,7 +214,7 @@ class Circulant:
         return self.root(v, -1.0)
 
     def root(self, v: Tensor, power: float) -> Tensor:
-        """G^power v."""
+        """G^power v, for images `(B, C, H, W)`."""
         found: Tensor = torch.fft.irfft2(torch.fft.rfft2(full_precision(v)) * self.gains**power, s=v.shape[-2:])
         return found.to(v.dtype)
 

@@ -146,6 +146,7 @@ class LearnedALM(nn.Module):
         return length
 
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
+        """The codes `(B, atoms)` of signals `(B, length)` after each of `steps` iterations."""
         T, u = self.operator(signals), self.start(signals)
         for _ in range(steps):
             u = T(u)
