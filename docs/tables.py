@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
 import harness  # noqa: E402
 
@@ -34,6 +34,7 @@ BENCHMARKS = (
     "hypergradient",
     "large",
     "loss_strategies",
+    "mutate",
     "paper_a",
     "paper_b",
     "paper_c",
@@ -44,8 +45,9 @@ BENCHMARKS = (
     "shipped",
     "steering",
     "train",
+    "unrolling",
 )
-"""The modules of `benchmarks/` that define `tables`."""
+"""The modules of `benchmarks/` and `tools/` that define `tables`."""
 
 
 def collected() -> dict[str, str]:

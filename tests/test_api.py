@@ -331,14 +331,14 @@ def test_grey_stays_grey_and_alpha_stays_as_it_was(model: api.Model) -> None:
     assert np.array_equal(array[..., 3], samples[..., 3])
 
 
-def test_a_picture_keeps_what_its_file_said(model: api.Model) -> None:
+def test_an_image_keeps_the_metadata_of_its_file(model: api.Model) -> None:
     picture = images.Picture(colours(), bits=16, exif=b"notes", profile=b"profile")
     restored, _ = model.restore(picture)
     assert dataclasses.replace(restored, pixels=picture.pixels).exif == b"notes"
     assert (restored.bits, restored.profile) == (16, b"profile")
 
 
-def test_progress_is_told_from_nothing_to_all(model: api.Model) -> None:
+def test_progress_goes_from_nothing_to_all(model: api.Model) -> None:
     told: list[tuple[int, int]] = []
     model(colours(32, 32), tile=16, progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]

@@ -72,7 +72,7 @@ RAIN_REGION = GuidanceKind(
     0.0,
     1.0,
     1.0,
-    "how surely a pixel is covered by a rain streak",
+    "how likely a pixel is covered by a rain streak",
     "0 leaves the picture as it is, 0.5 removes about half of the rain, 1.5 also removes what is only suspected",
 )
 DEPTH = GuidanceKind(

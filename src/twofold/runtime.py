@@ -152,7 +152,7 @@ def peak_bytes(runner: Callable[..., Tensor], given: Tensor | tuple[Tensor, ...]
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every tensor made while it is on, from the operation that returns it until nobody holds it."""
+    """Follows every tensor made while it is on, from the operation that returns it until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ def test_a_shaken_photograph_gains_by_a_kernel_found_in_it() -> None:
     assert psnr(sample.observed, sample.clean) + 2 < psnr(restored.image, sample.clean) < psnr(best.image, sample.clean)
 
 
-def test_clipped_lights_do_not_lead_the_search_astray() -> None:
+def test_clipped_lights_do_not_mislead_the_search() -> None:
     sample = blurred()
     generator = torch.Generator().manual_seed(1)
     lights = (torch.rand(sample.observed.shape, generator=generator) < 0.002).float()
@@ -48,7 +48,7 @@ def test_clipped_lights_do_not_lead_the_search_astray() -> None:
     assert similarity(SEARCH(degraded).kernel, sample.kernel) > 0.7
 
 
-def test_with_the_sharp_picture_the_kernel_is_found_to_the_letter() -> None:
+def test_with_the_sharp_image_the_kernel_is_found() -> None:
     sample = blurred(level=0.002)
     kernel = fit_kernel(sample.clean, sample.observed, 15, 1e-4)
     assert (kernel >= 0).all()
@@ -89,7 +89,7 @@ def test_a_picture_without_edges_gives_some_kernel_and_no_crash() -> None:
         assert torch.isfinite(estimate.kernel).all()
 
 
-def test_what_cannot_be_searched_is_said() -> None:
+def test_what_cannot_be_searched_is_an_error() -> None:
     with pytest.raises(ImageError, match="expected an odd number from 3, got 16"):
         KernelSearch(size=16)
     with pytest.raises(ImageError, match="too small to find a kernel of 15 pixels"):

@@ -1,5 +1,7 @@
 """Bounds that hold, are not empty, and a descent that relies on nothing else."""
 
+from itertools import islice
+
 import pytest
 import torch
 from quadratics import quadratic, random
@@ -192,3 +194,48 @@ def test_what_cannot_be_reached_is_refused():
     )
     with pytest.raises(SolveError, match="does not come to rest"):
         next(way)
+
+
+def test_the_bounds_are_their_formulas():
+    known = Regularity(0.5, 2.0, 3.0, hessian_lipschitz=5.0, mixed_lipschitz=7.0, direct_lipschitz=11.0)
+    wrong_adjoint = (5.0 * 0.1 * 0.3 + 3.0 * 0.1 + 0.01) / 0.5
+    assert known.error(0.1, 0.3, 0.01) == pytest.approx(11.0 * 0.1 + 7.0 * 0.1 * 0.3 + 2.0 * wrong_adjoint)
+    assert known.value_error(0.1, 0.3, 0.01) == pytest.approx((3.0 + 5.0 * 0.3) * 0.1**2 / 2 + 0.01 * 0.1)
+
+
+def line(**settings):
+    """F = (u − 1)² / 2 and u(w) = 2 w, with lower steps that halve the distance: all can be followed by hand."""
+    problem = Bilevel(upper=lambda w, u: (u - 1) ** 2 / 2, lower=lambda w, u: (u - 2 * w) ** 2 / 2)
+    known = Regularity(strong_convexity=1.0, mixed_norm=2.0, upper_lipschitz=1.0)
+    w = torch.tensor(3.0, dtype=torch.float64)
+    return adaptive_descent(
+        problem, w, w, dynamics=GradientDescent(0.5), regularity=lambda w: known, settings=Adaptive(**settings)
+    )
+
+
+def test_a_step_that_succeeds_at_once_loosens_both_accuracies_and_lengthens_the_next():
+    settings = {"accuracy": 1e-3, "linear_accuracy": 1e-4, "step_size": 0.02, "grow": 1.5, "lengthen": 1.25}
+    steps = list(islice(line(**settings), 5))
+    assert [s.number for s in steps] == [0, 1, 2, 3, 4]
+    assert [s.rejections for s in steps] == [0] * 5
+    assert not any(s.certain for s in steps)
+    for k, s in enumerate(steps):
+        assert s.step_size == pytest.approx(0.02 * 1.25**k)
+        assert s.accuracy == pytest.approx(1e-3 * 1.5**k)
+        assert s.linear_accuracy == pytest.approx(1e-4 * 1.5**k)
+
+
+def test_a_step_that_is_too_long_is_shortened_and_the_accuracies_are_left():
+    """The curvature in w is 4, so steps above ½ raise the loss and those near it lower it too little."""
+    first = next(line(accuracy=1e-3, linear_accuracy=1e-4, step_size=8.0, shorten=0.25))
+    assert (first.step_size, first.rejections) == (0.125, 3)
+    assert (first.accuracy, first.linear_accuracy) == (1e-3, 1e-4)
+
+
+def test_a_direction_that_is_too_inaccurate_tightens_both_accuracies_by_what_is_missing():
+    """At w = 3 and u = 3 the gradient is 4 and the bound of its error 2 · 3. Half of 4 is allowed: a factor of 1/3 is
+    missing, and half of that is taken, of the distance 3 that was there."""
+    first = next(line(accuracy=4.0, linear_accuracy=1.0, step_size=0.02, shrink=0.5))
+    assert first.rejections == 1
+    assert first.accuracy == pytest.approx(3.0 / 6)
+    assert first.linear_accuracy == pytest.approx(1.0 / 6)

@@ -57,3 +57,34 @@ def test_a_radius_is_how_far_the_lower_parameters_are_moved():
     w, u = torch.tensor([2.0], dtype=torch.float64), torch.tensor([3.0], dtype=torch.float64)
     found = hypergradient(cubic, w, u, strategy=OneStepUnrolled(1.0, ForwardDifference(radius=0.1)))
     torch.testing.assert_close(found.gradient, -torch.tensor([(3.1**3 - 27) / 0.1], dtype=torch.float64))
+
+
+def drifting(slope, drift):
+    """A lower loss of known slope whose value grows by `drift` at every evaluation, as with a data loader."""
+    calls = iter(range(99))
+    return Bilevel(PROBLEM.upper, lambda w, u: (slope * w * u).sum() + 1.0 + drift * next(calls))
+
+
+@pytest.mark.parametrize(
+    ("slope", "drift", "legal"),
+    [
+        (1.0, 0.0, True),
+        (1.0, 1.9e-3, True),
+        (1.0, 2.1e-3, False),
+        (1.0, -1.9e-3, True),
+        (1.0, -2.1e-3, False),
+        (0.0, 1.6e-12, True),
+        (0.0, 2.2e-12, False),
+    ],
+)
+def test_three_values_may_leave_their_parabola_by_a_quarter_of_their_change_and_rounding(slope, drift, legal):
+    """The values at u, ahead and behind are moved by 0, d and 2 d. So half their difference is d / 2 away from the
+    known slope s = 1e-3, and their mean 3 d / 2 from the middle: legal where d / 2 ≤ (s + 3 d / 2) / 4 + 1e3 roundings.
+    """
+    w, u = torch.ones(1, dtype=torch.float64), torch.full((1,), 2.0, dtype=torch.float64)
+    way = OneStepUnrolled(0.1, CentralDifference(radius=1e-3))
+    if legal:
+        hypergradient(drifting(slope, drift), w, u, strategy=way)
+        return
+    with pytest.raises(SolveError, match="fit no parabola"):
+        hypergradient(drifting(slope, drift), w, u, strategy=way)

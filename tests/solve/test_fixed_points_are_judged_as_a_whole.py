@@ -189,6 +189,9 @@ def test_an_operator_may_fill_its_dicts_in_any_order():
         (torch.zeros(2, 2, dtype=torch.int64), r"start is torch.int64.*\.float\(\)"),
         ({"x": torch.zeros(2, 2, dtype=torch.complex64)}, r"start\['x'\] is complex.*view_as_real"),
         (torch.full((1, 1), float("nan")), "start is not finite"),
+        ((torch.zeros(2, 1), torch.zeros(3, 1)), r"share their number of samples, got \(2, 1\), \(3, 1\)"),
+        ((torch.zeros(2, 1), torch.zeros(())), r"share their number of samples, got \(2, 1\), \(\)"),
+        (torch.zeros(()), r"share their number of samples, got \(\); or per_sample=False"),
     ],
 )
 def test_states_that_cannot_be_solved_for_are_refused_by_name(start, reason):

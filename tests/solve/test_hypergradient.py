@@ -456,6 +456,9 @@ def test_settings_without_meaning_are_refused(make):
         (OneStepUnrolled(0.1, CentralDifference()), 3, 1, 0),
         (Unrolled(6, GradientDescent(0.1)), 12, 1, 6),
         (Unrolled(6, GradientDescent(0.1), keep_every=3), 16, 1, 6),
+        (Unrolled(12, GradientDescent(0.1), keep_every=4, together=2), 30, 1, 12),  # all twice, every other group again
+        (Unrolled(12, GradientDescent(0.1), keep_every=3, together=2), 30, 1, 12),
+        (Unrolled(12, GradientDescent(0.1), keep_every=2, together=4), 24, 1, 12),
         (Truncated(6, 2, GradientDescent(0.1)), 8, 1, 2),
         (Neumann(6, GradientDescent(0.1), 0.1, 4, 1.0, settled=ANY), 7, 1, 5),
         (Neumann(6, GradientDescent(0.1), 0.1, 4, 1.0, CentralDifference(), settled=ANY), 6 + 1 + 2 * 4 + 2, 1, 0),

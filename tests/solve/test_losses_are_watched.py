@@ -15,6 +15,7 @@ from twofold.solve import (
     CentralDifference,
     ConjugateGradient,
     FixedPointSteps,
+    ForwardDifference,
     GradientDescent,
     Harmonic,
     Neumann,
@@ -210,6 +211,54 @@ def test_functional_normalisation_that_writes_statistics_is_refused(call, name):
     with pytest.raises(SolveError, match=f"{name} in training mode"):
         hypergradient(problem, torch.ones(()), torch.randn(12), strategy=OneStepUnrolled(0.1))
     assert mean.tolist() == [0, 0, 0]
+
+
+MEAN, VARIANCE = torch.zeros(3), torch.ones(3)
+POSITIONAL = {
+    "batch_norm, training": (lambda x: F.batch_norm(x, MEAN, VARIANCE, None, None, True), False),
+    "batch_norm, evaluation": (lambda x: F.batch_norm(x, MEAN, VARIANCE, None, None, False, 0.1), True),
+    "batch_norm, by default": (lambda x: F.batch_norm(x, MEAN, VARIANCE), True),
+    "batch_norm without statistics": (lambda x: F.batch_norm(x, None, None, None, None, True), True),
+    "instance_norm, by default": (lambda x: F.instance_norm(x, MEAN, VARIANCE), False),
+    "torch.batch_norm, training": (
+        lambda x: torch.batch_norm(x, None, None, MEAN, VARIANCE, True, 0.1, 1e-5, False),
+        False,
+    ),
+    "torch.batch_norm, evaluation": (
+        lambda x: torch.batch_norm(x, None, None, MEAN, VARIANCE, False, 0.1, 1e-5, False),
+        True,
+    ),
+    "torch.instance_norm, training": (
+        lambda x: torch.instance_norm(x, None, None, MEAN, VARIANCE, True, 0.1, 1e-5, False),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_functional_normalisation_is_understood_without_the_names_of_its_arguments(name):
+    call, legal = POSITIONAL[name]
+    lower = lambda w, u: (w * (call(u.reshape(2, 3, 2)) - 1) ** 3).sum()  # noqa: E731
+    problem = Bilevel(upper=lambda w, u: (u**2).sum(), lower=lower)
+    u = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    if legal:
+        hypergradient(problem, torch.ones(()), u, strategy=OneStepUnrolled(0.1))
+        return
+    with pytest.raises(SolveError, match="Norm in training mode"):
+        hypergradient(problem, torch.ones(()), u, strategy=OneStepUnrolled(0.1))
+
+
+@pytest.mark.parametrize("draws_at", [1, 2])
+def test_a_loss_that_begins_to_draw_later_is_refused_at_once(draws_at):
+    calls = iter(range(9))
+
+    def lower(w, u):
+        return ((u - w) ** 2).sum() + (torch.rand(()) if next(calls) == draws_at else 0.0)
+
+    problem = Bilevel(upper=lambda w, u: (u**2).sum(), lower=lower)
+    cross = ForwardDifference() if draws_at == 1 else CentralDifference()  # the last evaluation of each
+    with pytest.raises(SolveError, match="draws random numbers"):
+        hypergradient(problem, torch.ones(2), torch.zeros(2), strategy=OneStepUnrolled(0.1, cross))
 
 
 def test_a_loss_that_writes_into_its_arguments_is_refused():

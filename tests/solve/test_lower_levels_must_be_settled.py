@@ -169,7 +169,7 @@ def test_conjugate_gradients_stop_at_the_tolerance_they_were_given_and_not_at_te
                 assert norm(found.gradient - 1 / curvatures) <= 100 * tolerance * 8**0.5
 
 
-def test_conjugate_gradients_begin_anew_where_rounding_has_led_them_astray():
+def test_conjugate_gradients_restart_where_rounding_has_misled_them():
     """In float32 the residual that the recursion tracks falls below the tolerance before the true one does."""
     curvatures = torch.logspace(-3.5, 0, 60)
     problem = Bilevel(upper=lambda w, u: u.sum(), lower=lambda w, u: (curvatures * u**2).sum() / 2 - (w * u).sum())
@@ -178,6 +178,39 @@ def test_conjugate_gradients_begin_anew_where_rounding_has_led_them_astray():
     found = hypergradient(problem, w, w / curvatures, strategy=way)
     assert found.cost.residual <= 1e-5
     torch.testing.assert_close(found.gradient, 1 / curvatures, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize(("iterations", "enough"), [(100, True), (12, True), (11, False), (8, False), (6, False)])
+def test_conjugate_gradients_begin_anew_within_their_iterations_where_the_recursion_was_wrong(iterations, enough):
+    """Six curvatures take six iterations. The first six products are of another matrix, so the first pass is a per cent
+    off when its residual is evaluated, and a second one puts that right if there are iterations left."""
+    curvatures, calls = torch.linspace(0.1, 1, 6, dtype=torch.float64), iter(range(999))
+    product = lambda v: curvatures * v * (1.01 if next(calls) < 6 else 1.0)  # noqa: E731
+    way = ConjugateGradient(0, GradientDescent(1.0), iterations, 1e-6)
+    b = torch.ones(6, dtype=torch.float64)
+    if enough:
+        v, residual = way.inverse(product, b)
+        assert residual <= 1e-6
+        torch.testing.assert_close(v, 1 / curvatures, rtol=1e-5, atol=0)
+    else:
+        with pytest.raises(SolveError, match=rf"stalled at a relative residual of .* after {iterations} iterations"):
+            way.inverse(product, b)
+
+
+def test_a_pass_of_one_iteration_counts_as_one():
+    calls = iter(range(99))
+    product = lambda v: v * (1.01 if next(calls) == 0 else 1.0)  # noqa: E731
+    _, residual = ConjugateGradient(0, GradientDescent(1.0), 2, 1e-6).inverse(product, torch.ones(2))
+    assert residual <= 1e-6
+
+
+def test_conjugate_gradients_do_not_begin_anew_where_that_does_not_help():
+    """Every product is of another matrix than the last: no pass halves what the one before left."""
+    calls = iter(range(999))
+    product = lambda v: v * (1.0 if next(calls) % 2 else 2.0)  # noqa: E731
+    with pytest.raises(SolveError, match="stalled"):
+        ConjugateGradient(0, GradientDescent(1.0), 500, 1e-6).inverse(product, torch.ones(2))
+    assert next(calls) < 12
 
 
 def test_a_tolerance_of_one_takes_every_iteration_and_accepts_what_is_left():

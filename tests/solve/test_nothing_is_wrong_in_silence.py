@@ -18,11 +18,13 @@ from twofold.solve import (
     Geometric,
     GradientDescent,
     Harmonic,
+    KrasnoselskiiMann,
     Momentum,
     Neumann,
     OneStepUnrolled,
     Settled,
     SolveError,
+    ThroughFixedPoint,
     Truncated,
     Unrolled,
     aggregated_step,
@@ -116,6 +118,28 @@ def test_a_loss_that_sees_some_tensors_of_a_tree_is_right_and_zero_for_the_other
     torch.testing.assert_close(found, (torch.full((2,), 2.0), torch.zeros(2)))
 
 
+@pytest.mark.parametrize("strategy", DIFFERENTIATING.values(), ids=DIFFERENTIATING)
+def test_an_upper_tensor_that_one_of_the_losses_ignores_is_legal_for_every_strategy(strategy):
+    """The lower loss sees w[0] alone, the upper one w[1]: neither is a mistake."""
+    problem = Bilevel(
+        upper=lambda w, u: ((u - 1) ** 2).sum() + 3 * w[1].sum(), lower=lambda w, u: ((u - w[0]) ** 2).sum() / 2
+    )
+    found = hypergradient(problem, (torch.ones(2), torch.ones(2)), torch.zeros(2), strategy=strategy).gradient
+    assert (found[0] != 0).all()
+    torch.testing.assert_close(found[1], torch.full((2,), 3.0))
+
+
+def test_an_upper_tensor_that_only_the_upper_loss_or_only_the_operator_sees_is_legal():
+    upper = lambda w, u: (u**2).sum() + 3 * w[1].sum()  # noqa: E731
+    steps = FixedPointSteps(lambda w: lambda u: u / 2 + w[0])
+    way = ThroughFixedPoint(steps, KrasnoselskiiMann(1.0, tolerance=1e-6), per_sample=False)
+    w = torch.ones(2), torch.ones(2)
+    found = hypergradient(Bilevel(upper, None), w, torch.zeros(2), strategy=way).gradient
+    torch.testing.assert_close(found, (torch.full((2,), 8.0), torch.full((2,), 3.0)), rtol=1e-4, atol=0)
+    found = hypergradient(Bilevel(upper, None), w, torch.ones(2), strategy=Truncated(3, 0, steps)).gradient
+    torch.testing.assert_close(found, (torch.zeros(2), torch.full((2,), 3.0)))
+
+
 @pytest.mark.parametrize("strategy", [Truncated(3, 0, GradientDescent(0.1)), Unrolled(0, GradientDescent(0.1))])
 def test_no_differentiated_step_and_an_upper_loss_that_does_not_see_w_are_refused(strategy):
     with pytest.raises(SolveError, match="no lower step is differentiated, so the gradient is identically zero"):
@@ -180,6 +204,13 @@ def test_curvature_is_the_largest_eigenvalue_even_where_the_gradient_does_not_po
     at = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)  # the steep coordinate is at its minimum
     assert curvature(loss, at) == pytest.approx(50, rel=0.02)
     assert curvature(loss, torch.ones(3, dtype=torch.float64)) == pytest.approx(50, rel=0.02)
+
+
+def test_curvature_is_measured_over_a_distance_that_the_size_of_the_state_allows():
+    """In float32 a state of 1e4 moves by 1e-3 or not at all."""
+    loss = lambda u: (u**2).sum() / 2  # noqa: E731
+    for size in (1e-4, 1.0, 1e4):
+        assert curvature(loss, torch.full((3,), size)) == pytest.approx(1, rel=0.05)
 
 
 def test_schedules_are_what_their_formulas_say():

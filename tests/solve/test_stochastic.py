@@ -8,6 +8,7 @@ from quadratics import quadratic, random
 
 from twofold.solve import Neumann, hypergradient
 from twofold.solve.dynamics import Bilevel, GradientDescent
+from twofold.solve.first_order import BOME, F2SA, F3SA, PBGD
 from twofold.solve.implicit import Settled
 from twofold.solve.params import SolveError
 from twofold.solve.second_order import CentralDifference
@@ -17,6 +18,7 @@ from twofold.solve.streams import Draws, FiniteSum, Polynomial, descend, gradien
 Q = quadratic()
 STEP = 0.9 / torch.linalg.eigvalsh(Q.a)[-1].item()
 W, ZERO = random(3, seed=3), torch.zeros(5, dtype=torch.float64)
+TENTH = Polynomial(0.1)
 START = (W - Q.optimum()).norm().item()
 
 
@@ -208,3 +210,28 @@ def test_a_loss_that_is_no_scalar_and_settings_without_sense_are_refused():
         FiniteSum([], [Q.problem.lower])
     with pytest.raises(SolveError, match="positive"):
         Polynomial(0.0)
+
+
+COSTS = {
+    "F2SA": (F2SA(TENTH, TENTH, TENTH), (2, 4, 0, 2)),
+    "F2SA with three inner steps": (F2SA(TENTH, TENTH, TENTH, inner=3), (4, 8, 0, 4)),
+    "F3SA": (F3SA(TENTH, TENTH, TENTH), (2, 4, 0, 1)),
+    "BOME": (BOME(TENTH, 0.1, inner=3), (1, 4, 0, 1)),
+    "PBGD": (PBGD(TENTH, 1.0, 0.1, inner=3), (1, 5, 0, 4)),
+    "SOBA": (SOBA(TENTH, TENTH), (1, 1, 2, 1)),
+    "AmIGO": (AmIGO(TENTH, TENTH, TENTH, inner=3, linear=2), (3, 6, 3, 6)),
+    "StocBiO": (StocBiO(TENTH, 0.1, TENTH, inner=3, terms=2), (1, 6, 3, 7)),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_an_iteration_takes_the_gradients_and_products_that_the_tables_say(name):
+    method, expected = COSTS[name]
+    _, second, third = (turn.calls for turn in islice(descend(method, whole(Q.problem), W, ZERO), 3))
+    assert tuple(after - before for before, after in zip(second, third, strict=True)) == expected
+
+
+def test_saba_fills_its_tables_once_and_then_costs_what_soba_costs():
+    first, second = (turn.calls for turn in islice(descend(SABA(TENTH, TENTH), noisy(5), W, ZERO), 2))
+    assert first == (5 + 1, 5 + 1, 2 * 5 + 2, 5 + 5 + 1)
+    assert second == (7, 7, 14, 12)

@@ -240,7 +240,7 @@ def _same_visit(client: Client) -> Client:
     return twin
 
 
-def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
+def test_a_port_in_use_is_an_error_with_the_remedy() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
