@@ -67,12 +67,12 @@ def measure(name: str, megapixels: float) -> dict[str, float]:
 def large_table(result: dict[str, Any]) -> str:
     """What photographs of 1, 12 and 50 megapixels take of a shipped model."""
     found = result["models"]
-    sizes = list(next(iter(found.values())))
+    sizes = [str(n) for n in MEGAPIXELS]
     body = [
         [
             f"`{name}`",
-            *(f"{facts[n]['cpu_seconds']:.0f} s, {facts[n]['bytes'] / 2**30:.1f} GiB" for n in sizes),
-            f"{facts[sizes[-1]]['resident'] / 2**30:.1f} GiB",
+            *(f"{f['cpu_seconds']:.0f} s, {f['bytes'] / 2**30:.1f} GiB" if (f := facts.get(n)) else "" for n in sizes),
+            f"{facts[sizes[-1]]['resident'] / 2**30:.1f} GiB" if sizes[-1] in facts else "",
         ]
         for name, facts in found.items()
     ]
@@ -103,7 +103,7 @@ def main() -> None:
             found = fresh_process(__file__, *arguments, environment=RETURN_MEMORY_AT_ONCE)
             models[name][str(megapixels)] = json.loads(found)
             print(name, megapixels, found.strip(), flush=True)
-        write(asked.json, {"models": dict(sorted(models.items()))})
+            write(asked.json, {"models": dict(sorted(models.items()))})
 
 
 if __name__ == "__main__":
