@@ -31,7 +31,7 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 mutate: $(STAMP) ## change the mathematics at random and count the changes that no test notices; ARGS="implicit --share 0.2"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(ARGS)

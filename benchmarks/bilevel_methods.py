@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -146,11 +147,19 @@ def torchopt_implicit(case: Case, step: float) -> Iterator[Spent]:
         yield Spent(k * (STEPS + 1), taken, w)
 
 
+def with_jaxopt(case: Case, step: float, *, implicit: bool) -> Iterator[Spent]:
+    import bilevel_jaxopt
+
+    for spent in bilevel_jaxopt.follow(case, step, implicit=implicit):
+        yield Spent(*spent)
+
+
 ANYWHERE = Settled(relative=float("inf"))
 
 
 OURS: dict[str, Run] = {
     "Unrolled": with_strategy(lambda s: Unrolled(STEPS, GradientDescent(1 / s))),
+    "Unrolled, graphs kept": with_strategy(lambda s: Unrolled(STEPS, GradientDescent(1 / s), graph_bytes=2**30)),
     "ConjugateGradient": with_strategy(
         lambda s: ConjugateGradient(STEPS, Momentum(1 / s, 0.6), 100, tolerance=0.05, settled=ANYWHERE)
     ),
@@ -175,4 +184,6 @@ PEERS: dict[str, tuple[str, Run]] = {
     "TorchOpt, unrolled": ("torchopt", torchopt_unrolled),
     "TorchOpt, implicit": ("torchopt", torchopt_implicit),
     "higher, unrolled": ("higher", higher_unrolled),
+    "jaxopt, unrolled": ("jaxopt", partial(with_jaxopt, implicit=False)),
+    "jaxopt, implicit": ("jaxopt", partial(with_jaxopt, implicit=True)),
 }

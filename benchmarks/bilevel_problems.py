@@ -20,13 +20,17 @@ STEPS = 10
 
 
 DOUBLE = torch.float64
+DECAY = 0.02
+"""Weight decay of the classifier in data hyper-cleaning."""
 
 
 class Case(NamedTuple):
-    """sums: the problem in mini-batches. upper, lower: starts. smoothness: L of the lower loss at the start, with room
-    for w to move. regularity: for `adaptive_descent`. settle: (w, u to start from) → u(w) to machine precision. steps:
-    the grid of upper steps."""
+    """name: of the problem. data: what its losses are made of. sums: the problem in mini-batches. upper, lower: starts.
+    smoothness: L of the lower loss at the start, with room for w to move. regularity: for `adaptive_descent`. settle:
+    (w, u to start from) → u(w) to machine precision. steps: the grid of upper steps."""
 
+    name: str
+    data: tuple[Tensor, ...]
     sums: FiniteSum
     upper: Tensor
     lower: Tensor
@@ -60,7 +64,9 @@ def quadratics(seed: int) -> Case:
     )
     sums = _Sum(uppers, lowers, seed, whole_problem)
     start = torch.zeros(m, dtype=DOUBLE), torch.zeros(n, dtype=DOUBLE)
-    return Case(sums, *start, 1.2, lambda w: known, lambda w, u: response @ w, (0.3, 0.1, 0.03, 0.01))
+    return Case(
+        "quadratics", (a, b, c), sums, *start, 1.2, lambda w: known, lambda w, u: response @ w, (0.3, 0.1, 0.03, 0.01)
+    )
 
 
 def regularisation(seed: int) -> Case:
@@ -104,7 +110,9 @@ def regularisation(seed: int) -> Case:
 
     sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 512, 512 // PARTS), seed, problem)
     start = torch.full((64,), -3.0, dtype=DOUBLE), torch.zeros(64, dtype=DOUBLE)
-    return Case(sums, *start, 1.5 * curvature + 0.3, known, settle, (300.0, 100.0, 30.0, 10.0))
+    data = x[fit], y[fit], x[held], y[held]
+    smoothness, steps = 1.5 * curvature + 0.3, (300.0, 100.0, 30.0, 10.0)
+    return Case("regularisation", data, sums, *start, smoothness, known, settle, steps)
 
 
 def cleaning(seed: int) -> Case:
@@ -117,11 +125,11 @@ def cleaning(seed: int) -> Case:
     fit, held = slice(0, 256), slice(256, 512)
     wrong = torch.rand(256, generator=draw) < 0.5
     label = torch.where(wrong, torch.randint(0, 10, (256,), generator=draw), digit[fit])
-    size, decay = (17, 10), 0.02
+    size = (17, 10)
 
     def lower(w: Tensor, u: Tensor, i: Tensor) -> Tensor:
         loss = F.cross_entropy(x[fit][i] @ u.reshape(size), label[i], reduction="none")
-        return (loss * w[i].sigmoid()).mean() + decay * (u**2).sum() / 2
+        return (loss * w[i].sigmoid()).mean() + DECAY * (u**2).sum() / 2
 
     def upper(w: Tensor, u: Tensor, i: Tensor) -> Tensor:
         return F.cross_entropy(x[held][i] @ u.reshape(size), digit[held][i])
@@ -133,18 +141,19 @@ def cleaning(seed: int) -> Case:
         share = w.sigmoid() / 256
         for _ in range(60):
             p = (x[fit] @ u.reshape(size)).softmax(1)
-            g = (x[fit].T @ ((p - target) * share[:, None])).reshape(-1) + decay * u
+            g = (x[fit].T @ ((p - target) * share[:, None])).reshape(-1) + DECAY * u
             if g.norm() < 1e-11:
                 break
             inner = (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]) * share[:, None, None]
             h = torch.einsum("ia,ijk,ib->ajbk", x[fit], inner, x[fit]).reshape(170, 170)
-            u = u - torch.linalg.solve(h + decay * torch.eye(170, dtype=DOUBLE), g)
+            u = u - torch.linalg.solve(h + DECAY * torch.eye(170, dtype=DOUBLE), g)
         return u
 
     curvature = float(torch.linalg.eigvalsh(x[fit].T @ x[fit])[-1]) / 256 / 2
     sums = _Sum(minibatches(upper, 256, 256 // PARTS), minibatches(lower, 256, 256 // PARTS), seed, problem)
     start = torch.zeros(256, dtype=DOUBLE), torch.zeros(170, dtype=DOUBLE)
-    return Case(sums, *start, curvature + decay, None, settle, (1000.0, 300.0, 100.0, 30.0))
+    data = x[fit], label, x[held], digit[held]
+    return Case("cleaning", data, sums, *start, curvature + DECAY, None, settle, (1000.0, 300.0, 100.0, 30.0))
 
 
 CASES = {"quadratics": quadratics, "regularisation": regularisation, "cleaning": cleaning}

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from harness import parser, table, write
+from harness import parser, read, table, write
 from twofold import zoo
 from twofold.train import reading
 from twofold.train.convergence import residuals
 from twofold.train.run import train
 
-NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-rain")
+NAMES = ("gkm-sparse-coding", "gkm-deconvolution", "gkm-deconvolution-admm", "gkm-rain")
 
 
 def facts_of(name: str, data: Path, folder: Path, plots: Path) -> dict[str, Any]:
@@ -80,11 +80,14 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, data="clean/BSDS500, deblur/Set12, rain/Rain100", json_required=True).parse_args()
+    options = parser(__doc__, data="clean/BSDS500, deblur/Set12, rain/Rain100", json_required=True)
+    options.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="renew these recipes")
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as runs:
         plots = arguments.json.parent
-        found = {name: facts_of(name, arguments.data, Path(runs) / name, plots) for name in NAMES}
+        fresh = {name: facts_of(name, arguments.data, Path(runs) / name, plots) for name in arguments.only}
+    found = {**read(arguments.json), **fresh}
     write(arguments.json, found)
     print(json.dumps(found, indent=1))
 

@@ -275,6 +275,7 @@ def summary(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         **ratios("twofold, 4 together"),
         "one_step_together": ratios("twofold"),
+        "graphs_kept": ratios("twofold, graphs kept"),
         f"resident_mib_at_{LONG}": facts[f"horizon_{LONG}"]["resident_mib"],
         "lower_gradients_an_implicit_iteration": max(
             row["lower_gradients_an_implicit_iteration, differences"] for row in cost
@@ -301,12 +302,15 @@ def unrolled_table(result: dict[str, Any]) -> str:
         "twofold": "`Unrolled`",
         "twofold, √T states": "`Unrolled`, every 8th state kept",
         "twofold, 4 together": "`Unrolled`, 4 steps together",
+        "twofold, graphs kept": "`Unrolled`, graphs kept (`graph_bytes=inf`)",
         "torchopt": "TorchOpt",
         "higher": "higher",
     }
     found = result["unrolled"]
     body = []
     for key, name in ways.items():
+        if not all(key in facts["seconds"] for facts in found.values()):
+            continue
         line = [name]
         for facts in found.values():
             ratio = facts["seconds"][key] / facts["seconds"]["torchopt"]

@@ -128,6 +128,10 @@ def ours_together(case: Case, steps: int) -> Tensor:
     return differentiate(case, Unrolled(steps, GradientDescent(case.rate), together=4))
 
 
+def ours_kept(case: Case, steps: int) -> Tensor:
+    return differentiate(case, Unrolled(steps, GradientDescent(case.rate), graph_bytes=math.inf))
+
+
 class ParameterHolder(nn.Module):
     """The lower parameters as a module's, for libraries that ask for one; the loss is called through `forward`."""
 
@@ -164,6 +168,7 @@ UNROLLED: dict[str, Callable[[Case, int], Tensor]] = {
     "twofold": ours,
     "twofold, √T states": ours_sparse,
     "twofold, 4 together": ours_together,
+    "twofold, graphs kept": ours_kept,
     "torchopt": torchopt_unrolled,
     "higher": higher_unrolled,
 }

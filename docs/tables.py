@@ -40,10 +40,12 @@ BENCHMARKS = (
     "paper_c",
     "peers_tables",
     "restore",
+    "runtimes",
     "searches",
     "shipped",
     "steering",
     "train",
+    "unrolling",
 )
 """The modules of `benchmarks/` and `tools/` that define `tables`."""
 

@@ -11,8 +11,8 @@ import copy
 
 import torch
 
-from twofold.restorers.sparse_coding import ISTA, LearnedALM, SparseModel
-from twofold.solve import Harmonic, aggregated_step
+from twofold.restorers.sparse_coding import LearnedALM, SparseModel
+from twofold.solve import Harmonic, ProximalGradient, aggregated_step
 
 DEPTH = 15
 parser = argparse.ArgumentParser(description=__doc__)
@@ -51,14 +51,26 @@ for step in range(steps):
 # Test: how many iterations until the objective is within one millionth of the best, and stays there?
 exact = SparseModel(model.dictionary.double(), curvature=5.0)
 x = signals(exact.dictionary, 20, seed=10_000)
-methods = {
-    "ISTA": (ISTA(exact), 4000),
-    "FISTA": (ISTA(exact, accelerated=True), 1500),
-    "before training": (LearnedALM(exact, whitened=False), 800),
-    "learned": (copy.deepcopy(coder).double(), 800),
-}
+smoothness = exact.curvature * torch.linalg.matrix_norm(exact.dictionary, 2) ** 2
+ista = ProximalGradient(lambda z: -exact.descent(z, x), smoothness, prox=exact.prox_code)
+
+
+def iterated(step, state, read, count):
+    """The objective of each sample after each of `count` steps."""
+    found = []
+    for _ in range(count):
+        state = step(state)
+        found.append(exact.objective(read(state), x))
+    return torch.stack(found)
+
+
 with torch.no_grad():
-    curves = {n: torch.stack([exact.objective(z, x) for z in c.codes(x, steps)]) for n, (c, steps) in methods.items()}
+    curves = {"ISTA": iterated(ista, x.new_zeros(len(x), 128), lambda z: z, 4000)}
+    for name, made in (
+        ("before training", LearnedALM(exact, whitened=False)),
+        ("learned", copy.deepcopy(coder).double()),
+    ):
+        curves[name] = iterated(made.operator(x), made.start(x), made.code, 800)
 best = torch.stack([curve.min(0).values for curve in curves.values()]).min(0).values
 for name, curve in curves.items():
     good = (curve - best) <= 1e-6 * best

@@ -19,6 +19,7 @@ import twofold
 from tiny_models import TINY, untrained
 from twofold import api, images, specs, tiling, zoo
 from twofold.contracts import ImageError, TwofoldError, WeightsError
+from twofold.restorers.blind import KernelSearch
 
 
 @pytest.fixture(scope="module")
@@ -330,14 +331,14 @@ def test_grey_stays_grey_and_alpha_stays_as_it_was(model: api.Model) -> None:
     assert np.array_equal(array[..., 3], samples[..., 3])
 
 
-def test_a_picture_keeps_what_its_file_said(model: api.Model) -> None:
+def test_an_image_keeps_the_metadata_of_its_file(model: api.Model) -> None:
     picture = images.Picture(colours(), bits=16, exif=b"notes", profile=b"profile")
     restored, _ = model.restore(picture)
     assert dataclasses.replace(restored, pixels=picture.pixels).exif == b"notes"
     assert (restored.bits, restored.profile) == (16, b"profile")
 
 
-def test_progress_is_told_from_nothing_to_all(model: api.Model) -> None:
+def test_progress_goes_from_nothing_to_all(model: api.Model) -> None:
     told: list[tuple[int, int]] = []
     model(colours(32, 32), tile=16, progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
@@ -382,3 +383,17 @@ def test_public_names_are_found_and_others_are_not() -> None:
     assert found["load"] is api.load
     with pytest.raises(AttributeError, match="restoer"):
         twofold.restoer  # noqa: B018
+
+
+def test_a_search_for_the_kernel_is_four_fifths_of_the_progress() -> None:
+    picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen: list[tuple[int, int]] = []
+    api.restore(picture, "wiener", kernel=KernelSearch(size=7), progress=lambda *done: seen.append(done))
+    assert {total for _, total in seen} == {1000}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[0] == (0, 1000)
+    assert 800 in [done for done, _ in seen]
+    assert seen[-1] == (1000, 1000)
+    tiles: list[tuple[int, int]] = []
+    api.restore(picture, "wiener", kernel=torch.ones(3, 3) / 9, progress=lambda *done: tiles.append(done))
+    assert tiles == [(0, 1), (1, 1)]

@@ -44,7 +44,7 @@ def test_a_number_of_channels_can_be_demanded() -> None:
         check_images(torch.zeros(1, 1, 4, 4), channels=3)
 
 
-def test_one_except_clause_catches_everything_a_user_can_mend() -> None:
+def test_one_except_clause_catches_everything_a_user_can_fix() -> None:
     family = [contracts.ImageError, contracts.DataError, contracts.ConfigError, contracts.WeightsError]
     assert all(issubclass(error, TwofoldError) and issubclass(error, ValueError) for error in family)
 

@@ -60,7 +60,7 @@ def changed(report: dict[str, Any], section: str, **facts: Any) -> dict[str, Any
     return {**report, section: {**report[section], **facts}}
 
 
-def test_what_is_wrong_is_said_with_what_to_do(report: dict[str, Any]) -> None:
+def test_problems_are_reported_with_a_remedy(report: dict[str, Any]) -> None:
     cases = {
         "the weights of derain are missing": ("weights", {"derain": {"found": False, "right": False}}),
         "the weights of derain are not those": ("weights", {"derain": {"found": True, "right": False}}),

@@ -62,7 +62,7 @@ def test_every_picture_has_its_score_and_the_inputs() -> None:
     assert result.failures == ()
 
 
-def test_what_is_known_of_a_sample_is_told_to_the_restorer() -> None:
+def test_the_kernel_of_a_sample_is_passed_to_the_restorer() -> None:
     def moved(observed: Tensor, *, kernel: Tensor) -> Restored:
         return Restored(observed + kernel)
 
@@ -196,7 +196,7 @@ def test_every_protocol_names_a_known_distance() -> None:
     assert {protocol.perceptual for protocol in PROTOCOLS.values()} <= set(DISTANCES)
 
 
-def test_progress_is_told_after_every_picture() -> None:
+def test_progress_is_reported_after_every_image() -> None:
     calls: list[tuple[int, int | None]] = []
     evaluate(brighter, tensors(), RGB, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]

@@ -68,8 +68,8 @@ assert PROTOCOLS["rgb-inside"].score(restored, clean).psnr.item() > 50 > PROTOCO
         2,
         [
             Edit("degrade/additive.py", END, "CODE"),
-            Edit("data/degradations.py", " | Chain,", " | Chain | Veil,"),
-            Edit("data/degradations.py", "SaltAndPepper, streak_layers", "SaltAndPepper, Veil, streak_layers"),
+            Edit("data/degradations.py", "AnyDegradation = Annotated[\n", "AnyDegradation = Annotated[\n    Veil |\n"),
+            Edit("data/degradations.py", "degrade.additive import ", "degrade.additive import Veil, "),
         ],
         """
 from twofold.cli.app import run_command_line
@@ -108,8 +108,8 @@ restored = twofold.restore("photographs/0.png", "run/model.safetensors").image
         2,
         [
             Edit("data/sources.py", END, "CODE"),
-            Edit("data/specs.py", "Synthetic | Paired | WithDepth,", "Synthetic | Paired | WithDepth | Gradients,"),
-            Edit("data/specs.py", "import Crops, Paired,", "import Crops, Gradients, Paired,"),
+            Edit("data/specs.py", "SourceSpec = Annotated[", "SourceSpec = Annotated[Gradients | "),
+            Edit("data/specs.py", "data.sources import ", "data.sources import Gradients, "),
         ],
         """
 from pydantic import TypeAdapter
@@ -148,7 +148,7 @@ assert restorer(torch.rand(1, 3, 9, 7)).image.shape == (1, 3, 9, 7)
         2,
         [
             Edit("train/mirrored.py", END, "CODE"),
-            Edit("train/recipe.py", "    SupervisedSpec | ", "    MirroredSpec | SupervisedSpec | "),
+            Edit("train/recipe.py", "SchemeSpec = Annotated[\n", "SchemeSpec = Annotated[\n    MirroredSpec |\n"),
             Edit(
                 "train/recipe.py",
                 "from twofold.train.schemes",
@@ -277,6 +277,6 @@ def test_an_addition_touches_few_files(name: str) -> None:
 
 
 def test_every_addition_of_the_table_is_tried() -> None:
-    rows = re.findall(r"^\| an? ([^|,]+?)(?:,[^|]*)? \| (?:\d|a degradation)", PAGE, flags=re.MULTILINE)
+    rows = re.findall(r"^\| an? ([^|,]+?)(?:,[^|]*)? \| (?:\d|none|a degradation)", PAGE, flags=re.MULTILINE)
     tried = {"solver", *ADDITIONS}  # the solver's block is run by tests/test_docs_code.py
     assert {re.sub(" of the command line", "", row) for row in rows} == tried

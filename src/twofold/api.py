@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Integral, Real
@@ -18,13 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
-from twofold.contracts import NOISE_LEVEL, GuidanceKind, ImageError, Progress, Restored, Restorer, TwofoldError
+from twofold.contracts import (
+    NOISE_LEVEL,
+    GuidanceKind,
+    ImageError,
+    Progress,
+    Restored,
+    Restorer,
+    TwofoldError,
+    part_of,
+)
 from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
 from twofold.export import runtimes
-from twofold.export.runtimes import GraphRunner
 from twofold.images import ImageLike, Picture
 from twofold.restorers.blind import KernelEstimate, KernelSearch
 from twofold.restorers.tile import Extra, Tile
+from twofold.runtime import device_of, evaluating
 
 TileSize: TypeAlias = int | Literal["auto"] | None
 GuidanceSource: TypeAlias = "ImageLike | float"
@@ -44,7 +52,7 @@ class Model:
     restorer: Restorer
     device: torch.device
     plan: runtime.ExecutionPlan = field(default_factory=runtime.plain)
-    graph: GraphRunner | None = None
+    graph: runtimes.GraphRunner | None = None
     _runners: dict[tuple[Extra, ...], _Runner] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -150,7 +158,7 @@ class Model:
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 
-        with _evaluating(self.restorer):
+        with evaluating(self.restorer):
             runner = self._runner(extras)
             out = tiling.tiled(
                 on_tile,
@@ -191,7 +199,7 @@ class Model:
 
     def _context(self, observed: Tensor) -> Tensor | None:
         """What every tile gets of the whole image; the network sees it padded, so that is what is looked at."""
-        with torch.inference_mode(), _evaluating(self.restorer):
+        with torch.inference_mode(), evaluating(self.restorer):
             return self.restorer.context(observed.to(self.device))
 
     def _runner(self, extras: tuple[Extra, ...]) -> _Runner:
@@ -242,19 +250,6 @@ class Model:
         return values
 
 
-@contextmanager
-def _evaluating(restorer: Restorer) -> Iterator[None]:
-    """A network that its user is training restores as any other, and is in training again afterwards."""
-    training = [part for part in restorer.modules() if part.training] if isinstance(restorer, nn.Module) else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
 class _Runner(NamedTuple):
     run: Callable[..., Tensor]
     bytes_per_pixel: int
@@ -262,18 +257,6 @@ class _Runner(NamedTuple):
 
 SEARCH_SHARE = 0.8
 """Of the progress of a restoration whose kernel is searched for, the share that is the search."""
-
-
-def part_of(progress: Progress | None, start: float, end: float) -> Progress | None:
-    """The progress of the part of some work that lies between its shares `start` and `end`, in thousandths of it.
-
-    >>> part_of(print, 0.5, 1)(1, 2)
-    750 1000
-    """
-    if progress is None or (start, end) == (0, 1):
-        return progress
-    whole = progress
-    return lambda done, total: whole(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
 
 
 def is_search(kernel: Kernel | None) -> bool:
@@ -315,8 +298,6 @@ def check_strength(strength: float) -> None:
 
 
 Precision = Literal["auto", "float32", "bf16", "exact"]
-
-
 Runtime = Literal["auto", "torch", "onnx", "openvino"]
 
 
@@ -336,12 +317,11 @@ def load(
     is float32. "auto" takes what `twofold doctor --choose` kept for the model and this machine, else torch. Loading
     measures nothing: the choice never depends on timing.
 
-    Raises: WeightsError for an unknown name (the nearest is offered), a damaged or foreign file; TwofoldError for a
-    device or a runtime that is not there, or a model that has no graph for the runtime.
+    Raises: WeightsError for a file that is unknown, damaged or foreign; TwofoldError for a missing device or runtime.
     """
     if precision not in get_args(Precision):
         raise TwofoldError(f"precision: expected {', '.join(get_args(Precision))}, got {precision!r}")
-    place = _device(device)
+    place = device_of(device)
     named = runtime not in ("auto", "torch")
     if named:
         runtimes.require_runtime(runtime)
@@ -369,10 +349,8 @@ def _plan(name: str, place: torch.device, precision: Precision) -> runtime.Execu
     if precision == "exact":
         return runtime.plain()
     card = zoo.cards().get(name)
-    half = precision == "bf16" or (
-        precision == "auto" and card is not None and card.allows_bf16 and runtime.has_bf16(place)
-    )
-    return runtime.plan_for(place, bfloat16=half)
+    allowed = card is not None and card.allows_bf16 and runtime.has_bf16(place)
+    return runtime.plan_for(place, bfloat16=precision == "bf16" or (precision == "auto" and allowed))
 
 
 def models() -> dict[str, zoo.Card]:
@@ -387,16 +365,6 @@ def models() -> dict[str, zoo.Card]:
 @lru_cache(maxsize=2)
 def _kept(name: str, device: str, version: int) -> Model:
     return load(name, device=device)
-
-
-def _device(name: torch.device | str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise TwofoldError(f"device {str(name)!r} cannot be used here ({reason}); try auto or cpu") from error
 
 
 def restore(
@@ -420,15 +388,15 @@ def restore(
     `load(name).kind`; in a file, PIL image or integer array white stands for `kind.white`. strength: 0 to 1.5, scales
     the map; `kind.strength` says what that means. self_ensemble: the mean over the eight orientations of the picture,
     in eight times the time. tile: side in pixels, "auto" by memory, None for the whole picture at once; the result is
-    the same. device: where a model that is named is loaded. progress: called with (tiles
-    done, tiles in all), or in thousandths where a kernel is searched for first.
+    the same. device: where a model that is named is loaded. progress: called with (tiles done, tiles in all), or in
+    thousandths where there is more to do than one restoration.
 
     Returns: `Restored(image, guidance, report)`, the image of the kind that was given (tensors are not clamped), the
     map `(1, 1, H, W)`.
 
     Raises: ImageError, WeightsError, TwofoldError; all are TwofoldErrors.
     """
-    if isinstance(model, Model) and device != "auto" and _device(device) != _device(model.device):
+    if isinstance(model, Model) and device != "auto" and device_of(device) != device_of(model.device):
         raise TwofoldError(
             f"{model.name} was loaded on {model.device}, so device={str(device)!r} comes too late; load it there"
         )

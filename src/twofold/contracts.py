@@ -72,7 +72,7 @@ RAIN_REGION = GuidanceKind(
     0.0,
     1.0,
     1.0,
-    "how surely a pixel is covered by a rain streak",
+    "how likely a pixel is covered by a rain streak",
     "0 leaves the picture as it is, 0.5 removes about half of the rain, 1.5 also removes what is only suspected",
 )
 DEPTH = GuidanceKind(
@@ -121,6 +121,18 @@ class Restored(NamedTuple):
 
 Progress = Callable[[int, int], None]
 """What long work calls after each part: (parts done, parts in all)."""
+
+
+def part_of(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """The progress of the part of some work that lies between its shares `start` and `end`, in thousandths of it.
+
+    >>> part_of(print, 0.5, 1)(1, 2)
+    750 1000
+    """
+    if progress is None or (start, end) == (0, 1):
+        return progress
+    whole = progress
+    return lambda done, total: whole(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
 
 
 class Inputs(NamedTuple):

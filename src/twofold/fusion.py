@@ -27,8 +27,8 @@ def fused(network: nn.Module, *, dtype: torch.dtype = torch.float32, inputs: int
     """`network` with every convolution, and the sum and activation that follow it, as one operation of oneDNN.
 
     A convolution whose output is split into parts with different activations (the gates of an LSTM) becomes one for
-    each part, activations of what is never negative are left out, and sums and products overwrite what nobody else
-    needs. inputs: how many arguments of `forward` are given; the others keep their defaults.
+    each part, activations of what is never negative are left out, and sums and products overwrite what is not used
+    again. inputs: how many arguments of `forward` are given; the others keep their defaults.
 
     Needs a network that `torch.fx` can trace: no decisions that depend on pixels.
     """
@@ -156,7 +156,7 @@ def _never_negative(node: Any, layers: dict[str, nn.Module]) -> bool:
 
 
 def _overwrite(node: fx.Node, layers: dict[str, nn.Module]) -> None:
-    """Lets `node` write over its first operand if that is a fresh tensor which nobody else reads."""
+    """Lets `node` write over its first operand if that is a new tensor with no other reader."""
 
     def fresh(operand: Any) -> bool:
         if not isinstance(operand, fx.Node) or _only_user(operand) is not node:

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import platform
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,37 @@ from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from twofold.contracts import TwofoldError
 from twofold.fusion import fused
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
+
+
+def device_of(name: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises: TwofoldError for one that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise TwofoldError(f"device {str(name)!r} cannot be used here ({reason}); try auto or cpu") from error
+
+
+@contextlib.contextmanager
+def evaluating(network: object) -> Iterator[None]:
+    """A network that its user is training restores as any other, and is in training again afterwards."""
+    training = [part for part in network.modules() if part.training] if isinstance(network, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @dataclass(frozen=True)
@@ -124,7 +152,7 @@ def peak_bytes(runner: Callable[..., Tensor], given: Tensor | tuple[Tensor, ...]
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every tensor made while it is on, from the operation that returns it until nobody holds it."""
+    """Follows every tensor made while it is on, from the operation that returns it until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

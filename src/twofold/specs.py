@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import nn
 
 from twofold.contracts import DEPTH, EXPOSURE, NOISE_LEVEL, RAIN_REGION, GuidanceKind, Restorer
+from twofold.nets import Network
 from twofold.nets.denoiser import NonExpansiveDenoiser
 from twofold.nets.griddehaze import GridDehazeNet
 from twofold.nets.guide import Guide, UNetGuide
 from twofold.nets.hadamard import COMBINATIONS
-from twofold.nets.network import Network
 from twofold.nets.prenet import PReNet
 from twofold.nets.unet import UNet
 from twofold.nets.unfolded import UnfoldedDeconvolution
@@ -30,7 +30,13 @@ from twofold.restorers.classical import (
     UnderwaterStretch,
 )
 from twofold.restorers.deconvolution import HyperLaplacian, RichardsonLucy, Wiener
-from twofold.restorers.fixed_point import Deconvolution, RainLayers, RidgeDenoiser, starting_as_identity
+from twofold.restorers.fixed_point import (
+    Deconvolution,
+    RainLayers,
+    RidgeDenoiser,
+    SplitDeconvolution,
+    starting_as_identity,
+)
 from twofold.restorers.guided import Guided, Plain
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel, cosines
 from twofold.settings import Settings
@@ -287,6 +293,32 @@ class FixedDeconvolutionSpec(ModelSettings):
         return restorer
 
 
+class SplitDeconvolutionSpec(ModelSettings):
+    """The fixed point of a denoiser and linearised ADMM for total variation, in a metric that both share; it needs the
+    blur kernel. channels: 1, each colour by itself. denoiser: of the image. penalty: of the splitting, at the start of
+    training. threshold: of the differences of neighbours, at the start. fraction: of the longest step, at the start.
+    iterations: at most, when restoring.
+    """
+
+    kind: Literal["split_deconvolution"] = "split_deconvolution"
+    channels: Literal[1] = 1
+    denoiser: CertifiedSpec = RidgeSpec(layers=2)
+    penalty: float = 0.004
+    threshold: float = 0.001
+    fraction: float = 0.9
+    iterations: int = 100
+
+    def build(self) -> SplitDeconvolution:
+        restorer = SplitDeconvolution(
+            self.denoiser.build(self.channels),
+            penalty=self.penalty,
+            threshold=self.threshold,
+            fraction=self.fraction,
+        )
+        restorer.solver = _picard(self.iterations)
+        return restorer
+
+
 class RainLayersSpec(ModelSettings):
     """The fixed point that separates an image from its rain. channels: 3. picture, rain: the denoiser of each layer.
     penalty: at the start of training. iterations: at most, when restoring.
@@ -361,5 +393,5 @@ class ClassicalSpec(Settings):
         return CLASSICAL[self.method]
 
 
-AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
+AnyModel = GuidedSpec | PlainSpec | FixedDeconvolutionSpec | SplitDeconvolutionSpec | RainLayersSpec | PatchCodingSpec
 ModelSpec = Annotated[AnyModel, Field(discriminator="kind")]

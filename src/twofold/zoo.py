@@ -65,7 +65,7 @@ class Card(BaseModel):
     gigamacs: float | None = None
     protocol: str
     numbers: dict[str, dict[str, float]]
-    golden_psnr: float = None
+    golden_psnr: float | None = None
     self_ensemble: dict[str, float] = {}
     bf16_difference: float | None = None
     notes: str = ""

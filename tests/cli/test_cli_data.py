@@ -84,13 +84,13 @@ def test_a_loss_that_is_no_number_any_more_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def diverging(*_: object, **__: object) -> None:
-        raise Diverged("the training loss became nan; train anew with a lower learning_rate")
+        raise Diverged("the training loss became nan; train again with a lower learning_rate")
 
     monkeypatch.setattr(f"twofold.{runner}", diverging)
     judge = ["--judge", str(tmp_path / "judge.safetensors")] if verb == "search" else []
     assert run_command_line([verb, recipe, "--output", str(tmp_path / "run"), *judge]) == 1
     error = capsys.readouterr().err
-    assert error == "twofold: the training loss became nan; train anew with a lower learning_rate\n"
+    assert error == "twofold: the training loss became nan; train again with a lower learning_rate\n"
 
 
 @pytest.fixture

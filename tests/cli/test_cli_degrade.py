@@ -26,7 +26,7 @@ def degrade(*arguments: object) -> int:
 
 
 @pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_every_kind_spoils_a_picture_and_keeps_its_cause(
+def test_every_kind_degrades_an_image_and_saves_its_map(
     kind: str, picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean = picture("clean.png", 60, 70)

@@ -20,7 +20,7 @@ def small_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "photograph", lambda name: whole(name)[..., 100:180, 100:196])
 
 
-def test_a_scene_is_spoilt_restored_and_shown(guided_model: Path, tmp_path: Path) -> None:
+def test_a_scene_is_degraded_restored_and_shown(guided_model: Path, tmp_path: Path) -> None:
     said: list[str] = []
     scenes = [demo.Scene(*facts, RainStreaks()) for facts in (("coffee", str(guided_model)), ("chelsea", "nope"))]
     (shown,) = demo.run_demo(tmp_path / "demo", said.append, scenes=scenes)

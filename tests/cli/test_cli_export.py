@@ -20,7 +20,7 @@ from twofold.cli.app import run_command_line
         (["import", "b.safetensors", "b.safetensors"], "would replace the checkpoint"),
     ],
 )
-def test_misuse_is_said_in_one_line(
+def test_misuse_is_reported_in_one_line(
     arguments: list[str],
     reason: str,
     tmp_path: Path,

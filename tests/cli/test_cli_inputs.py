@@ -239,7 +239,7 @@ def test_formats_that_are_not_read_are_named(
     assert "left out, as these formats are not read: 1 .cr2, 1 .nef" in capsys.readouterr().err
 
 
-def test_what_a_format_cannot_hold_is_said_once_for_all_files(
+def test_what_a_format_cannot_hold_is_reported_once_for_all_files(
     degrade: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("in/a.png", "in/b.png"):

@@ -38,7 +38,7 @@ def restore(guided_model: Path) -> Callable[..., int]:
     return lambda *arguments: run_command_line(["restore", *map(str, arguments), "--model", str(guided_model)])
 
 
-def test_one_picture_goes_where_it_is_told(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+def test_one_image_is_written_where_output_says(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
     photo = picture("photo.png")
     assert restore(photo, "-o", tmp_path / "new" / "dry.tiff") == 0
     with Image.open(tmp_path / "new" / "dry.tiff") as dry:
@@ -416,7 +416,7 @@ def test_an_interrupted_folder_is_whole_files_and_goes_on(
     assert {path: path.stat().st_mtime_ns for path in done} == stamps
 
 
-def test_a_sheet_shows_everything_at_one_glance(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
+def test_a_sheet_shows_every_image(restore: Callable[..., int], picture: Maker, tmp_path: Path) -> None:
     picture("in/a.png", 40, 50), picture("in/b.png", 300, 20)
     assert restore(tmp_path / "in", "--sheet", tmp_path / "sheet.png") == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -516,7 +516,7 @@ def test_a_sheet_that_cannot_be_written_costs_no_report(
     assert told.err.startswith(f"twofold: {tmp_path / 'notes'}: cannot be made")
 
 
-def test_the_other_frames_of_an_animation_are_told_of(
+def test_a_warning_names_the_other_frames_of_an_animation(
     restore: Callable[..., int], picture: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frames = [Image.new("RGB", (12, 8), (shade, 0, 0)) for shade in (0, 100, 200)]

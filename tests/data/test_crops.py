@@ -231,7 +231,7 @@ def test_pictures_are_not_decoded_far_ahead_of_a_slow_disk(picture, monkeypatch)
     assert len(read_all([path.with_name(f"{i}.png") for i in range(60)])) == 60
 
 
-def test_a_full_disk_under_the_pictures_is_told(picture, monkeypatch):
+def test_a_full_disk_under_the_images_is_reported(picture, monkeypatch):
     def full(**options):
         raise OSError(28, "No space left on device")
 

@@ -143,7 +143,7 @@ def test_a_photograph_without_its_depth_is_an_error(root: Path) -> None:
         source.build(root, Crops(24))
 
 
-def test_a_deconvolution_trains_and_is_validated_on_pictures_spoilt_the_same_way(root: Path) -> None:
+def test_a_deconvolution_trains_and_is_validated_on_images_degraded_the_same_way(root: Path) -> None:
     chosen = recipe(
         DEBLUR,
         synthetic(SHAKEN),

@@ -73,7 +73,7 @@ def test_a_level_in_grey_levels_is_refused_with_its_value_on_the_right_scale():
 
 
 @pytest.mark.parametrize("degradation", DEGRADATIONS, ids=lambda d: type(d).__name__)
-def test_every_sample_of_a_batch_is_spoilt_in_its_own_way_and_the_same_seed_repeats_it(degradation):
+def test_every_sample_of_a_batch_is_degraded_independently_and_the_same_seed_repeats_it(degradation):
     clean = bytes_like(1, 3, 48, 48).expand(3, -1, -1, -1)
     first, again, other = (degradation(clean, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.observed, again.observed)

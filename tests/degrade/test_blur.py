@@ -173,7 +173,7 @@ def broken(kind: str) -> Tensor:
         (1 - CameraShake()(seeded()) * 10, "drawn black on white"),
     ],
 )
-def test_what_is_no_kernel_is_refused_and_said_why(kernel: Tensor, message: str) -> None:
+def test_what_is_no_kernel_is_refused_with_the_reason(kernel: Tensor, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         check_kernel(kernel, (60, 70))
 
@@ -192,7 +192,7 @@ def test_kernels_full_to_their_rim_are_taken(kernel: Tensor) -> None:
         (torch.tensor([[[[0.1, 25.0]]]]), "25 is above 1, so it looks like grey levels"),
     ],
 )
-def test_an_impossible_noise_level_is_refused_and_said_why(level, message: str) -> None:
+def test_an_impossible_noise_level_is_refused_with_the_reason(level, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         check_noise_level(level)
 

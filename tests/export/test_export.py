@@ -184,7 +184,7 @@ def test_torch_export_runs_without_this_library(tmp_path: Path, guided_model: Pa
 
 
 @pytest.mark.parametrize("bits", ["float16", "int8"])
-def test_fewer_bits_are_in_the_file_and_cost_what_is_said(
+def test_fewer_bits_are_in_the_file_and_cost_what_is_reported(
     bits: str, rain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / f"{bits}.onnx"

@@ -116,7 +116,7 @@ def test_the_map_may_be_a_function_that_is_asked_at_every_stage() -> None:
     assert all(current.shape == y.shape for _, current in seen)
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_inputs_are_errors() -> None:
     net, y = UnfoldedDeconvolution(**SMALL), torch.rand(1, 1, 16, 16)
     with pytest.raises(ImageError, match="needs a blur kernel"):
         net(y, level(y))

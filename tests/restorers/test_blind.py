@@ -40,7 +40,7 @@ def test_a_shaken_photograph_gains_by_a_kernel_found_in_it() -> None:
     assert psnr(sample.observed, sample.clean) + 2 < psnr(restored.image, sample.clean) < psnr(best.image, sample.clean)
 
 
-def test_clipped_lights_do_not_lead_the_search_astray() -> None:
+def test_clipped_lights_do_not_mislead_the_search() -> None:
     sample = blurred()
     generator = torch.Generator().manual_seed(1)
     lights = (torch.rand(sample.observed.shape, generator=generator) < 0.002).float()
@@ -48,7 +48,7 @@ def test_clipped_lights_do_not_lead_the_search_astray() -> None:
     assert similarity(SEARCH(degraded).kernel, sample.kernel) > 0.7
 
 
-def test_with_the_sharp_picture_the_kernel_is_found_to_the_letter() -> None:
+def test_with_the_sharp_image_the_kernel_is_found() -> None:
     sample = blurred(level=0.002)
     kernel = fit_kernel(sample.clean, sample.observed, 15, 1e-4)
     assert (kernel >= 0).all()
@@ -89,7 +89,7 @@ def test_a_picture_without_edges_gives_some_kernel_and_no_crash() -> None:
         assert torch.isfinite(estimate.kernel).all()
 
 
-def test_what_cannot_be_searched_is_said() -> None:
+def test_what_cannot_be_searched_is_an_error() -> None:
     with pytest.raises(ImageError, match="expected an odd number from 3, got 16"):
         KernelSearch(size=16)
     with pytest.raises(ImageError, match="too small to find a kernel of 15 pixels"):
@@ -123,3 +123,20 @@ def test_an_outlier_loses_its_weight_and_the_usual_does_not() -> None:
     trust = reliability(residual, torch.ones_like(residual))
     assert trust[..., 3, 3] < 0.01
     assert trust.median() > 0.95
+
+
+def test_the_search_says_how_far_it_is_and_ends_where_it_is_told_to() -> None:
+    observed = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    search, seen = KernelSearch(size=7, rounds=2), list[tuple[int, int]]()
+    found = search(observed, lambda done, total: seen.append((done, total)))
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert torch.equal(found.kernel, search(observed).kernel)
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        search(observed, stop)

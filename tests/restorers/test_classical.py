@@ -103,7 +103,7 @@ def test_a_given_noise_level_is_used_and_a_false_one_harms(method) -> None:
 
 
 @pytest.mark.parametrize("method", DEBLURRERS)
-def test_what_is_wrong_with_kernel_or_level_is_said(method) -> None:
+def test_errors_say_what_is_wrong_with_kernel_or_level(method) -> None:
     observed, _ = blurred(photograph(64), 0.01)
     with pytest.raises(ImageError, match="needs a blur kernel"):
         method(observed)

@@ -12,11 +12,15 @@ from twofold.restorers.fixed_point import (
     FixedPointRestorer,
     RainLayers,
     RidgeDenoiser,
+    SplitDeconvolution,
     SumProx,
+    neighbours,
+    neighbours_adjoint,
     starting_as_identity,
     steady,
 )
-from twofold.solve import KrasnoselskiiMann, stretch
+from twofold.solve import Compose, Euclidean, KrasnoselskiiMann, stretch
+from twofold.solve.linear import metric_norm
 from twofold.solve.params import tensors
 
 
@@ -42,6 +46,8 @@ def restorers() -> dict[str, tuple[FixedPointRestorer, Tensor, Tensor | None]]:
         "deconvolution": (Deconvolution(ridge()), photos(), KERNEL),
         "deconvolution in colour": (Deconvolution(ridge()), photos(3), KERNEL),
         "deconvolution with a stack": (Deconvolution(stack), photos(), KERNEL),
+        "ADMM and a denoiser": (SplitDeconvolution(ridge(), fraction=0.7), photos(), KERNEL),
+        "ADMM and a denoiser, in colour": (SplitDeconvolution(ridge()), photos(3), KERNEL),
         "rain": (RainLayers(ridge(3), ridge(3, keep_mean=False)), photos(3), None),
     }
 
@@ -73,6 +79,87 @@ def test_the_residual_falls_at_every_step_and_the_picture_has_the_shape_of_the_o
     history = restored.report.history
     assert (history[1:] <= history[:-1] * (1 + 1e-4) + 1e-6).all()
     assert (history[-1] < 0.5 * history[0]).all()
+
+
+class Checkerboard(nn.Module):
+    """An isometry that moves slow waves to fast ones and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = torch.arange(x.shape[-2]), torch.arange(x.shape[-1])
+        return x * (1 - 2 * ((down[:, None] + across) % 2))
+
+
+def test_a_network_is_non_expansive_in_the_metric_of_the_admm_only_between_its_roots() -> None:
+    """Composed as it is, a 1-Lipschitz net expands in G; in the Euclidean norm the whole operator expands."""
+    observed = photos()[:, :, :, :16].double()
+    checkerboard = Checkerboard()
+    restorer = SplitDeconvolution(checkerboard, fraction=0.9, border=Circular()).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        problem = restorer.problem(observed, KERNEL.double())
+        denoise, numeric = problem.operator.parts  # type: ignore[attr-defined]
+        metric = problem.operator.metric  # type: ignore[attr-defined]
+        naive = lambda u: (checkerboard(u[0]), u[1], u[2])  # noqa: E731
+        p = tuple(torch.randn(t.shape, generator=generator).double() for t in problem.start)
+        slow = (p[0] + 1.0, p[1], p[2])
+        fast = (p[0] + checkerboard(torch.ones_like(p[0])), p[1], p[2])
+        torch.testing.assert_close(stretch(naive, p, fast, metric=metric), torch.full((2,), 10.0).double().sqrt())
+        for q in (slow, fast):
+            assert stretch(denoise, p, q, metric=metric).max() <= 1 + 1e-9
+            assert stretch(problem.operator, p, q).max() <= 1 + 1e-9
+        euclidean = []
+        for _ in range(20):
+            q = tuple(t + torch.randn(t.shape, generator=generator).double() for t in p)
+            euclidean.append(float(stretch(problem.operator, p, q, metric=Euclidean()).max()))
+        assert max(euclidean) > 1.05
+    with pytest.raises(Exception, match="different metrics"):
+        Compose((lambda u: u, numeric))
+
+
+def test_without_a_network_the_admm_finds_the_minimum_of_total_variation() -> None:
+    """No neighbour of the solution has a lower objective, and the constraint D x + E = 0 is met."""
+    observed = photos()[:1, :, :, :16].double()
+    kernel = torch.tensor([[[[0.2, 0.5, 0.3]]]], dtype=torch.float64)
+    restorer = SplitDeconvolution(nn.Identity(), penalty=0.05, threshold=0.02, border=Circular()).double()
+    restorer.solver = KrasnoselskiiMann(relaxation=1.0, steps=4000, tolerance=1e-10)
+    with torch.no_grad():
+        restored = restorer(observed, kernel=kernel)
+        x, E, multiplier = restored.report.value
+
+        def objective(x: Tensor) -> float:
+            blurred = sum(kernel[0, 0, 0, j] * x.roll(j - 1, -1) for j in range(3))
+            return float(0.5 * (blurred - observed).square().sum() + 0.02 * neighbours(x).abs().sum())
+
+        torch.testing.assert_close(neighbours(x), -E, atol=1e-6, rtol=0)
+        assert multiplier.abs().max() <= 0.02 + 1e-9
+        generator = torch.Generator().manual_seed(0)
+        for scale in (1e-1, 1e-2, 1e-3):
+            moved = x + scale * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            assert objective(x) < objective(moved)
+        assert objective(x) < objective(observed)
+
+
+def test_the_adjoint_of_the_differences_is_their_adjoint() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, 5, 6, generator=generator), torch.randn(2, 2, 5, 6, generator=generator)
+    torch.testing.assert_close((neighbours(x) * y).sum(), (x * neighbours_adjoint(y)).sum())
+
+
+@pytest.mark.parametrize("name", restorers())
+def test_the_start_and_the_answer_lie_in_the_set_onto_which_training_projects(name: str) -> None:
+    restorer, observed, kernel = restorers()[name]
+    with torch.no_grad():
+        problem = restorer.problem(observed, kernel)
+        assert problem.project is not None
+        u = problem.start
+        for _ in range(40):
+            u = problem.operator(u)
+        for state in (problem.start, u):
+            for a, b in zip(tensors(problem.project(state)), tensors(state), strict=True):
+                torch.testing.assert_close(a, b)
+        far = problem.project(tuple(1e6 * t for t in u) if isinstance(u, tuple) else 1e6 * u)
+        metric = getattr(problem.operator, "metric", Euclidean())
+        assert metric_norm(metric, far) < 1e4 * (1 + metric_norm(metric, u))
 
 
 def test_without_a_prior_deconvolution_undoes_the_blur() -> None:

@@ -1,28 +1,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from twofold.contracts import ImageError
-from twofold.restorers.sparse_coding import (
-    DLADMM,
-    ISTA,
-    LADMM,
-    LISTA,
-    Coder,
-    LearnedALM,
-    Orthogonal,
-    PatchCoding,
-    SparseModel,
-    joined,
-    learn_dictionary,
-    patches_of,
+from twofold.restorers.sparse_coding import LearnedALM, Orthogonal, PatchCoding, SparseModel, joined, patches_of
+from twofold.solve import (
+    Euclidean,
+    KrasnoselskiiMann,
+    LinearisedADMM,
+    Operator,
+    ProximalGradient,
+    State,
+    matrix_map,
+    stretch,
 )
-from twofold.solve import Euclidean, KrasnoselskiiMann, stretch
+from twofold.solve.linear import metric_norm
+from twofold.solve.params import minus, norm
 
 
 def dictionary(m: int = 12, n: int = 24) -> Tensor:
@@ -47,22 +44,40 @@ def scrambled(coder: LearnedALM) -> LearnedALM:
     return coder
 
 
-def last(coder: Coder, x: Tensor, steps: int) -> Tensor:
+def iterated(T: Operator, u: State, steps: int) -> State:
     with torch.no_grad():
-        *_, code = coder.codes(x, steps)
-    return code
+        for _ in range(steps):
+            u = T(u)
+    return u
 
 
 @pytest.mark.parametrize(("curvature", "slack"), [(4.0, 1e-4), (math.inf, 3e-2)])  # a linear program ends slowly
 def test_every_method_with_a_guarantee_comes_to_the_same_objective(curvature: float, slack: float) -> None:
     model = SparseModel(dictionary(), weights=0.3, curvature=curvature)
-    x = signals(model.dictionary)
-    methods: list[Coder] = [LADMM(model, 1.0), LearnedALM(model), scrambled(LearnedALM(model))]
+    A, x = model.dictionary, signals(model.dictionary)
+    zero = x.new_zeros(len(x), A.shape[1])
+    admm = LinearisedADMM(model.prox_code, model.prox_error, matrix_map(A), x)
+    coders = LearnedALM(model), scrambled(LearnedALM(model))
+    codes = [coder.code(iterated(coder.operator(x), coder.start(x), 700)) for coder in coders]
+    codes.append(iterated(admm, (zero, 0 * x, 0 * x), 700)[0])
     if math.isfinite(curvature):
-        methods += [ISTA(model), ISTA(model, accelerated=True)]
-    found = [model.objective(last(method, x, 700), x) for method in methods]
+        smoothness = curvature * torch.linalg.matrix_norm(A, 2) ** 2
+        ista = ProximalGradient(lambda z: -model.descent(z, x), smoothness, prox=model.prox_code)
+        codes.append(iterated(ista, zero, 700))
+    found = [model.objective(code, x) for code in codes]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=slack, atol=0)
+
+
+def test_every_solution_lies_in_the_ball_onto_which_training_projects() -> None:
+    model = SparseModel(dictionary(), weights=0.3)
+    x = signals(model.dictionary)
+    for coder in (LearnedALM(model), scrambled(LearnedALM(model)), LearnedALM(model, whitened=False)):
+        T = coder.operator(x)
+        u = iterated(T, coder.start(x), 3000)
+        assert norm(minus(T(u), u)) < 1e-2
+        length = metric_norm(T.metric, u, per_sample=True)  # type: ignore[attr-defined]
+        assert (length <= coder.radius(x)).all()
 
 
 def test_the_prox_of_huber_minimises_what_it_should() -> None:
@@ -109,46 +124,11 @@ def test_the_closed_form_of_the_metric_inverts_it() -> None:
     assert float(torch.linalg.eigvalsh(gram)[0].detach()) == pytest.approx(float(first.floor), rel=1e-6)
 
 
-@pytest.mark.parametrize("make", [LISTA, DLADMM])
-def test_an_unrolled_net_ends_after_its_layers_and_learns(make: Callable[..., LISTA | DLADMM]) -> None:
-    model = SparseModel(dictionary().float(), weights=0.3, curvature=4.0)
-    x = signals(dictionary()).float()
-    net = make(model, layers=3)
-    assert len(list(net.codes(x, 10))) == 3
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    objective = []
-    for _ in range(40):
-        *_, code = net.codes(x, 3)
-        loss = model.objective(code, x).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        objective.append(loss.item())
-    assert objective[-1] < objective[0]
-
-
 def test_patches_are_put_back_where_they_were() -> None:
     images = torch.rand(2, 1, 12, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(joined(patches_of(images, 4), 4, (2, 1, 12, 8)), images)
     with pytest.raises(ImageError, match="multiples of 4"):
         patches_of(torch.zeros(1, 1, 10, 8), 4)
-
-
-def test_a_learned_dictionary_explains_its_patches_better_than_patches_do() -> None:
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.nn.functional.normalize(torch.randn(9, 12, generator=generator), dim=0)
-    codes = torch.randn(800, 12, generator=generator) * (torch.rand(800, 12, generator=generator) < 0.2)
-    rows = codes @ truth.mT
-    rows = rows[rows.abs().sum(1) > 0]
-
-    def cost(dictionary: Tensor) -> float:
-        model = SparseModel(dictionary, weights=0.1, curvature=0.5)
-        return float(model.objective(last(ISTA(model, accelerated=True), rows, 60), rows).mean())
-
-    learned = learn_dictionary(rows, 12, batch=64, passes=3, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(learned.norm(dim=0), torch.ones(12))
-    untaught = torch.nn.functional.normalize(rows[:12].mT, dim=0)
-    assert cost(learned) < 0.5 * cost(truth) + 0.5 * cost(untaught)
 
 
 def test_coding_removes_salt_and_pepper() -> None:

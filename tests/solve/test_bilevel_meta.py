@@ -9,6 +9,7 @@ import torch
 from twofold.solve import (
     Adam,
     Aggregated,
+    Ball,
     Bilevel,
     ConjugateGradient,
     Constant,
@@ -27,6 +28,7 @@ from twofold.solve import (
     matrix_map,
     rounds,
 )
+from twofold.solve.linear import Linearised, metric_norm
 from twofold.solve.params import tensors
 
 
@@ -139,6 +141,35 @@ def test_projection_keeps_the_lower_parameters_in_their_set():
     dynamics = Aggregated(GradientDescent(0.5), project=lambda u: u.clamp(0, 1))
     found = hypergradient(problem, torch.ones(2), torch.zeros(2), strategy=Unrolled(20, dynamics))
     assert found.lower_params.tolist() == [1.0, 1.0]
+
+
+def test_the_ball_projects_in_its_metric():
+    """Against every other point of the ball, for a metric that is not diagonal; and its derivative."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    linear = matrix_map(A)
+    metric = Linearised(linear, 0.5 / float(linear.norm) ** 2, 1.0)
+    ball = Ball(metric, radius=1.5)
+    u = 3 * torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    near = ball(u)
+    torch.testing.assert_close(metric_norm(metric, near, per_sample=True), torch.full((4,), 1.5, dtype=torch.float64))
+    v = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    inside = v * (1.5 / metric_norm(metric, v, per_sample=True))[:, None]
+    for point, nearest in zip(u, near, strict=True):
+        best = metric_norm(metric, (point - inside), per_sample=True).min()
+        assert metric_norm(metric, (point - nearest)[None]) <= best
+    assert torch.equal(ball(0.01 * u), 0.01 * u)
+    assert torch.autograd.gradcheck(ball, (u.requires_grad_(),))
+    other = ball(torch.randn(4, 3, generator=generator, dtype=torch.float64))
+    assert (metric_norm(metric, near - other, per_sample=True) <= metric_norm(metric, u - other, per_sample=True)).all()
+
+
+def test_an_aggregated_step_ends_in_its_set_with_and_without_a_leader():
+    for mu in (0.0, 0.5):
+        step = aggregated_step(
+            lambda u: u + 10, lambda u: (u**2).sum(), torch.ones(1, 2), mu=mu, step=0.1, project=lambda u: u.clamp(0, 1)
+        )
+        assert torch.equal(step, torch.ones(1, 2))
 
 
 def test_implicit_strategies_refuse_aggregated_dynamics():

@@ -169,7 +169,7 @@ def test_conjugate_gradients_stop_at_the_tolerance_they_were_given_and_not_at_te
                 assert norm(found.gradient - 1 / curvatures) <= 100 * tolerance * 8**0.5
 
 
-def test_conjugate_gradients_begin_anew_where_rounding_has_led_them_astray():
+def test_conjugate_gradients_restart_where_rounding_has_misled_them():
     """In float32 the residual that the recursion tracks falls below the tolerance before the true one does."""
     curvatures = torch.logspace(-3.5, 0, 60)
     problem = Bilevel(upper=lambda w, u: u.sum(), lower=lambda w, u: (curvatures * u**2).sum() / 2 - (w * u).sum())

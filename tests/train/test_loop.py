@@ -125,7 +125,7 @@ def test_a_run_stops_itself_after_its_minutes_and_goes_on(tmp_path: Path) -> Non
     assert same(whole.restorer.state_dict(), part.restorer.state_dict())
 
 
-def test_ctrl_c_is_heard_by_others_again_after_the_run(tmp_path: Path) -> None:
+def test_the_handler_of_ctrl_c_is_restored_after_the_run(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     scheme, _ = build("supervised")
     with pytest.raises(KeyboardInterrupt):

@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from twofold.contracts import ConfigError, Sample
 from twofold.losses import l2
 from twofold.nets.fourier import Circular
-from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, Problem, RidgeDenoiser
+from twofold.restorers.fixed_point import (
+    Deconvolution,
+    FixedPointRestorer,
+    Problem,
+    RidgeDenoiser,
+    SplitDeconvolution,
+)
 from twofold.restorers.sparse_coding import LearnedALM, PatchCoding, SparseModel
-from twofold.solve import Harmonic
+from twofold.solve import Harmonic, stretch
 from twofold.train.convergence import Convergence, history, residuals
 from twofold.train.learner import Learner
 from twofold.train.loop import JsonLines, Run, fit
@@ -62,11 +68,11 @@ def test_one_sample_is_learned_and_the_gradient_falls() -> None:
 def test_without_a_leader_the_solve_is_the_operator_alone() -> None:
     restorer, sample = deconvolution(), blurred(1)
     problem = restorer.problem(sample.observed, sample.kernel)
-    image, found = solve(problem, lambda _: torch.zeros(()), iterations=3, mu=0.0, schedule=Harmonic(0.5))
+    state, found = solve(problem, lambda _: torch.zeros(()), iterations=3, mu=0.0, schedule=Harmonic(0.5))
     u = problem.start
     for _ in range(3):
         u = problem.operator(u)
-    torch.testing.assert_close(image, problem.image(u))
+    torch.testing.assert_close(state, u)
     assert len(found) == 3
 
 
@@ -78,7 +84,8 @@ def test_the_leader_draws_the_solve_towards_the_clean_picture() -> None:
 
     def error(mu: float) -> float:
         problem = restorer.problem(sample.observed, sample.kernel)
-        return float(l2(solve(problem, leader, iterations=6, mu=mu, schedule=Harmonic(0.5))[0], sample.clean).detach())
+        u, _ = solve(problem, leader, iterations=6, mu=mu, schedule=Harmonic(0.5))
+        return float(l2(problem.image(u), sample.clean).detach())
 
     assert error(0.5) < error(0.2) < error(0.0)
 
@@ -92,14 +99,14 @@ def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
 
     def phi() -> Tensor:
         problem = restorer.problem(sample.observed, sample.kernel)
-        image, _ = solve(
+        u, _ = solve(
             problem,
             lambda image: 0.5 * (image - sample.clean).square().sum(),
             iterations=8,
             mu=0.3,
             schedule=training.schedule,
         )
-        return l2(image, sample.clean)
+        return l2(problem.image(u), sample.clean)
 
     (exact,) = torch.autograd.grad(phi(), [restorer.log_penalty])
     at = restorer.log_penalty.data.clone()
@@ -108,6 +115,39 @@ def test_the_gradient_of_a_step_is_that_of_the_aggregated_iteration() -> None:
         restorer.log_penalty.data = at + shift
         values.append(phi().item())
     assert exact.item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4)
+
+
+def test_training_projects_every_iterate_onto_the_problems_set() -> None:
+    """Halved to [0, 1]: the fixed point lies outside, so the iterates stay on the border, in training alone."""
+
+    class Bounded(Halving):
+        def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
+            return super().problem(observed, kernel)._replace(project=lambda u: u.clamp(0, 1))
+
+    sample = Sample(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    found = {}
+    for project in (True, False):
+        restorer = Bounded()
+        learner = Learner(restorer.parameters(), lambda p: torch.optim.SGD(p, 0.0))
+        training = MetaTraining(restorer, l2, learner, iterations=4, mu=0.0, project=project)
+        found[project] = training.step([sample])
+    assert found[True]["restoration"] == pytest.approx(1.0)
+    assert found[False]["restoration"] == pytest.approx(1.875**2)
+    assert found[True]["residual/3"] == pytest.approx(0.5)  # T(1) − 1: how far the border is from a fixed point
+
+
+def test_the_scheme_trains_an_admm_in_its_own_metric() -> None:
+    torch.manual_seed(0)
+    restorer = SplitDeconvolution(RidgeDenoiser(filters=8, size=3), penalty=0.02, threshold=0.004, border=Circular())
+    training, sample = scheme(restorer), blurred(0)
+    log = [training.step([sample]) for _ in range(40)]
+    assert log[-1]["restoration"] < 0.8 * log[0]["restoration"]
+    for p in restorer.parameters():
+        assert p.grad is None or p.grad.isfinite().all()
+    with torch.no_grad():
+        problem = restorer.problem(sample.observed, sample.kernel)
+        p, q = problem.start, tuple(t + 0.1 * torch.randn_like(t) for t in problem.start)
+        assert stretch(problem.operator, p, q).max() <= 1 + 1e-5
 
 
 def test_a_metric_that_is_learned_does_not_hinder() -> None:

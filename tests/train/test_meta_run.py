@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twofold import api, zoo
 from twofold.contracts import ConfigError
-from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers
+from twofold.restorers.fixed_point import Deconvolution, FixedPointRestorer, RainLayers, SplitDeconvolution
 from twofold.restorers.sparse_coding import PatchCoding
 from twofold.train import checkpoint, reading
 from twofold.train import recipe as recipes
@@ -25,10 +25,16 @@ from twofold.train.run import train
 SHORT = ["steps=4", "validate_every=4", "data.batch=1", "data.limit=1", "scheme.iterations=5"]
 SMALL = {
     "gkm-deconvolution": ["data.crop=24", "model.denoiser={kind: ridge, filters: 4, size: 3}"],
+    "gkm-deconvolution-admm": ["data.crop=24", "model.denoiser={kind: ridge, filters: 4, size: 3}"],
     "gkm-rain": ["data.crop=12", "model.picture={kind: ridge, filters: 4, size: 3}"],
     "gkm-sparse-coding": ["data.crop=16", "model.side=8", "model.frequencies=9"],
 }
-KINDS = {"gkm-deconvolution": Deconvolution, "gkm-rain": RainLayers, "gkm-sparse-coding": PatchCoding}
+KINDS = {
+    "gkm-deconvolution": Deconvolution,
+    "gkm-deconvolution-admm": SplitDeconvolution,
+    "gkm-rain": RainLayers,
+    "gkm-sparse-coding": PatchCoding,
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +101,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_an_uninterrupted_one(
     assert residuals(curves[0]) == residuals(curves[1])
 
 
-def test_the_file_alone_restores_and_is_told_the_kernel(pictures: Path, tmp_path: Path) -> None:
+def test_the_file_alone_restores_with_a_kernel(pictures: Path, tmp_path: Path) -> None:
     train(recipe("gkm-deconvolution", "steps=1"), pictures, tmp_path, device="cpu")
     model = api.load(tmp_path / "model.safetensors", device="cpu", precision="exact")
     assert model.takes_kernel

@@ -356,5 +356,5 @@ def test_a_damaged_state_is_an_error_and_not_a_new_start(pictures: Path, tmp_pat
     train(recipe(steps=1), pictures, tmp_path, device="cpu")
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(Exception, match="remove it to start anew"):
+    with pytest.raises(Exception, match="remove it to start again"):
         train(recipe(steps=2), pictures, tmp_path, device="cpu")

@@ -162,7 +162,7 @@ def test_a_guide_cannot_be_trained_without_true_maps() -> None:
         scheme.step([rainy(0)._replace(guidance=None)], ())
 
 
-def test_a_loss_that_is_not_finite_stops_training_before_it_spoils_the_weights() -> None:
+def test_a_loss_that_is_not_finite_stops_training_before_the_weights_change() -> None:
     restorer = guided()
     scheme = Supervised(restorer, l1, learner(restorer))
     before = values(restorer)

@@ -202,7 +202,7 @@ def test_a_map_can_be_uploaded(show: Open, photograph: Path, tmp_path: Path) -> 
         assert mean(result) > 250
 
 
-def test_what_cannot_be_used_is_said_on_the_page(show: Open, photograph: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_reported_on_the_page(show: Open, photograph: Path, tmp_path: Path) -> None:
     page = show()
     broken, large = tmp_path / "broken.jpg", tmp_path / "large.jpg"
     broken.write_bytes(b"\xff\xd8\xff nothing")

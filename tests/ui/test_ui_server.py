@@ -197,6 +197,23 @@ def test_a_visit_ends_with_the_page_and_leaves_nothing(tmp_path: Path) -> None:
         until(lambda: not page.visits())
 
 
+def test_an_upload_survives_that_everybody_else_leaves(tmp_path: Path) -> None:
+    """Its visit begins when the page says what arrived, which may be after the last other visit has ended."""
+    with serving(tmp_path) as page:
+        early, leaving = Client(page.address), Client(page.address)
+        buffer = io.BytesIO()
+        picture(seed=5).save(buffer, "PNG")
+        waiting = early.upload(buffer.getvalue(), "waiting.png")
+        with leaving.present():
+            leaving.add(picture(seed=6), "left.png")
+            leaving.restore()
+        until(lambda: [file.name for file in page.visits()] == ["waiting.png"])
+        assert "waiting.png, as it came" in early.text(early.press("received", [waiting]), "viewer")
+        assert not [
+            file for file in page.visits() if file.name == "waiting.png"
+        ]  # it is in the visit, and nowhere else
+
+
 def test_work_stops_when_asked(tmp_path: Path) -> None:
     with serving(tmp_path, seconds=60) as page, ThreadPoolExecutor(1) as threads:
         client = Client(page.address)
@@ -223,7 +240,7 @@ def _same_visit(client: Client) -> Client:
     return twin
 
 
-def test_a_port_that_is_taken_is_said_with_the_way_out() -> None:
+def test_a_port_in_use_is_an_error_with_the_remedy() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -16,8 +16,9 @@ from ui_stubs import OFFERS, models, picture
 import twofold
 from twofold import images
 from twofold.contracts import RAIN_REGION, TwofoldError
+from twofold.guess import MODELS
 from twofold.ui import html, work
-from twofold.ui.restoring import FIRST, Models, Offer, Wishes, offers
+from twofold.ui.restoring import Models, Offer, Wishes, offers
 from twofold.ui.visits import Limits, Photo, Visit, Visits
 
 LIMITS = Limits(megabytes=3, megapixels=1, photographs=3)
@@ -217,7 +218,7 @@ def test_the_shipped_models_are_offered_under_the_tasks_of_their_cards() -> None
     assert made.of_task("rain")[0] == "derain"
     for task in made.tasks():
         trained = [made.shipped[name].trained for name in made.of_task(task)]
-        assert made.of_task(task)[0] in FIRST or trained == sorted(trained, reverse=True)
+        assert made.of_task(task)[0] in MODELS.values() or trained == sorted(trained, reverse=True)
 
 
 def test_a_task_that_the_page_does_not_know_is_called_by_its_name() -> None:

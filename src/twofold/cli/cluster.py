@@ -53,7 +53,7 @@ def on_cluster(
             source = str(job.source)
             outcome.failed[source] = result.error if source in result.error else f"{source}: {result.error}"
         else:
-            facts = {"input": str(job.source), "output": str(job.target), "format": job.suffix[1:]}
+            facts: dict[str, Any] = {"input": str(job.source), "output": str(job.target), "format": job.suffix[1:]}
             facts |= {"models": [plan.model], "strength": plan.strength}
             outcome.done.append({**facts, **result.facts})
     return outcome.close(as_json=as_json, verb="restored")

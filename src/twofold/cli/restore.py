@@ -43,7 +43,7 @@ from twofold.cli.pictures import (
     twins,
 )
 from twofold.cli.pipeline import Advance, Computed, dry_run, run_jobs
-from twofold.contracts import TwofoldError
+from twofold.contracts import TwofoldError, part_of
 from twofold.fleet import FleetWork
 from twofold.sheets import contact_sheet, small
 
@@ -280,9 +280,9 @@ def command(
             if index:  # as if a file lay between two models
                 restored = replace(restored, pixels=restored.pixels.clamp(0, 1))
 
-            part = api.part_of(advance, index / len(models), (index + 1) / len(models))
+            part = part_of(advance, index / len(models), (index + 1) / len(models))
             wanted = kernel_of(job) if one.takes_kernel else None
-            blur, estimate = api.kernel_for(restored, wanted, progress=api.part_of(part, 0, api.SEARCH_SHARE))
+            blur, estimate = api.kernel_for(restored, wanted, progress=part_of(part, 0, api.SEARCH_SHARE))
             restored, drawn = one.restore(
                 restored,
                 kernel=blur,
@@ -290,7 +290,7 @@ def command(
                 strength=strength,
                 self_ensemble=self_ensemble,
                 tile=size,
-                progress=api.part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
+                progress=part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
             )
             if drawn is not None and one.kind is not None:
                 between.insert(0, drawn / one.kind.white)

@@ -198,7 +198,7 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Takes out what nobody uses, and what the tracer asserts of sizes: that they are no multiples, as those of the
+    """Removes what is not used, and what the tracer asserts of sizes: that they are no multiples, as those of the
     example, and such. The graph is right for multiples too, and `export` runs it on both.
     """
     asserting = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_tensor_metadata.default)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -192,9 +192,16 @@ def choose(model: str | Path, *, rounds: int = 5) -> RuntimeChoice:
     usual = "torch bf16" if half and "torch bf16" in seconds else "torch float32"
     fastest = min(seconds, key=seconds.__getitem__)
     best = fastest if usual not in seconds or seconds[usual] > GAIN * seconds[fastest] else usual
-    chosen: Any = best.split()
-    times = {name: round(value, 4) for name, value in seconds.items()}
-    choice = RuntimeChoice(Path(model).name, *chosen, torch.get_num_threads(), times, left_out, versions())
+    name, computed = best.split()
+    choice = RuntimeChoice(
+        model=Path(model).name,
+        runtime=cast(RuntimeName, name),
+        precision=cast(Computation, computed),
+        threads=torch.get_num_threads(),
+        seconds={each: round(value, 4) for each, value in seconds.items()},
+        left_out=left_out,
+        versions=versions(),
+    )
     write_text(choices_file(), json.dumps({**_kept(), _key(model): asdict(choice)}, indent=1) + "\n")
     return choice
 

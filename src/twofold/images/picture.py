@@ -119,7 +119,9 @@ def _directory(exif: Image.Exif, tag: int) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps what Pillow and tifffile say of damaged files to itself; locked, because all threads share their voices."""
+    """Suppresses the warnings of Pillow and tifffile about damaged files; locked, since warning filters are
+    process-wide.
+    """
     logger = logging.getLogger("tifffile")
     with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")

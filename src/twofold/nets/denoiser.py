@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twofold.nets import Network
 from twofold.nets.fourier import full_precision
 from twofold.nets.lipschitz import conv_norm_every_size
-from twofold.nets.network import Network
 
 
 class Denoiser(Network):

@@ -131,7 +131,7 @@ def edge_taper(images: Tensor, kernel: Tensor, *, tapers: int = 3) -> Tensor:
 
 
 class Border(Protocol):
-    """How a picture with ends is put on the circle where the Fourier transform lives."""
+    """How an image is extended to a periodic one, which the Fourier transform needs."""
 
     def extend(self, observed: Tensor, kernel: Tensor) -> Tensor:
         """observed `(B, C, H, W)` → the same with equal margins on opposite sides, ready for the first inverse step."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import ImageError
-from twofold.nets.network import Network
+from twofold.nets import Network
 
 
 class DenseBlock(nn.Module):

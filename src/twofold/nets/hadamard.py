@@ -1,6 +1,6 @@
 """The Hadamard network (Zhu et al. 2022, §2.1): y = u ⊗ v is undone by u = y ⊘ v, on features, seven times over.
 
-One skeleton with two fillings. A `Cell` says which module sits at each place: mixtures of candidates make the network
+One structure for two networks. A `Cell` says which module stands at each place: mixtures of candidates make the network
 that is searched (`twofold.space.supernet`), single operations the network that was found
 (`twofold.space.genotype`).
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
-from twofold.nets.network import Network
+from twofold.nets import Network
 from twofold.tiling import padded, tiled
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
@@ -168,7 +168,7 @@ class ResidualBlock(nn.Module):
 class HadamardNet(Network):
     """observed `(B, 3, H, W)` → restored `(B, 3, H, W)`, not clamped; sizes from 1×1 on.
 
-    cell: what sits at each place. width: channels at half and quarter size, where the units are; full size has half of
+    cell: the module of each place. width: channels at half and quarter size, where the units are; full size has half of
     it. units: Hadamard units in a row. ops_per_branch: 4 as in the authors' program (their Fig. 2 draws 3). combine:
     how a unit combines its branches; None leaves the divisor branch out (8 operations in the other one then keep the
     number of parameters). checkpointed: training keeps only the inputs of units and blocks and computes the rest twice;

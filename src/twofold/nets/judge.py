@@ -1,4 +1,5 @@
-"""The judge: how surely a picture is clear, not degraded. Its verdict on validation pictures drives the loss search.
+"""The judge: it classifies images as clear or degraded. Its output on validation images is what a loss search
+minimises.
 
 It is trained once per task on clear and degraded crops, then held fixed and in evaluation mode (Zhu et al. 2022, §2.2).
 """

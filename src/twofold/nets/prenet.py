@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import Guidance
+from twofold.nets import Network
 from twofold.nets.guide import is_function
-from twofold.nets.network import Network
 
 
 class PReNet(Network):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twofold.nets import Network
 from twofold.nets.context import GlobalContext, Modulation, Output
-from twofold.nets.network import Network
 
 Form = Literal["sum", "hadamard", "exposure", "map"]
 LARGEST_EXPONENT = 4.0

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twofold.contracts import Guidance, ImageError
+from twofold.nets import Network
 from twofold.nets.denoiser import Denoiser
 from twofold.nets.fourier import Border, BoundaryAdjustment, crop, full_precision, inverse_step, margin, psf2otf
 from twofold.nets.guide import is_function
-from twofold.nets.network import Network
 from twofold.tiling import padded, tiled
 
 # The weight of the prior at its start, in units of the noise variance: the denoised picture deserves more trust each

@@ -1,10 +1,10 @@
 """Estimating an unknown blur kernel from the image; any restorer that takes a kernel then removes the blur.
 
-From coarse to fine, in turn: a picture with few edges (gradients counted, not weighed: Xu, Zheng and Jia 2013; Pan et
-al. 2014), and the kernel that turns its edges into those of the observed picture. Pixels the model cannot explain,
-such as clipped lights, and everything beyond the border, are replaced by what the model predicts there, which is how
-outliers lose their weight (in the spirit of Pan et al. 2016). The picture of edges is thrown away in the end; the
-kernel is the result.
+From coarse to fine, two steps alternate: an image with few edges (the number of nonzero gradients is penalised: Xu,
+Zheng and Jia 2013; Pan et al. 2014), and the kernel that turns its edges into those of the observed image. Pixels that
+the model cannot explain, such as clipped lights, and everything beyond the border are replaced by the model's
+prediction, which removes the weight of outliers (in the spirit of Pan et al. 2016). The image of edges is discarded;
+the kernel is the result.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CLIPPED = 0.99
 class KernelEstimate:
     """kernel `(1, 1, h, w)`, odd-sided, summing to 1, its centre of mass in the middle.
 
-    confidence: in [0, 1]: how alike the kernels are that two halves of the picture ask for on their own (largest
-    normalised cross-correlation), less where the kernel is close to a point, which every picture agrees to and which
-    means that no blur was found. Low: the blur differs over the picture, there are too few edges, or the search went
-    astray. High does not prove the kernel right.
+    confidence: in [0, 1]: how similar the kernels of the two halves of the image are, each estimated by itself (largest
+    normalised cross-correlation); reduced where the kernel is close to a point, which any image gives and which means
+    that no blur was found. Low: the blur varies over the image, there are too few edges, or the search failed. A high
+    value does not prove the kernel right.
     """
 
     kernel: Tensor
@@ -45,7 +45,7 @@ class KernelEstimate:
 class KernelSearch:
     """observed `(1, C, H, W)` → `KernelEstimate`. One kernel for the whole picture: camera shake, not things that move.
 
-    size: a side that surely holds the kernel, odd; far too large a hint costs time and robustness. edges: how many
+    size: side of the kernel in pixels, odd, rather too large; far too large costs time and robustness. edges: how many
     gradients the auxiliary picture may have at first; smaller keeps more. smooth: weight of the kernel's square,
     against noise in it. rounds: of picture and kernel a scale. window: only the middle of larger pictures is looked
     at, in pixels a side.

@@ -8,6 +8,7 @@ operators are here an inference from the abstract (docs/bmo.md).
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,29 +25,39 @@ from twofold.nets.fourier import Border, DataProx, EdgeTaper, crop, full_precisi
 from twofold.nets.lipschitz import conv_norm_every_size
 from twofold.solve import (
     Adjoint,
+    Ball,
+    Blocks,
     Blockwise,
     Compose,
     DenoiserStep,
     KrasnoselskiiMann,
+    LinearisedADMM,
+    LinearMap,
     Operator,
+    Scaled,
     Solver,
     State,
     UnrolledAdjoint,
     fixed_point,
+    soft_threshold,
+    unit_interval,
 )
-from twofold.solve.linear import Number, require_within
+from twofold.solve.linear import Number, metric_norm, require_within
+from twofold.solve.params import over
 
 
 class Problem(NamedTuple):
     """What one batch of observed pictures asks for: the operator, where to start, and how a state shows a picture.
 
-    slope: an upper bound of how much `image` stretches distances.
+    slope: an upper bound of how much `image` stretches distances, from the operator's metric to the Euclidean norm.
+    project: onto U, a convex bounded set, in the operator's metric; None for no bounds.
     """
 
     operator: Operator
     start: State
     image: Callable[[State], Tensor]
     slope: float = 1.0
+    project: Callable[[State], State] | None = None
 
 
 class FixedPointRestorer(nn.Module, Restorer):
@@ -106,7 +117,141 @@ class Deconvolution(FixedPointRestorer):
         def image(u: State) -> Tensor:
             return crop(u.reshape(batch, colours, *u.shape[-2:]), *frame)
 
-        return Problem(Compose(parts), grey, image)
+        return Problem(Compose(parts), grey, image, project=bounded)
+
+
+class SplitDeconvolution(FixedPointRestorer):
+    """T = linearised ADMM ∘ denoiser, both non-expansive in one metric G that is not the identity.
+
+    The ADMM is that of min over x of ½‖k ∗ x − observed‖² + threshold ‖E‖₁ subject to D x + E = 0, D the differences of
+    neighbours (total variation): u = (x, E, λ), G = diag(I/τ − βDᵀD, βI, I/β). Its first block is diagonal in Fourier
+    space, so its root is a formula, and the denoiser N acts on x as G^(−1/2) N G^(1/2): non-expansive in G wherever N
+    is in the Euclidean norm. N by itself may expand in G, since it can move energy to frequencies of more weight.
+
+    denoiser, border: as in `Deconvolution`. penalty: β, threshold: of E, fraction: of the longest step τ; all three at
+    the start, learned. Each colour by itself. kernel: `(B or 1, 1, h, w)`.
+    """
+
+    channels = 1
+    takes_kernel = True
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        *,
+        penalty: float = 0.004,
+        threshold: float = 0.001,
+        fraction: float = 0.9,
+        border: Border = EdgeTaper(),
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.border = border
+        self.log_penalty = nn.Parameter(torch.tensor(penalty).log())
+        self.log_threshold = nn.Parameter(torch.tensor(threshold).log())
+        self.raw_fraction = nn.Parameter(torch.tensor(fraction / 0.99).logit())
+
+    def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
+        if kernel is None:
+            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as kernel=")
+        batch, colours = observed.shape[:2]
+        extended = self.border.extend(observed, kernel)
+        frame = margin(extended, observed)
+        grey = extended.flatten(0, 1)[:, None]
+        kernels = kernel.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
+        penalty, threshold = self.log_penalty.exp(), self.log_threshold.exp()
+        differences = LinearMap(neighbours, neighbours_adjoint, math.sqrt(8))
+        step = unit_interval(self.raw_fraction) / (penalty * differences.norm**2)
+        data = DataProx(grey, kernels, 1 / step)
+        numeric = LinearisedADMM(
+            lambda v, _: data(v),
+            lambda v, length: soft_threshold(v, threshold * length),
+            differences,
+            grey.new_zeros(()),
+            penalty,
+            unit_interval(self.raw_fraction),
+        )
+        first = Circulant(1 / step - penalty * neighbours_power(grey))
+        net = steady(self.denoiser)
+
+        def denoise(u: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            return first.root(net(first.root(u[0], 0.5)), -0.5), u[1], u[2]
+
+        metric = Blocks((first, Scaled(penalty), Scaled(1 / penalty)))
+        start = grey, -neighbours(grey), torch.zeros_like(neighbours(grey))
+        with torch.no_grad():
+            # λ never exceeds the threshold: after a step it is a projection onto [−threshold, threshold].
+            longest = 3 * metric_norm(metric, (*start[:2], start[2] + threshold), per_sample=True)
+
+        def image(u: State) -> Tensor:
+            return crop(u[0].reshape(batch, colours, *grey.shape[-2:]), *frame)
+
+        slope = float(first.floor.detach()) ** -0.5
+        return Problem(Compose((denoise, numeric), metric), start, image, slope, Ball(metric, longest))
+
+
+@dataclass(frozen=True, eq=False)
+class Circulant:
+    """G = F⁻¹ diag(gains) F on pictures `(B, 1, H, W)`: with circular borders, so inverse and roots are formulas.
+
+    gains: > 0 `(H, W // 2 + 1)`, one for each frequency of `torch.fft.rfft2`.
+
+    >>> G = Circulant(torch.full((4, 3), 4.0))
+    >>> G.solve(torch.full((1, 1, 4, 4), 8.0))[0, 0, 0], G.root(torch.ones(1, 1, 4, 4), 0.5)[0, 0, 0]
+    (tensor([2., 2., 2., 2.]), tensor([2., 2., 2., 2.]))
+    """
+
+    gains: Tensor
+
+    @property
+    def floor(self) -> Tensor:
+        return self.gains.min()
+
+    def apply(self, v: Tensor) -> Tensor:
+        return self.root(v, 1.0)
+
+    def solve(self, v: Tensor) -> Tensor:
+        return self.root(v, -1.0)
+
+    def root(self, v: Tensor, power: float) -> Tensor:
+        """G^power v."""
+        found: Tensor = torch.fft.irfft2(torch.fft.rfft2(full_precision(v)) * self.gains**power, s=v.shape[-2:])
+        return found.to(v.dtype)
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """`(B, 1, H, W)` → differences to the pixel above and to the left, `(B, 2, H, W)`, circular.
+
+    >>> neighbours(torch.tensor([[[[1.0, 3.0]]]]))
+    tensor([[[[ 0.,  0.]],
+    <BLANKLINE>
+             [[-2.,  2.]]]])
+    """
+    return torch.cat([x - x.roll(1, -2), x - x.roll(1, -1)], 1)
+
+
+def neighbours_adjoint(y: Tensor) -> Tensor:
+    """The adjoint of `neighbours`, `(B, 2, H, W)` → `(B, 1, H, W)`."""
+    down, across = y[:, :1], y[:, 1:]
+    return down - down.roll(-1, -2) + across - across.roll(-1, -1)
+
+
+def neighbours_power(like: Tensor) -> Tensor:
+    """|D̂|² of `neighbours` at each frequency, `(H, W // 2 + 1)`: at most 8."""
+    height, width = like.shape[-2:]
+    down = (math.pi * torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)).sin().square()
+    across = (math.pi * torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)).sin().square()
+    power: Tensor = 4 * (down[:, None] + across)
+    return power
+
+
+def bounded(u: State) -> State:
+    """Every entry into [−1, 2], pictures and what overshoots them: a projection, exact where the metric is diagonal.
+
+    >>> bounded((torch.tensor([-4.0, 0.5]), torch.tensor([2.5])))
+    (tensor([-1.0000,  0.5000]), tensor([2.]))
+    """
+    return over(lambda x: x.clamp(-1, 2), u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +299,8 @@ class RainLayers(FixedPointRestorer):
         picture, rain = steady(self.picture), steady(self.rain)
         layers = Blockwise((DenoiserStep(picture, weight=1.0), DenoiserStep(lambda n: F.relu(rain(n)), weight=1.0)))
         parts = (SumProx(observed, self.penalty), layers)
-        return Problem(Compose(parts), (observed, torch.zeros_like(observed)), lambda u: u[0])
+        start = observed, torch.zeros_like(observed)
+        return Problem(Compose(parts), start, lambda u: u[0], project=bounded)
 
 
 class RidgeDenoiser(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from twofold.contracts import Guidance, GuidanceKind, Inputs, Restored, Restorer
+from twofold.nets import Network
 from twofold.nets.guide import Guide, UNetGuide, is_function
-from twofold.nets.network import Network
 from twofold.tiling import tiled
 
 GUIDE_TILE = 1024

@@ -1,9 +1,9 @@
-"""Sparse codes of signals with outliers: min Σ αᵢ|Zᵢ| + h(E) subject to X = A Z + E, iterated by hand or by learning.
+"""Sparse codes of signals with outliers: min Σ αᵢ|Zᵢ| + h(E) subject to X = A Z + E, in a metric that is learned.
 
 h is Huber's function with curvature ρ at 0 and slope 1 beyond 1/ρ; ρ = ∞ is the absolute value, D-LADMM's model (Xie
 et al. 2019). With a finite ρ the problem is also one for ISTA, in Z alone. Signals are rows, `(B, m)`; codes `(B, n)`.
 
-Every method is a function of the signals that yields its code after each iteration, so all are measured alike.
+The steps of ISTA, LISTA, linearised ADMM and D-LADMM for this problem are operators of `solve` (docs/bmo.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from torch.nn import functional as F
 from twofold.contracts import ImageError
 from twofold.restorers.fixed_point import FixedPointRestorer, Problem
 from twofold.solve import (
+    Ball,
     Blocks,
-    LinearisedADMM,
     LinearisedALM,
     LinearMap,
     Metric,
@@ -29,7 +28,7 @@ from twofold.solve import (
     Relax,
     Scaled,
     State,
-    matrix_map,
+    metric_of,
     soft_threshold,
 )
 from twofold.solve.linear import Number
@@ -72,101 +71,6 @@ class SparseModel:
         if not math.isfinite(self.curvature):
             return soft_threshold(v, step)
         return v - step * (self.curvature * v / (1 + step * self.curvature)).clamp(-1, 1)
-
-
-class Coder(Protocol):
-    """signals `(B, m)` → the codes `(B, n)` after each iteration, at most `steps` of them."""
-
-    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class ISTA:
-    """Proximal gradient on the code; accelerated (FISTA, Beck and Teboulle 2009) if asked. Needs a finite ρ."""
-
-    model: SparseModel
-    accelerated: bool = False
-
-    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
-        step = 1 / (self.model.curvature * torch.linalg.matrix_norm(self.model.dictionary, 2) ** 2)
-        code = ahead = signals.new_zeros(len(signals), self.model.dictionary.shape[1])
-        t = 1.0
-        for _ in range(steps):
-            fresh = self.model.prox_code(ahead + step * self.model.descent(ahead, signals), step)
-            grown = (1 + math.sqrt(1 + 4 * t * t)) / 2 if self.accelerated else 1.0
-            ahead = fresh + (t - 1) / grown * (fresh - code)
-            code, t = fresh, grown
-            yield code
-
-
-@dataclass(frozen=True, eq=False)
-class LADMM:
-    """Linearised ADMM with a penalty β set by hand."""
-
-    model: SparseModel
-    penalty: float = 1.0
-
-    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
-        model = self.model
-        linear = matrix_map(model.dictionary)
-        T = LinearisedADMM(model.prox_code, model.prox_error, linear, signals, self.penalty)
-        u = (signals.new_zeros(len(signals), model.dictionary.shape[1]), 0 * signals, 0 * signals)
-        for _ in range(steps):
-            u = T(u)
-            yield u[0]
-
-
-class LISTA(nn.Module):
-    """Gregor and LeCun 2010: Z ← S_θ(W X + S Z) with matrices and thresholds of its own in every layer."""
-
-    def __init__(self, model: SparseModel, *, layers: int = 15) -> None:
-        super().__init__()
-        A = model.dictionary
-        step = 0.9 / float(torch.linalg.matrix_norm(A, 2)) ** 2
-        eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-        self.encode = nn.ParameterList(step * A.mT for _ in range(layers))
-        self.mix = nn.ParameterList(eye - step * A.mT @ A for _ in range(layers))
-        threshold = step * torch.as_tensor(model.weights, dtype=A.dtype, device=A.device).expand(A.shape[1])
-        self.thresholds = nn.ParameterList(threshold.clone() for _ in range(layers))
-
-    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
-        code = None
-        for encode, mix, threshold in list(zip(self.encode, self.mix, self.thresholds, strict=True))[:steps]:
-            drive = signals @ encode.mT
-            code = soft_threshold(drive if code is None else drive + code @ mix.mT, threshold.abs())
-            yield code
-
-
-class DLADMM(nn.Module):
-    """Xie et al. 2019: linearised ADMM unrolled, with a matrix, penalties and thresholds of its own in every layer.
-
-    Nothing ties the layers to the model's solution, nor says what a layer beyond the last would be.
-    """
-
-    def __init__(self, model: SparseModel, *, layers: int = 15) -> None:
-        super().__init__()
-        self.dictionary = model.dictionary
-        A, m, n = model.dictionary, *model.dictionary.shape
-        step = 0.9 / float(torch.linalg.matrix_norm(A, 2)) ** 2
-        weights = torch.as_tensor(model.weights, dtype=A.dtype, device=A.device).expand(n)
-        self.adjoints = nn.ParameterList(step * A for _ in range(layers))
-        self.penalties = nn.ParameterList(torch.ones(m, dtype=A.dtype, device=A.device) for _ in range(layers))
-        self.code_thresholds = nn.ParameterList(step * weights for _ in range(layers))
-        self.error_thresholds = nn.ParameterList(
-            torch.full((m,), 0.5, dtype=A.dtype, device=A.device) for _ in range(layers)
-        )
-
-    def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
-        multiplier = error = 0 * signals
-        code = signals.new_zeros(len(signals), self.dictionary.shape[1])
-        layers = zip(self.adjoints, self.penalties, self.code_thresholds, self.error_thresholds, strict=True)
-        for adjoint, penalty, first, second in list(layers)[:steps]:
-            price = multiplier + penalty * (code @ self.dictionary.mT + error - signals)
-            code = soft_threshold(code - price @ adjoint, first.abs())
-            missing = signals - code @ self.dictionary.mT
-            error = soft_threshold(missing - multiplier / penalty, second.abs())
-            multiplier = multiplier + penalty * (error - missing)
-            yield code
 
 
 class LearnedALM(nn.Module):
@@ -227,6 +131,20 @@ class LearnedALM(nn.Module):
         """Zeros: `(B, n + m)` and `(B, m)`."""
         return signals.new_zeros(len(signals), sum(self.dictionary.shape)), torch.zeros_like(signals)
 
+    def radius(self, signals: Tensor) -> Tensor:
+        """`(B,)`: no solution (u, λ) is longer in the metric of `operator`.
+
+        The objective is at most that of Z = 0, so α‖Z‖ ≤ ‖X‖₁; E = X − A Z; and |Pᵀλ| ≤ 1, the slope of h.
+        """
+        with torch.no_grad():
+            scales, c = self.log_scale.exp(), self.log_error_scale.exp()
+            code = signals.abs().sum(1) / self.log_weights.exp().min()
+            error = (signals.norm(dim=1) + self.spectrum.max().sqrt() * code) / c
+            multiplier = math.sqrt(signals.shape[1]) / scales.min()
+            longest = (scales * (self.spectrum + c**2).sqrt()).max() / 0.99**0.5  # 1 / √step of `LinearisedALM`
+            length: Tensor = (longest**2 * (code**2 + error**2) + multiplier**2).sqrt()
+        return length
+
     def codes(self, signals: Tensor, steps: int) -> Iterator[Tensor]:
         T, u = self.operator(signals), self.start(signals)
         for _ in range(steps):
@@ -278,7 +196,7 @@ class Reflect:
 
 
 class PatchCoding(FixedPointRestorer):
-    """Patch by patch, colour by colour: a patch less its median is A Z, and what A Z cannot say is thrown away.
+    """Patch by patch, colour by colour: a patch less its median is A Z, and the residual is discarded.
 
     observed: `(B, C, H, W)`, H and W multiples of the patch. Patches do not overlap, as in D-LADMM's experiment.
     """
@@ -304,8 +222,10 @@ class PatchCoding(FixedPointRestorer):
             rows = self.coder.code(state) @ self.coder.dictionary.mT + middle
             return joined(rows, self.side, tuple(grey.shape)).reshape(observed.shape)
 
-        slope = float(self.coder.spectrum.max().sqrt())
-        return Problem(self.coder.operator(signals), self.coder.start(signals), image, slope)
+        operator, start = self.coder.operator(signals), self.coder.start(signals)
+        metric = metric_of(operator)
+        slope = float((self.coder.spectrum.max() / metric.floor).sqrt())
+        return Problem(operator, start, image, slope, Ball(metric, self.coder.radius(signals)))
 
 
 def cosines(side: int, frequencies: int) -> Tensor:
@@ -343,50 +263,6 @@ def joined(patches: Tensor, side: int, size: tuple[int, ...]) -> Tensor:
     columns = patches.reshape(size[0], -1, side * side).mT
     images: Tensor = F.fold(columns, (size[2], size[3]), side, stride=side)
     return images
-
-
-def learn_dictionary(
-    patches: Tensor,
-    atoms: int,
-    *,
-    penalty: float = 0.1,
-    batch: int = 256,
-    passes: int = 4,
-    steps: int = 40,
-    generator: torch.Generator,
-) -> Tensor:
-    """A dictionary `(m, atoms)` with unit columns for the rows of `patches (N, m)`: mini-batch learning with the lasso.
-
-    Mairal et al. 2010: codes by FISTA, then one turn of block coordinate descent on the atoms; atoms that nothing uses
-    start again as a patch. Cost: passes · N · steps products with the dictionary.
-    """
-    chosen = torch.randperm(len(patches), generator=generator)[:atoms]
-    D = _unit(patches[chosen].mT + 1e-3 * torch.randn(patches.shape[1], atoms, generator=generator).to(patches))
-    gram, cross = D.new_zeros(atoms, atoms), D.new_zeros(D.shape)
-    for _ in range(passes):
-        for rows in torch.randperm(len(patches), generator=generator).chunk(max(len(patches) // batch, 1)):
-            signals = patches[rows]
-            code = _lasso(D, signals, penalty, steps)
-            gram, cross = 0.95 * gram + code.mT @ code, 0.95 * cross + signals.mT @ code
-            for j in range(atoms):
-                if gram[j, j] > 1e-6:
-                    D[:, j] = _unit((cross[:, j] - D @ gram[:, j]) / gram[j, j] + D[:, j])
-            idle = gram.diagonal() <= 1e-6
-            if idle.any():
-                D[:, idle] = _unit(signals[torch.randint(len(signals), (int(idle.sum()),), generator=generator)].mT)
-    return D
-
-
-def _lasso(dictionary: Tensor, signals: Tensor, penalty: float, steps: int) -> Tensor:
-    """FISTA on ½‖X − D Z‖² + penalty ‖Z‖₁: Huber's function that never leaves its parabola."""
-    step = 1 / torch.linalg.matrix_norm(dictionary, 2) ** 2
-    code = ahead = signals.new_zeros(len(signals), dictionary.shape[1])
-    t = 1.0
-    for _ in range(steps):
-        fresh = soft_threshold(ahead + step * (signals - ahead @ dictionary.mT) @ dictionary, step * penalty)
-        grown = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        code, ahead, t = fresh, fresh + (t - 1) / grown * (fresh - code), grown
-    return code
 
 
 def _unit(columns: Tensor) -> Tensor:

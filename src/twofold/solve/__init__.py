@@ -37,7 +37,17 @@ from twofold.solve.linear import (
     conjugate_gradient,
     matrix_map,
 )
-from twofold.solve.meta import Aggregated, Constant, Geometric, Harmonic, Round, StepSchedule, aggregated_step, rounds
+from twofold.solve.meta import (
+    Aggregated,
+    Ball,
+    Constant,
+    Geometric,
+    Harmonic,
+    Round,
+    StepSchedule,
+    aggregated_step,
+    rounds,
+)
 from twofold.solve.modules import as_function
 from twofold.solve.multipliers import PDHG, LinearisedADMM, LinearisedALM, ProximalALM
 from twofold.solve.operators import (
@@ -82,6 +92,7 @@ __all__ = [
     "Aggregated",
     "AmIGO",
     "Anderson",
+    "Ball",
     "Bilevel",
     "Blocks",
     "Blockwise",

@@ -1,7 +1,7 @@
 """Bilevel Meta Optimization: followers step towards a fixed point while the leader's descent pulls at the same
 iterate.
 
-    u ← mu (u − s_k G⁻¹ ∇_u F(w, u)) + (1 − mu) T(u; w),     w ← w − γ d/dw F(w, u_K(w))
+    u ← Proj_U(mu (u − s_k G⁻¹ ∇_u F(w, u)) + (1 − mu) T(u; w)),     w ← w − γ d/dw F(w, u_K(w))
 
 (Liu et al. 2022, after the BDA of Liu et al. 2020; written from the abstract and from Krasnoselskii-Mann theory.)
 Where T has many fixed points, T alone returns one that depends on the start, whatever the upper loss says; the
@@ -21,13 +21,14 @@ from torch import Tensor
 
 from twofold.solve.dynamics import Bilevel, Dynamics
 from twofold.solve.hypergradients import Cost, Strategy, hypergradient
-from twofold.solve.linear import Euclidean, Metric, precondition
+from twofold.solve.linear import Euclidean, Metric, Number, precondition
 from twofold.solve.operators import Operator, metric_of
 from twofold.solve.params import (
     SolveError,
     State,
     axpy,
     detach,
+    dot,
     gradient,
     minus,
     norm,
@@ -52,21 +53,51 @@ def aggregated_step(
     mu: float,
     step: float,
     metric: Metric | None = None,
+    project: Callable[[State], State] | None = None,
 ) -> State:
-    """u ← mu (u − step G⁻¹ ∇loss(u)) + (1 − mu) T(u).
+    """u ← Proj_U(mu (u − step G⁻¹ ∇loss(u)) + (1 − mu) T(u)).
 
     operator: T. loss: the upper loss with the upper parameters put in. mu: in [0, 1), the leader's share. step: below
     floor(G) / L for an L-smooth loss. metric: G, that of T unless given; it preconditions and is not differentiated,
-    even where its own parameters are learned.
+    even where its own parameters are learned. project: onto U, nearest in the norm of G (`Ball`; for a diagonal G a
+    clamp); None for U = everything.
 
     >>> quarter = aggregated_step(lambda u: u, lambda u: (u**2).sum() / 2, torch.tensor(4.0), mu=0.5, step=0.5)
     >>> quarter.item()                                                                    # ½ (4 − ½ 4) + ½ 4
     3.0
     """
     if mu == 0:
-        return operator(u)
-    metric = metric_of(operator) if metric is None else metric
-    return _mix(u, gradient(loss, u, name="the upper loss"), operator(u), mu=mu, step=step, metric=metric)
+        mixed = operator(u)
+    else:
+        metric = metric_of(operator) if metric is None else metric
+        mixed = _mix(u, gradient(loss, u, name="the upper loss"), operator(u), mu=mu, step=step, metric=metric)
+    return mixed if project is None else project(mixed)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """u ↦ the nearest point of {‖u‖_G ≤ radius} in the norm of G, sample by sample: a projection in any metric.
+
+    metric: G, as constant as in `aggregated_step`. radius: > 0, a number or `(B,)`.
+
+    >>> from twofold.solve.linear import Scaled
+    >>> Ball(Scaled(4.0), radius=2.0)(torch.tensor([[3.0], [0.5]]))                       # ‖3‖_G = 6, ‖0.5‖_G = 1
+    tensor([[1.0000],
+            [0.5000]])
+    """
+
+    metric: Metric
+    radius: Number
+
+    def __call__(self, u: State) -> State:
+        with torch.no_grad():
+            weighed = self.metric.apply(detach(u))
+            size = dot(u, weighed, per_sample=True)
+        # Twice the product with a constant less its value: ‖u‖²_G with its gradient 2 G u, and none in G.
+        square = 2 * dot(u, weighed, per_sample=True) - size
+        length = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+        inside = size <= torch.as_tensor(self.radius, dtype=size.dtype, device=size.device) ** 2
+        return scale(torch.where(inside, torch.ones_like(length), self.radius / length), u)
 
 
 def curvature(loss: Callable[[State], Tensor], at: State, *, products: int = 6) -> float:
@@ -142,8 +173,8 @@ class Aggregated:
 
     followers: how the lower level moves by itself. mu: in [0, 1). schedule: s_k, at most 2 floor(G) / L for an upper
     loss with an L-Lipschitz gradient in u; L is measured where the iteration starts and, from below, at every step, and
-    a longer step is refused. metric: G, given w; None is Euclidean. project: onto the set the lower parameters must
-    stay in; Euclidean, so exact for a metric that is diagonal.
+    a longer step is refused. metric: G, given w; None is Euclidean. project: onto U, the set the lower parameters must
+    stay in; nearest in the norm of G, so a clamp where G is diagonal, and else `Ball`.
 
     >>> from twofold.solve.dynamics import GradientDescent
     >>> problem = Bilevel(upper=lambda w, u: u**2 / 2, lower=lambda w, u: (u - w) ** 2 / 2)

@@ -73,5 +73,5 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> Any:
         return unpack(json.loads(metadata["twofold_state"]), tensors)
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise WeightsError(
-            f"{path} is not a training state that can be resumed ({error}); remove it to start anew"
+            f"{path} is not a training state that can be resumed ({error}); remove it to start again"
         ) from error

@@ -128,7 +128,7 @@ def check_finite(name: str, value: Tensor) -> None:
     """Raises: Diverged where the scalar `value` is not finite; `name` says what it is."""
     if not torch.isfinite(value):
         raise Diverged(
-            f"the training {name} became {value.item()}; train anew with a lower learning_rate or with a clip, "
+            f"the training {name} became {value.item()}; train again with a lower learning_rate or with a clip, "
             "both under optimizer and guide_optimizer"
         )
 

@@ -44,17 +44,23 @@ class Watched:
 
 def solve(
     problem: Problem, leader: Callable[[Tensor], Tensor], *, iterations: int, mu: float, schedule: StepSchedule
-) -> tuple[Tensor, list[float]]:
-    """The picture after `iterations` aggregated steps, differentiable, and the mean residual at each of them.
+) -> tuple[State, list[float]]:
+    """The state after `iterations` aggregated steps, differentiable, and the mean residual at each of them.
 
     leader: picture → scalar, what the leader descends in the state; its gradient 1-Lipschitz. schedule: its step sizes
-    s_k, in units of the largest that the metric and the picture's own slope allow.
+    s_k, in units of 1 / slope², the largest that the metric and the picture's own slope allow.
     """
     operator, u = Watched(problem.operator), problem.start
-    largest = float(operator.metric.floor) / problem.slope**2
     for k in range(iterations):
-        u = aggregated_step(operator, lambda v: leader(problem.image(v)), u, mu=mu, step=schedule(k) * largest)
-    return problem.image(u), [r.item() for r in operator.residuals]
+        u = aggregated_step(
+            operator,
+            lambda v: leader(problem.image(v)),
+            u,
+            mu=mu,
+            step=schedule(k) / problem.slope**2,
+            project=problem.project,
+        )
+    return u, [r.item() for r in operator.residuals]
 
 
 def contraction(residuals: list[float]) -> float:
@@ -75,7 +81,7 @@ class MetaTraining:
     """w ← w − γ ∇φ_K(w), φ_K(w) = loss at the picture u_K(w), differentiated through all K aggregated steps.
 
     iterations: K. mu: the leader's share, 0 for plain unrolling. schedule: s_k, in units of the theory's bound; half
-    the summed squared error leads.
+    the summed squared error leads. project: whether every iterate is projected onto the problem's U, in its metric.
 
     A step returns `restoration` (the upper loss), `lower` (half the mean squared residual of the last step),
     `gradient` (‖∇φ‖), `change` (‖w_{t+1} − w_t‖), `contraction`, and `residual/k` for every k, norms in T's metric.
@@ -88,6 +94,7 @@ class MetaTraining:
     iterations: int = 10
     mu: float = 0.1
     schedule: StepSchedule = field(default=Harmonic(0.5))
+    project: bool = True
     machine: Machine = field(default_factory=Machine)
 
     def step(self, *draws: Draw) -> dict[str, float]:
@@ -101,7 +108,10 @@ class MetaTraining:
 
         with self.machine.autocast():
             problem = self.restorer.problem(sample.observed, sample.kernel)
-            restored, residuals = solve(problem, leader, iterations=self.iterations, mu=self.mu, schedule=self.schedule)
+            if not self.project:
+                problem = problem._replace(project=None)
+            u, residuals = solve(problem, leader, iterations=self.iterations, mu=self.mu, schedule=self.schedule)
+            restored = problem.image(u)
         loss = self.loss(restored.float(), sample.clean)
         before = [p.detach().clone() for p in self.learner.parameters]
         check_finite("loss", loss)
@@ -122,13 +132,15 @@ class MetaTraining:
 
 class MetaSpec(SchemeSettings):
     """Bilevel Meta Optimization of a fixed point. iterations: K. mu: the leader's share, 0 to unroll. first: s_k is
-    first / (k + 1), in units of the theory's bound.
+    first / (k + 1), in units of the theory's bound. project: whether each iterate is projected onto the problem's
+    bounded set, in its metric.
     """
 
     kind: Literal["meta"] = "meta"
     iterations: Count = 8
     mu: Annotated[float, Field(ge=0, lt=1)] = 0.1
     first: Amount = 0.5
+    project: bool = True
 
     def build(self, parts: Parts) -> MetaTraining:
         if not isinstance(parts.restorer, FixedPointRestorer):
@@ -140,6 +152,7 @@ class MetaSpec(SchemeSettings):
             iterations=self.iterations,
             mu=self.mu,
             schedule=Harmonic(self.first),
+            project=self.project,
             machine=parts.machine,
         )
 

@@ -186,6 +186,7 @@ class Page:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{Path(file).name}: cannot be kept ({error.strerror or error}); add it again")
+        self.visits.take(Path(file) for file in files or [])  # after all, since two that are equal have one path
         if added:
             visit.current = added[0].number
         said = f"{len(added)} added." if len(added) > 1 else ""

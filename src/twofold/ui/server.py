@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import anyio
 import gradio as gr
@@ -60,7 +62,23 @@ class Guarded:
             except TwofoldError as error:
                 await JSONResponse({"detail": str(error)}, 507)(scope, receive, sending)
                 return
-        await self.app(scope, receive, sending)
+            await self._upload(scope, receive, sending)
+        else:
+            await self.app(scope, receive, sending)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes an upload on, and notes the files that the answer names."""
+        body = bytearray()
+        with self.visits.arriving() as arrived:
+
+            async def sending(message: Message) -> None:
+                if message["type"] == "http.response.body":
+                    body.extend(message.get("body", b""))
+                    with suppress(ValueError, TypeError):  # an error, or not the whole answer yet
+                        arrived([Path(name) for name in json.loads(body)])
+                await send(message)
+
+            await self.app(scope, receive, sending)
 
 
 def application(visits: Visits, models: Models, *, host: str = "127.0.0.1") -> FastAPI:

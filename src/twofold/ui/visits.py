@@ -8,7 +8,8 @@ import shutil
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from twofold.contracts import TwofoldError
 from twofold.guess import Guess
 
 _PREFIX = "twofold-ui-"
+WAITING = 600.0
+"""Seconds for which an upload may wait until its visit takes it; then the browser is taken for gone."""
 IDLE = 24 * 3600.0
 """Seconds without a request after which a visit is taken for ended; most browsers say when they leave."""
 
@@ -110,6 +113,8 @@ class Visits:
         self.uploads = self.root / "uploads"
         self.uploads.mkdir()
         self._visits: dict[str, Visit] = {}
+        self._arriving = 0
+        self._waiting: dict[Path, float] = {}
         self._lock = threading.RLock()
 
     def of(self, session: str) -> Visit:
@@ -126,14 +131,45 @@ class Visits:
             return visit
 
     def end(self, session: str) -> None:
-        """Deletes everything of a visit; with the last visit, also what the server still keeps of uploads."""
+        """Deletes everything of a visit; with the last one also what the server keeps beside them, but not what is
+        arriving or has just arrived: its visit may begin only after this one has ended.
+        """
         with self._lock:
             visit = self._visits.pop(session, None)
             if visit is not None:
                 visit.stop.set()
                 shutil.rmtree(visit.folder, ignore_errors=True)
             if not self._visits:
-                _empty(self.uploads)
+                self._empty_uploads()
+
+    @contextmanager
+    def arriving(self) -> Iterator[Callable[[list[Path]], None]]:
+        """While an upload arrives. To be called with the files that came of it; `take` ends their wait."""
+
+        def arrived(files: list[Path]) -> None:
+            with self._lock:
+                self._waiting.update(dict.fromkeys(files, time.monotonic()))
+
+        with self._lock:
+            self._arriving += 1
+        try:
+            yield arrived
+        finally:
+            with self._lock:
+                self._arriving -= 1
+
+    def take(self, files: Iterable[Path]) -> None:
+        """Deletes uploads: the visit has its own copies."""
+        with self._lock:
+            for file in files:
+                self._waiting.pop(file, None)
+                file.unlink(missing_ok=True)
+
+    def _empty_uploads(self) -> None:
+        if not self._arriving:
+            before = time.monotonic() - WAITING
+            self._waiting = {file: since for file, since in self._waiting.items() if since > before}
+            _empty(self.uploads, {file.parent for file in self._waiting})
 
     def _end_idle(self) -> None:
         """Ends the visits of browsers that went without a word."""
@@ -182,8 +218,10 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in found if file.exists()]
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, kept: set[Path]) -> None:
     for inside in folder.iterdir():
+        if inside in kept:
+            continue
         if inside.is_dir():
             shutil.rmtree(inside, ignore_errors=True)
         else:
