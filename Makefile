@@ -33,7 +33,7 @@ check: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-mutate: $(STAMP) ## change the mathematics at random and count the changes that no test notices; ARGS="implicit --sample 40"
+mutate: $(STAMP) ## change the mathematics at random and count the changes that no test notices; ARGS="implicit --share 0.2"
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py $(ARGS)
 
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures

@@ -10,18 +10,24 @@ from twofold.solve import (
     Anderson,
     Bilevel,
     ConjugateGradient,
+    Euclidean,
     GradientDescent,
     Linearised,
     Neumann,
     NystromInverse,
     OneStepUnrolled,
+    ProximalGradient,
     Regularity,
+    Scaled,
     SolveError,
     Unrolled,
     adaptive_descent,
     as_function,
+    certified,
+    gmres,
     hypergradient,
     matrix_map,
+    metric_of,
 )
 
 
@@ -121,3 +127,25 @@ def test_an_aggregated_state_with_other_parameters_keeps_its_memory():
     other = way.replace(state, torch.ones(2))
     assert torch.equal(way.params(other), torch.ones(2))
     assert len(other) == len(state) == 3
+
+
+def test_gmres_takes_no_more_products_than_it_was_given_whatever_the_restart():
+    calls = []
+    a = torch.diag(torch.logspace(-3, 0, 20, dtype=torch.float64))
+    product = lambda v: calls.append(1) or a @ v  # noqa: E731
+    found = gmres(product, torch.ones(20, dtype=torch.float64), steps=5, tolerance=0, restart=3)
+    assert found.steps == 5
+    assert len(calls) == 5 + 2  # and one for the residual after each cycle
+
+
+def test_one_step_for_all_coordinates_leaves_the_metric_euclidean():
+    assert metric_of(ProximalGradient(lambda u: u, 2.0)) == Euclidean()
+    assert metric_of(ProximalGradient(lambda u: u, torch.tensor(2.0))) == Euclidean()
+    assert isinstance(metric_of(ProximalGradient(lambda u: u, torch.tensor([2.0, 3.0]))), Scaled)
+
+
+def test_where_the_upper_loss_is_flat_the_bounds_hold_the_distance_alone():
+    problem = Bilevel(lambda w, u: (u - 1) ** 2 / 2, lambda w, u: (u - w) ** 2 / 2)
+    known = Regularity(strong_convexity=1.0, mixed_norm=1.0, upper_lipschitz=1.0)
+    found = certified(problem, torch.tensor(1.5), torch.tensor(1.0), regularity=known)
+    assert (found.distance, found.value_error, found.error) == (0.5, 0.125, 0.5)
