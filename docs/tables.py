@@ -39,6 +39,7 @@ BENCHMARKS = (
     "paper_b",
     "paper_c",
     "peers_tables",
+    "recipes",
     "restore",
     "runtimes",
     "searches",
