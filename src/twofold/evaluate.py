@@ -1,6 +1,6 @@
-"""A restorer on pairs of pictures under a protocol: a score for every picture, means with intervals, the papers' rows.
+"""Measures a restorer on image pairs under a protocol: scores per image, means with intervals, the papers' rows.
 
-A number without its protocol and without the input's own score says nothing, so an `Evaluation` always carries both.
+A score cannot be interpreted without its protocol and the score of the input, so an `Evaluation` contains both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is wrong with pairs, and which scenes of a test set are in the training set too."""
+"""Checks image pairs, and finds scenes that training and test sets share."""
 
 from __future__ import annotations
 

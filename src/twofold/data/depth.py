@@ -1,4 +1,4 @@
-"""Photographs with the distance of every pixel: what haze is made from."""
+"""Photographs with a depth for every pixel, from which haze is simulated."""
 
 from __future__ import annotations
 

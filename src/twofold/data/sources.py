@@ -1,6 +1,7 @@
-"""Where one sample comes from: a source is a function of a generator, and nothing else.
+"""Sources of samples: a source is a function of a generator only.
 
-Its specification, as recipes have it, stands beside it and builds it: `Synthetic` makes `SyntheticCrops`, `Paired`
+The specification of each source, as in recipes, is in this module too and builds it:
+`Synthetic` makes `SyntheticCrops`, `Paired`
 makes `PairCrops`.
 """
 

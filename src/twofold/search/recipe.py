@@ -1,4 +1,4 @@
-"""What a search and the training of its judge need to know, read from YAML as recipes of training are.
+"""Settings of a search and of the training of its judge, read from YAML as training recipes are.
 
 Each group of settings builds what it describes.
 """
