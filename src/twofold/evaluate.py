@@ -247,7 +247,7 @@ def evaluate(
     pairs: files, or (name, sample). kernel_of: the blur kernel of two files.
     distance: LPIPS or another one of `nets.perceptual.DISTANCES`, of RGB pictures as the protocol writes them.
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
-    progress: called after every picture with how many are done and how many there are, None where nobody knows.
+    progress: called after every picture with how many are done and how many there are, None if unknown.
 
     A clean file that is a little larger is cropped to its middle (`data.pairs.middle`), as RESIDE's indoor set needs.
     A file that cannot be read, sizes that differ more and a restored picture that holds NaN become failures, and the

@@ -155,6 +155,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _unwrapped(text: str) -> str:
-    """A docstring whose paragraphs are one line each, for a terminal of any width to wrap anew."""
+    """A docstring whose paragraphs are one line each, to be wrapped at the width of the terminal."""
     paragraphs = cleandoc(text).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

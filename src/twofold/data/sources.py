@@ -66,7 +66,7 @@ def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
 
 @dataclass(frozen=True)
 class SyntheticCrops:
-    """A clean crop, degraded anew at every draw. margin: extra pixels for degradations that return less than they are
+    """A clean crop degraded again at every draw. margin: extra pixels for degradations that return less than they are
     given.
     """
 
@@ -107,7 +107,7 @@ class Cases(Sequence[tuple[str, Sample]]):
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Clean photographs, degraded anew at every draw. clean: their folders. degradation: what is applied. rotate: crops
+    """Clean photographs degraded again at every draw. clean: their folders. degradation: what is applied. rotate: crops
     are also rotated by 90° and flipped; not for weather. weight: how often this source is drawn, relative to the
     others. each_kernel: `cases` blurs every photograph by every kernel, as the tables of Levin's and Sun's sets have
     it.
