@@ -61,7 +61,7 @@ def usage() -> str:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code.
 
-    0 done; 1 an input is bad or a file failed; 2 the command itself is wrong; 3 `audit` found something; 130
+    0 done; 1 invalid input or a failed file; 2 invalid command; 3 `audit` found problems; 130
     interrupted, by Ctrl-C or SIGTERM. With --json, an error is also printed as JSON on standard output:
     {"error": {"kind": ..., "message": ...}}.
     """
