@@ -21,7 +21,7 @@ def command(
 
     twofold models derain prints all details of one: data, licence terms, command, seed, time.
 
-    twofold models --json prints the complete cards.
+    twofold models --json prints the whole cards.
     """
     cards = zoo.cards()
     if name is not None and name not in cards:
