@@ -98,6 +98,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("linear", "_solve_spd", "500  →  501"): "a limit that is never met",
     ("second_order", "_DifferenceProducts._require_one_function", "0.0  →  1.0"): "a branch for the type checker",
     ("equilibrium", "Broyden.advance", "1  →  2"): "a divisor where the quotient is not used",
+    ("second_order", "_DifferenceProducts._require_one_function", "1000  →  1001"): "a margin for rounding",
+    ("unroll", "_require_same", "4  →  5"): "a margin for rounding",
+    ("adaptive", "_certified", "1000.0  →  10000.0"): "a margin for rounding",
+    ("implicit", "Neumann.inverse", "0.0  →  1.0"): "a number of the message, or of a branch for `terms=0`",
     ("streams", "Draws.__init__", "2  →  3"): "one more draw is watched",
     (
         "meta",

@@ -138,7 +138,9 @@ def test_the_floor_of_the_primal_dual_metric_is_its_smallest_eigenvalue(step: fl
 def test_one_step_size_keeps_the_euclidean_metric_and_one_for_each_coordinate_does_not() -> None:
     for smoothness in (2.0, torch.tensor(2.0)):
         assert ProximalGradient(lambda u: u, smoothness).metric == Euclidean()
-    assert isinstance(ProximalGradient(lambda u: u, torch.tensor([1.0, 2.0])).metric, Scaled)
+    metric = ProximalGradient(lambda u: u, torch.tensor([1.0, 2.0])).metric  # of steps 1 and ½
+    assert isinstance(metric, Scaled)
+    assert metric.apply(torch.ones(2)).tolist() == [1.0, 2.0]
 
 
 def test_the_contraction_factor_is_the_mean_growth_over_the_second_half_of_the_steps() -> None:
@@ -190,6 +192,7 @@ def test_the_descent_ends_where_gradient_and_bound_together_are_within_the_toler
     *_, last = line(0.5, 1.05, accuracy=0.1, tolerance=0.15)
     assert last.certain
     assert last.gradient_norm + last.error <= 0.15
+    assert last.step_size == 0  # none was taken
 
 
 def test_a_slow_lower_level_is_followed_beyond_a_thousand_steps() -> None:
@@ -233,13 +236,19 @@ def test_the_remedy_for_too_few_digits_and_for_one_step() -> None:
     with pytest.raises(NotConverged, match="too few digits"):
         require_converged(flat, KrasnoselskiiMann(tolerance=9 * EPS))
     with pytest.raises(NotConverged, match="does not settle"):
-        require_converged(flat, KrasnoselskiiMann(tolerance=11 * EPS))
+        require_converged(flat, KrasnoselskiiMann(tolerance=10.5 * EPS))
     with pytest.raises(NotConverged, match=r"about 0\.500 a step"):
         require_converged(ended(1.0, 0.5), KrasnoselskiiMann())
     with pytest.raises(NotConverged, match="about nan a step"):
         require_converged(ended(1.0), KrasnoselskiiMann())
     with pytest.raises(NotConverged, match="left the finite numbers"):
         require_converged(ended(1.0, float("nan")), KrasnoselskiiMann())
+    half = ended(1.0, 0.5)._replace(value=(torch.ones(1, 1), torch.full((1, 1), float("nan"))))
+    with pytest.raises(NotConverged, match="left the finite numbers"):
+        require_converged(half, KrasnoselskiiMann())
+    require_converged(ended(1.0, 0.5), KrasnoselskiiMann(tolerance=0.0))  # nothing is judged
+    with pytest.raises(NotConverged):
+        require_converged(ended(1.0, 0.5), KrasnoselskiiMann(tolerance=1.0))
 
 
 def test_the_message_shows_the_worst_sample() -> None:
@@ -333,8 +342,9 @@ def test_three_values_of_a_loss_must_fit_a_parabola_to_a_quarter(
 
 def test_the_leaders_step_may_be_two_over_the_curvature_and_a_little_for_rounding() -> None:
     problem = Bilevel(lambda w, u: 5 * (u**2).sum(), lambda w, u: ((u - w) ** 2).sum() / 2)
-    for step, accepted in ((0.204, True), (0.206, False)):  # times a curvature of 10
-        way = Aggregated(GradientDescent(0.5), mu=0.5, schedule=Constant(step))
+    for step, floor, accepted in ((0.204, 1, True), (0.206, 1, False), (0.408, 2, True), (0.412, 2, False)):
+        metric = Scaled(float(floor))  # the curvature is 10
+        way = Aggregated(GradientDescent(0.5), mu=0.5, schedule=Constant(step), metric=lambda w, m=metric: m)
         with torch.no_grad():
             state = way.begin(torch.ones(2, dtype=torch.float64))
             if accepted:
@@ -410,16 +420,19 @@ def test_a_second_generator_counts_too() -> None:
 
 
 def test_a_replayed_step_may_differ_by_rounding_and_stand_still() -> None:
-    def gradient(noise: float, move: float) -> float:
+    def gradient(noise: float, move: float, start: float = 8.0) -> float:
         calls = iter(range(1, 100))
         w = number(1.0).requires_grad_()
-        end = replayed(lambda k, w, u: u + move * w * (1 + noise * next(calls)), w, number(8.0), steps=3)
+        end = replayed(lambda k, w, u: u + move * w * (1 + noise * next(calls)), w, number(start), steps=3)
         return float(torch.autograd.grad(end, w)[0])
 
     assert gradient(0.0, 0.0) == 0.0
     assert gradient(1e-10, 1.0) == pytest.approx(3.0)
+    assert gradient(1e-10, 1e3) == pytest.approx(3e3)
     with pytest.raises(SolveError, match="replayed"):
         gradient(1e-6, 1.0)
+    with pytest.raises(SolveError, match="replayed"):
+        gradient(1e-3, 1.0, start=1e6)  # changes are compared, not states
 
 
 def test_settled_lower_levels_are_measured_by_their_strong_convexity() -> None:
