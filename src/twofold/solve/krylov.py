@@ -71,7 +71,7 @@ def gmres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: f
     """Solves A x = b for any A until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: generalised minimum residuals
     (Saad and Schultz 1986), with Arnoldi's vectors made orthogonal twice.
 
-    restart: vectors kept, each as large as b; then it starts anew from what it has, which for an indefinite A may
+    restart: vectors kept, each as large as b; then it restarts from the current iterate, which for an indefinite A may
     stall. Prefer `minres` where A is symmetric.
 
     >>> A = torch.tensor([[2.0, 1.0], [0.0, 4.0]])
