@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twofold import images, runtime, tiling, zoo
@@ -27,16 +24,15 @@ from twofold.contracts import (
     TwofoldError,
     part_of,
 )
-from twofold.degrade.blur import check_kernel, check_noise_level, read_kernel
+from twofold.degrade.blur import check_noise_level
 from twofold.export import runtimes
 from twofold.images import ImageLike, Picture
-from twofold.restorers.blind import KernelEstimate, KernelSearch
+from twofold.restorers.blind import SEARCH_SHARE, Kernel, is_search, kernel_for
 from twofold.restorers.tile import Extra, Tile
 from twofold.runtime import device_of, evaluating
 
 TileSize: TypeAlias = int | Literal["auto"] | None
 GuidanceSource: TypeAlias = "ImageLike | float"
-Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,42 +251,6 @@ class Model:
 class _Runner(NamedTuple):
     run: Callable[..., Tensor]
     bytes_per_pixel: int
-
-
-SEARCH_SHARE = 0.8
-"""Of the progress of a restoration whose kernel is searched for, the share that is the search."""
-
-
-def is_search(kernel: Kernel | None) -> bool:
-    """Whether the kernel has to be found in the picture."""
-    return isinstance(kernel, KernelSearch) or (isinstance(kernel, str) and kernel == "estimate")
-
-
-def kernel_for(
-    picture: Picture, kernel: Kernel | None, *, progress: Progress | None = None
-) -> tuple[Tensor | None, KernelEstimate | None]:
-    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, an array, "estimate" or a search.
-
-    progress: of a search.
-
-    Raises: ImageError for what is no kernel, or one that is larger than the picture.
-    """
-    if kernel is None:
-        return None, None
-    if is_search(kernel):
-        search = kernel if isinstance(kernel, KernelSearch) else KernelSearch()
-        estimate = search(picture.pixels.float(), progress)
-        return estimate.kernel, estimate
-    size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
-    if isinstance(kernel, np.ndarray) and kernel.dtype.kind in "buif":
-        kernel = torch.from_numpy(kernel.astype(np.float32))
-    if not isinstance(kernel, (str, os.PathLike, Tensor)):
-        got = f"an array of {kernel.dtype}" if isinstance(kernel, np.ndarray) else type(kernel).__name__
-        raise ImageError(f"kernel: expected a file, a tensor or array (h, w) of numbers, or 'estimate', got {got}")
-    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(Path(kernel)), size)
-    if len(checked) != 1:
-        raise ImageError(f"kernel: one picture has one kernel, got {len(checked)}")
-    return checked.float(), None
 
 
 def check_strength(strength: float) -> None:

@@ -89,7 +89,8 @@ class FleetWorker:
 
     def restore(self, data: bytes, source: Path, suffix: str) -> tuple[bytes, dict[str, Any]]:
         """(the restored file, facts) of a picture file. Raises: TwofoldError."""
-        from twofold import api, images
+        from twofold import images
+        from twofold.restorers.blind import kernel_for
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, source.name)
@@ -98,7 +99,7 @@ class FleetWorker:
                 picture = images.read(file, partial=True)
             except TwofoldError as error:
                 raise TwofoldError(str(error).replace(str(file), str(source))) from error
-        kernel, _ = api.kernel_for(picture, self.work.kernel)
+        kernel, _ = kernel_for(picture, self.work.kernel)
         tile: Any = self.work.tile
         restored, _ = self.model.restore(picture, kernel=kernel, strength=self.work.strength, tile=tile)
         height, width = picture.pixels.shape[-2:]

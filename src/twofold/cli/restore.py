@@ -212,7 +212,7 @@ def command(
         raise Misuse("--engine is local or ray; --workers and --address are for ray")
     from twofold import api
     from twofold.guess import MODELS, guess
-    from twofold.restorers.blind import KernelSearch
+    from twofold.restorers import blind
 
     loaded: dict[str, api.Model] = {}
 
@@ -241,7 +241,7 @@ def command(
     if len(takes_kernel) > 1:
         raise Misuse(f"several of {named} take a kernel; restore with one at a time")
     try:
-        search = KernelSearch() if kernel_size is None else KernelSearch(size=kernel_size)
+        search = blind.KernelSearch() if kernel_size is None else blind.KernelSearch(size=kernel_size)
     except ValueError as error:
         raise Misuse(f"--kernel-size: {error}") from error
 
@@ -254,7 +254,7 @@ def command(
             raise TwofoldError(f"auto finds {guessed.reason}; name a model, or leave the image as it is")
         return [load(MODELS[guessed.task])], guessed.reason
 
-    def kernel_of(job: Job) -> api.Kernel | None:
+    def kernel_of(job: Job) -> blind.Kernel | None:
         if kernel is None or kernel == "estimate":
             return search if kernel or not chain else None
         return blurs.get(job) or twin_of(Path(kernel), job.name)  # which reports the missing file
@@ -282,7 +282,7 @@ def command(
 
             part = part_of(advance, index / len(models), (index + 1) / len(models))
             wanted = kernel_of(job) if one.takes_kernel else None
-            blur, estimate = api.kernel_for(restored, wanted, progress=part_of(part, 0, api.SEARCH_SHARE))
+            blur, estimate = blind.kernel_for(restored, wanted, progress=part_of(part, 0, blind.SEARCH_SHARE))
             restored, drawn = one.restore(
                 restored,
                 kernel=blur,
@@ -290,7 +290,7 @@ def command(
                 strength=strength,
                 self_ensemble=self_ensemble,
                 tile=size,
-                progress=part_of(part, api.SEARCH_SHARE if estimate else 0, 1),
+                progress=part_of(part, blind.SEARCH_SHARE if estimate else 0, 1),
             )
             if drawn is not None and one.kind is not None:
                 between.insert(0, drawn / one.kind.white)

@@ -10,14 +10,21 @@ the kernel is the result.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import scipy.ndimage
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from twofold.contracts import ImageError, Progress, check_images
+from twofold.degrade.blur import check_kernel, read_kernel
+from twofold.images import Picture
 from twofold.nets.fourier import EdgeTaper, convolve, crop, full_precision, margin, psf2otf
 from twofold.restorers.deconvolution import derivatives
 
@@ -242,3 +249,41 @@ def similarity(one: Tensor, other: Tensor) -> float:
 def odd(value: float) -> int:
     """The nearest odd number."""
     return 2 * round((value - 1) / 2) + 1
+
+
+Kernel: TypeAlias = "str | os.PathLike[str] | Tensor | NDArray[Any] | KernelSearch"
+"""A file, `(h, w)` numbers, "estimate", or how to search."""
+SEARCH_SHARE = 0.8
+"""Of the progress of a restoration whose kernel is searched for, the share that is the search."""
+
+
+def is_search(kernel: Kernel | None) -> bool:
+    """Whether the kernel has to be found in the picture."""
+    return isinstance(kernel, KernelSearch) or (isinstance(kernel, str) and kernel == "estimate")
+
+
+def kernel_for(
+    picture: Picture, kernel: Kernel | None, *, progress: Progress | None = None
+) -> tuple[Tensor | None, KernelEstimate | None]:
+    """(checked kernel `(1, 1, h, w)`, what its estimation says): of a file, a tensor, an array, "estimate" or a search.
+
+    progress: of a search.
+
+    Raises: ImageError for what is no kernel, or one that is larger than the picture.
+    """
+    if kernel is None:
+        return None, None
+    if is_search(kernel):
+        search = kernel if isinstance(kernel, KernelSearch) else KernelSearch()
+        estimate = search(picture.pixels.float(), progress)
+        return estimate.kernel, estimate
+    size = (picture.pixels.shape[-2], picture.pixels.shape[-1])
+    if isinstance(kernel, np.ndarray) and kernel.dtype.kind in "buif":
+        kernel = torch.from_numpy(kernel.astype(np.float32))
+    if not isinstance(kernel, (str, os.PathLike, Tensor)):
+        got = f"an array of {kernel.dtype}" if isinstance(kernel, np.ndarray) else type(kernel).__name__
+        raise ImageError(f"kernel: expected a file, a tensor or array (h, w) of numbers, or 'estimate', got {got}")
+    checked = check_kernel(kernel if isinstance(kernel, Tensor) else read_kernel(Path(kernel)), size)
+    if len(checked) != 1:
+        raise ImageError(f"kernel: one picture has one kernel, got {len(checked)}")
+    return checked.float(), None

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from twofold.api import SEARCH_SHARE
 from twofold.contracts import TwofoldError
+from twofold.restorers.blind import SEARCH_SHARE
 from twofold.ui import html, work
 from twofold.ui.examples import example
 from twofold.ui.parts import DOWNLOAD_FORMATS, PageParts
