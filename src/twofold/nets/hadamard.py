@@ -169,9 +169,12 @@ class Branch(nn.Module):
         """The same without gradients, in one map besides `features`: an operation writes over its input, strip by
         strip, each strip after the next one has been computed; norm and ReLU are computed where they are read.
         """
-        inner, normalize = torch.empty_like(features), None
+        inner = torch.empty_like(features)
+        normalize: Callable[[Tensor], Tensor] | None = None
         for operation, norm in zip(self.operations, self.norm, strict=True):
-            halo, moments, waiting = radius_of(operation), [], None
+            assert isinstance(norm, FeatureNorm)
+            halo, moments = radius_of(operation), list[Moments]()
+            waiting: tuple[Area, Tensor] | None = None
             for strip in strips(features, least=halo):
                 seen = strip.grown(halo, *features.shape[2:])
                 part = F.relu(normalize(seen.of(inner))) if normalize else seen.of(features)
@@ -339,7 +342,8 @@ class HadamardNet(Network):
             inside = area.within(seen)
             return inside.of(half, 2), inside.of(quarter)
 
-        features = restored = None
+        features: Tensor | None = None
+        restored: Tensor | None = None
         for area in areas(height, width, PIECE, PIECE):
             quarter = encoded(area)[1]
             if features is None:
@@ -347,6 +351,7 @@ class HadamardNet(Network):
             area.of(features).copy_(quarter)
         assert features is not None
         for unit in self.units:
+            assert isinstance(unit, HadamardUnit)
             features = unit.in_strips(features)
         for area in areas(height, width, PIECE, PIECE):
             seen = area.grown(drawn, height, width)
