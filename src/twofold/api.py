@@ -151,6 +151,8 @@ class Model:
             for group, context in zip(torch.split(part[:, :colours], self.channels, 1), contexts, strict=True):
                 given = {"kernel": kernel, "context": context, "guidance": part[:, colours:]}
                 done.append(runner.run(group, share, *(given[name] for name in extras)))
+            if len(done) == 1:  # without a copy
+                return done[0].to(stack.device)
             restored, maps = ([x[:, at] for x in done] for at in (slice(self.channels), slice(self.channels, None)))
             return torch.cat([*restored, torch.stack(maps).mean(0)], 1).to(stack.device)
 

@@ -26,6 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twofold.contracts import TwofoldError
 from twofold.fusion import fused
 
+_WHOLE = 2**25
+"""Values of a picture above which it is not arranged anew: it is no tile, and its network cuts it by itself."""
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny  # 1.18e-38
 
 
@@ -129,7 +131,7 @@ def runner(network: nn.Module, plan: ExecutionPlan, *, inputs: int = 1) -> Calla
     call = torch.compile(own) if plan.compiled else own
 
     def compute(*given: Tensor) -> Tensor:
-        arranged = [x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in given]
+        arranged = [x.contiguous(memory_format=layout) if x.ndim == 4 and x.numel() < _WHOLE else x for x in given]
         with torch.inference_mode(), torch.autocast(given[0].device.type, torch.bfloat16, enabled=plan.bfloat16):
             result: Tensor = call(*arranged)
         return result.float()

@@ -6,7 +6,7 @@ field is: what lies further away cannot reach the pixels that are kept, and piec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -44,11 +44,11 @@ def padded(images: Tensor, multiple: int, border: int = 0) -> Tensor:
     for axis in (-2, -1):
         length = images.shape[axis]
         wanted = _up(length + 2 * border, multiple)
-        images = _mirrored(images, axis, -border, wanted - border)
+        images = mirrored(images, axis, -border, wanted - border)
     return images
 
 
-def _mirrored(images: Tensor, axis: int, start: int, end: int) -> Tensor:
+def mirrored(images: Tensor, axis: int, start: int, end: int) -> Tensor:
     """From `start` to `end` along an axis, of the picture that goes on as its mirror image on both sides; a view where
     that lies inside.
     """
@@ -58,6 +58,38 @@ def _mirrored(images: Tensor, axis: int, start: int, end: int) -> Tensor:
     period = max(2 * (length - 1), 1)
     there = torch.arange(start, end, device=images.device) % period
     return images.index_select(axis, torch.minimum(there, (period - there) % max(period, 2)))
+
+
+class Area(NamedTuple):
+    """Rows `top` to `bottom` and columns `left` to `right` of features or of a picture."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def of(self, images: Tensor, scale: int = 1) -> Tensor:
+        """A view of this area of `images (..., H, W)`, which have `scale` pixels where the area has one."""
+        return images[..., scale * self.top : scale * self.bottom, scale * self.left : scale * self.right]
+
+    def grown(self, halo: int, height: int, width: int) -> Area:
+        """With what lies up to `halo` around it, inside of height × width."""
+        return Area(
+            max(self.top - halo, 0),
+            min(self.bottom + halo, height),
+            max(self.left - halo, 0),
+            min(self.right + halo, width),
+        )
+
+    def within(self, outer: Area) -> Area:
+        """The same place, counted from the corner of `outer`."""
+        return Area(self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left)
+
+
+def areas(height: int, width: int, tall: int, wide: int) -> Iterator[Area]:
+    """Cuts height × width into areas of tall × wide, row by row; the last ones are smaller."""
+    for top, left in product(range(0, height, tall), range(0, width, wide)):
+        yield Area(top, min(top + tall, height), left, min(left + wide, width))
 
 
 def tiled(
@@ -93,8 +125,9 @@ def tiled(
             top, bottom, left, right = pending.pop()
             above, before = max(top - rim, 0), max(left - rim, 0)
             try:
-                seen = _mirrored(images, -2, above, min(bottom + rim, down))  # no padded copy of a large picture
-                piece = function(_mirrored(seen, -1, before, min(right + rim, across)))
+                seen = mirrored(images, -2, above, min(bottom + rim, down))  # no padded copy of a large picture
+                seen = mirrored(seen, -1, before, min(right + rim, across))
+                piece = function(seen)
                 del seen
             except (RuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and "memory" not in str(error):

@@ -18,8 +18,9 @@ from twofold.nets.hadamard import (
     softplus_divisor,
     subtract_branches,
 )
+from twofold.runtime import peak_bytes
 from twofold.space.genotype import uniform_genotype
-from twofold.space.operations import CONVERT_CANDIDATES, Convolution
+from twofold.space.operations import CONVERT_CANDIDATES, UNIT_CANDIDATES, Convolution, Dense, Skip
 from twofold.tiling import padded
 
 
@@ -166,6 +167,39 @@ def test_a_picture_in_pieces_equals_the_whole(op, piece, size, monkeypatch):
     monkeypatch.setattr(hadamard, "PIECE", piece)
     torch.testing.assert_close(net(image), whole, atol=1e-5, rtol=1e-4)
     assert len(calls) > 1
+
+
+@pytest.mark.parametrize("combine", list(COMBINATIONS))
+@pytest.mark.parametrize("op", ["SC", "1-C", "3-2-RDC", "3-DC"])
+@torch.no_grad()
+def test_a_unit_in_strips_equals_the_whole_in_both_memory_layouts(op, combine, monkeypatch):
+    torch.manual_seed(0)
+
+    def cell(place: Place, outputs: int) -> nn.Module:
+        return UNIT_CANDIDATES[op](place.inputs, outputs) if place.in_unit else three_c(place, outputs)
+
+    unit = HadamardNet(cell, width=8, units=1, combine=COMBINATIONS[combine]).units[0]
+    features = torch.randn(2, 8, 13, 17) + 3
+    monkeypatch.setattr(hadamard, "PIECE", 4)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = features.to(memory_format=layout, copy=True)
+        torch.testing.assert_close(unit.in_strips(given), unit(features), atol=1e-4, rtol=1e-4)
+        assert torch.equal(given, features)
+
+
+def test_a_large_picture_takes_three_maps_of_the_quarter_size(monkeypatch):
+    """Beyond what the pieces take, which does not grow with the picture."""
+    monkeypatch.setattr(hadamard, "PIECE", 12)
+
+    def cell(place: Place, outputs: int) -> nn.Module:
+        return three_c(place, outputs) if place.inputs != outputs else Skip(place.inputs, outputs)
+
+    net = HadamardNet(cell, units=2).eval()
+    net.units[0].numerator.operations[1] = Dense(32, 32, size=3)
+    sides = (256, 768)
+    small, large = (peak_bytes(net, torch.rand(1, 3, side, side)) for side in sides)
+    grown = (large - small) / (sides[1] ** 2 - sides[0] ** 2)
+    assert grown < 1.1 * 3 * 32 * 4 / 16  # bytes a pixel: maps, channels, float32, pixels of a block
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

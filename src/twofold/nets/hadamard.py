@@ -7,7 +7,7 @@ that is searched (`twofold.space.supernet`), single operations the network that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from twofold.contracts import ImageError
 from twofold.nets import Network
-from twofold.tiling import padded, tiled
+from twofold.tiling import Area, areas, mirrored, padded
 
 GUARD = 1e-2  # the least divisor: one unit amplifies a hundredfold at most
 PIECE = 192  # side of a piece of a large picture, in blocks of 4×4 pixels
@@ -115,6 +115,41 @@ class FeatureNorm(nn.Module):
             wide = features.to(torch.promote_types(features.dtype, torch.float32))
             return torch.group_norm(wide, features.shape[1], eps=self.eps).to(features.dtype)
 
+    def of_strips(self, strips: list[Moments]) -> Callable[[Tensor], Tensor]:
+        """The same as a function of a part of the features, by the moments of all their strips."""
+        pixels, mean, variance = (torch.stack(values) for values in zip(*strips, strict=True))
+        share = pixels / pixels.sum(0)
+        center = (share * mean).sum(0)
+        variance = (share * (variance + (mean - center).square())).sum(0)
+        scale = (variance + self.eps).rsqrt()
+
+        def normalize(part: Tensor) -> Tensor:
+            wide = torch.promote_types(part.dtype, torch.float32)
+            return (part - center.to(wide)).mul_(scale.to(wide)).to(part.dtype)
+
+        return normalize
+
+
+class Moments(NamedTuple):
+    """Pixels, mean and variance `(B, C, 1, 1)` of a strip, in float64."""
+
+    pixels: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, strip: Tensor) -> Moments:
+        wide = strip.to(torch.promote_types(strip.dtype, torch.float32))
+        mean = wide.mean((2, 3), keepdim=True)
+        variance = (wide - mean).square_().mean((2, 3), keepdim=True)
+        return cls(torch.full_like(mean, strip[0, 0].numel()).double(), mean.double(), variance.double())
+
+
+def strips(features: Tensor, least: int = 1) -> Iterator[Area]:
+    """Cuts features `(B, C, H, W)` into strips as wide as they are, at least `least` rows high except for the last."""
+    height, width = features.shape[2:]
+    return areas(height, width, max(4 * PIECE**2 // width, least), width)
+
 
 class Branch(nn.Module):
     """F `(B, C, H, W)` → F + norm(op(ReLU(norm(op(… F))))): R_u or R_v of a unit, before its last ReLU."""
@@ -129,6 +164,31 @@ class Branch(nn.Module):
         for n, (operation, norm) in enumerate(zip(self.operations, self.norm, strict=True)):
             inner = norm(operation(F.relu(inner) if n else inner))
         return features + inner
+
+    def in_strips(self, features: Tensor) -> Tensor:
+        """The same without gradients, in one map besides `features`: an operation writes over its input, strip by
+        strip, each strip after the next one has been computed; norm and ReLU are computed where they are read.
+        """
+        inner = torch.empty_like(features)
+        normalize: Callable[[Tensor], Tensor] | None = None
+        for operation, norm in zip(self.operations, self.norm, strict=True):
+            assert isinstance(norm, FeatureNorm)
+            halo, moments = radius_of(operation), list[Moments]()
+            waiting: tuple[Area, Tensor] | None = None
+            for strip in strips(features, least=halo):
+                seen = strip.grown(halo, *features.shape[2:])
+                part = F.relu(normalize(seen.of(inner))) if normalize else seen.of(features)
+                part = strip.within(seen).of(operation(part))
+                moments.append(Moments.of(part))
+                if waiting:
+                    waiting[0].of(inner).copy_(waiting[1])
+                waiting = strip, part
+            assert waiting is not None
+            waiting[0].of(inner).copy_(waiting[1])
+            normalize = norm.of_strips(moments)
+        for strip in strips(features):
+            strip.of(inner).copy_(strip.of(features) + normalize(strip.of(inner)) if normalize else strip.of(features))
+        return inner
 
 
 class HadamardUnit(nn.Module):
@@ -150,6 +210,16 @@ class HadamardUnit(nn.Module):
         if self.divisor is None or self.combine is None:
             return F.relu(u)
         return self.combine(u, self.divisor(features))
+
+    def in_strips(self, features: Tensor) -> Tensor:
+        """The same without gradients, in two maps besides `features`."""
+        u = self.numerator.in_strips(features)
+        if self.divisor is None or self.combine is None:
+            return F.relu_(u)
+        v = self.divisor.in_strips(features)
+        for strip in strips(features):
+            strip.of(u).copy_(self.combine(strip.of(u), strip.of(v)))
+        return u
 
 
 class ResidualBlock(nn.Module):
@@ -178,8 +248,8 @@ class HadamardNet(Network):
     large image they would show.
 
     Instance norm makes every output pixel depend on all of the picture, hence `halo = None`. But only the units have
-    one, at a sixteenth of the pixels: without gradients, what comes before and after them is computed in pieces of a
-    large picture, so that memory suffices, with the same result.
+    one, at a sixteenth of the pixels: without gradients, the units of a large picture hold three whole maps at a time,
+    and what comes before and after them is computed in pieces, the encoder twice, with the same result.
     """
 
     halo: int | None = None
@@ -232,11 +302,11 @@ class HadamardNet(Network):
             raise ImageError("the Hadamard network takes no guidance map, got one; call it with the picture alone")
         height, width = observed.shape[2:]
         border = 0 if self.training else self.border
-        whole = padded(observed, self.multiple, border)
-        if not torch.is_grad_enabled() and whole.shape[2] * whole.shape[3] > (4 * PIECE) ** 2:
-            restored = self._in_pieces(whole)
+        rows, columns = (-(-(length + 2 * border) // self.multiple) for length in (height, width))
+        if not torch.is_grad_enabled() and rows * columns > PIECE**2:
+            restored = self._in_pieces(observed, border, rows, columns)
         else:
-            half, quarter = self.encode(whole)
+            half, quarter = self.encode(padded(observed, self.multiple, border))
             restored = self.decode(half, self._chain(self.units, quarter) + quarter)
         return restored[:, :, border : border + height, border : border + width]
 
@@ -256,26 +326,42 @@ class HadamardNet(Network):
             restored: Tensor = self.tail(features.to(torch.promote_types(features.dtype, torch.float32)))
         return restored
 
-    def _in_pieces(self, observed: Tensor) -> Tensor:
-        """The same on the grid of the quarter size, where a pixel holds a 4×4 block of the picture."""
-
-        def encode(blocks: Tensor) -> Tensor:
-            half, quarter = self.encode(F.pixel_shuffle(blocks, 4))
-            return torch.cat([quarter, F.pixel_unshuffle(half, 2)], 1)
-
-        def decode(features: Tensor) -> Tensor:
-            quarter, half = features[:, :width], F.pixel_shuffle(features[:, width:], 2)
-            return F.pixel_unshuffle(self.decode(half, quarter), 4)
+    def _in_pieces(self, observed: Tensor, border: int, height: int, width: int) -> Tensor:
+        """The same of the picture with its border; height × width are those at quarter size."""
 
         def reach(*parts: nn.Module, half: nn.Module) -> int:
             return -(-(sum(map(radius_of, parts)) + 2 * radius_of(half) + 3) // 4)  # + 3: a pixel sees its whole block
 
-        width = self.down_quarter.out_channels
-        seen = reach(self.head, self.encode_full, half=self.encode_half)
+        read = reach(self.head, self.encode_full, half=self.encode_half)
         drawn = reach(self.decode_full, self.tail, half=self.decode_half)
-        features = tiled(encode, F.pixel_unshuffle(observed, 4), halo=seen, tile=PIECE)
-        features[:, :width] += self._chain(self.units, features[:, :width])
-        return F.pixel_shuffle(tiled(decode, features, halo=drawn, tile=PIECE), 4)
+
+        def encoded(area: Area) -> tuple[Tensor, Tensor]:
+            seen = area.grown(read, height, width)
+            part = mirrored(observed, -1, 4 * seen.left - border, 4 * seen.right - border)
+            half, quarter = self.encode(mirrored(part, -2, 4 * seen.top - border, 4 * seen.bottom - border))
+            inside = area.within(seen)
+            return inside.of(half, 2), inside.of(quarter)
+
+        features: Tensor | None = None
+        restored: Tensor | None = None
+        for area in areas(height, width, PIECE, PIECE):
+            quarter = encoded(area)[1]
+            if features is None:
+                features = _whole(quarter, height, width)
+            area.of(features).copy_(quarter)
+        assert features is not None
+        for unit in self.units:
+            assert isinstance(unit, HadamardUnit)
+            features = unit.in_strips(features)
+        for area in areas(height, width, PIECE, PIECE):
+            seen = area.grown(drawn, height, width)
+            half, quarter = encoded(seen)
+            piece = self.decode(half, seen.of(features) + quarter)
+            if restored is None:
+                restored = piece.new_empty((*piece.shape[:2], 4 * height, 4 * width))
+            area.of(restored, 4).copy_(area.within(seen).of(piece, 4))
+        assert restored is not None
+        return restored
 
     def _chain(self, parts: Iterable[nn.Module], features: Tensor) -> Tensor:
         for part in parts:
@@ -303,3 +389,10 @@ def radius_of(part: nn.Module) -> int:
     """Receptive-field radius of a chain of modules; the smallest parts say theirs as `radius`."""
     own = getattr(part, "radius", None)
     return own if isinstance(own, int) else sum(map(radius_of, part.children()))
+
+
+def _whole(part: Tensor, height: int, width: int) -> Tensor:
+    """An empty map of height × width with the channels, dtype and memory layout of a part of it."""
+    last = part.stride(1) == 1
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((*part.shape[:2], height, width), dtype=part.dtype, device=part.device, memory_format=layout)

@@ -51,7 +51,7 @@ class Tile(nn.Module):
 
 def blended(observed: Tensor, image: Tensor, share: Tensor) -> Tensor:
     """observed + share · (image − observed), `(B, C, H, W)`; exactly `observed` at 0 and exactly `image` at 1."""
-    return torch.where(share == 1, image, observed + share * (image - observed))
+    return torch.lerp(observed, image.to(observed.dtype), share.to(observed.dtype))
 
 
 def scaled(guidance: Guidance, strength: Tensor, kind: GuidanceKind) -> Guidance:
