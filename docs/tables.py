@@ -40,7 +40,6 @@ BENCHMARKS = (
     "paper_b",
     "paper_c",
     "peers_tables",
-    "recipes",
     "restore",
     "runtimes",
     "searches",

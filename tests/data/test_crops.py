@@ -60,8 +60,11 @@ def test_weather_is_never_turned_upside_down():
 
 
 def test_a_small_picture_goes_on_mirrored():
-    crop = CropCache([torch.tensor([[[1, 2, 3]]])]).crop(8, (0, 0, 0, 0.9, 0.9, 0.9))
+    small = CropCache([torch.tensor([[[1, 2, 3], [1, 2, 3]]])])
+    crop = small.crop(8, (0, 0, 0, 0.9, 0.9, 0.9))
     assert crop[0, 7].tolist() == [1, 2, 3, 3, 2, 1, 1, 2]
+    with pytest.raises(DataError, match="a picture of 3 x 2 is too small for crops of 9"):
+        small.crop(9, (0, 0, 0, 0.9, 0.9, 0.9))
 
 
 def test_bytes_become_floats_in_their_range():

@@ -166,6 +166,10 @@ def plan(generator: torch.Generator) -> Plan:
     return first, second, third, fourth, fifth, sixth
 
 
+MOST_MIRRORED = 4
+"""How many times the side of a picture a crop may have; the rest is the picture's mirror image."""
+
+
 @dataclass(frozen=True)
 class CropCache:
     """pictures: bytes `(C, H, W)`, sizes may differ. Crops are mirrored left to right.
@@ -190,6 +194,7 @@ class CropCache:
 
     def crop(self, size: int, choice: Plan, zoom: float = 1.0) -> Tensor:
         """Values `(C, size, size)`, bytes where the pictures are; a picture that is too small goes on mirrored.
+        Raises: DataError for one that is too small by more than `MOST_MIRRORED`.
 
         zoom: the part that is cut out has `zoom` times the side, as far as the picture allows, and is reduced to
         `size`.
@@ -197,6 +202,11 @@ class CropCache:
         which, top, left, mirror, flip, quarter = choice
         picture = self.pictures[int(which * len(self.pictures))]
         _, height, width = picture.shape
+        if MOST_MIRRORED * min(height, width) < size:
+            raise DataError(
+                f"a picture of {width} x {height} is too small for crops of {size}, which would be mirror images for "
+                "the most part; reduce data.crop, or leave such pictures out"
+            )
         if height < size or width < size:
             picture = _mirrored(picture, size)
             _, height, width = picture.shape
