@@ -1,4 +1,4 @@
-"""The two verbs people touch: `load` a model, `restore` a picture."""
+"""The main functions: `load` a model, `restore` an image."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def train_demo(
 
     steps = max(int(seconds / _seconds_a_step(scheme(100), batches)), 1)
     learned, kept = scheme(steps), _Losses()
-    with tempfile.TemporaryDirectory() as place:  # a demonstration starts anew each time
+    with tempfile.TemporaryDirectory() as place:  # every demonstration starts from scratch
         spent = fit(learned, batches, until=steps, run=Run(Path(place)), reports=[*reports, kept])
     restorer = learned.restorer.eval()
     with torch.inference_mode():

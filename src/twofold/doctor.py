@@ -1,4 +1,4 @@
-"""What this machine and installation can do, and whether restoring works here: the facts that a bug report needs."""
+"""Report on this machine and installation for bug reports, with a test restoration."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A restorer on pairs of pictures under a protocol: a score for every picture, means with intervals, the papers' rows.
+"""Measures a restorer on image pairs under a protocol: scores per image, means with intervals, the papers' rows.
 
-A number without its protocol and without the input's own score says nothing, so an `Evaluation` always carries both.
+A score cannot be interpreted without its protocol and the score of the input, so an `Evaluation` contains both.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def evaluate(
     pairs: files, or (name, sample). kernel_of: the blur kernel of two files.
     distance: LPIPS or another one of `nets.perceptual.DISTANCES`, of RGB pictures as the protocol writes them.
     dataset: whose rows of the papers to show (a key of `paper_datasets`), or empty.
-    progress: called after every picture with how many are done and how many there are, None where nobody knows.
+    progress: called after every picture with how many are done and how many there are, None if unknown.
 
     A clean file that is a little larger is cropped to its middle (`data.pairs.middle`), as RESIDE's indoor set needs.
     A file that cannot be read, sizes that differ more and a restored picture that holds NaN become failures, and the

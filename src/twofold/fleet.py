@@ -1,4 +1,4 @@
-"""Many pictures on many machines, by Ray Data: read → restore → write, where a lost worker loses nothing.
+"""Restoring on several machines with Ray Data: read → restore → write; the images of a failed worker are repeated.
 
 Workers read and write the same paths, so sources and targets lie on a file system that all machines share. A picture
 whose worker dies is restored again by another one; its file is complete or absent, and the report names every

@@ -1,6 +1,6 @@
 """A network's convolutions, each with the sum and the activation behind it, as one operation of oneDNN.
 
-It saves what a network of small layers spends on carrying features to and from memory. CPU only, without gradients.
+This saves the memory traffic of the intermediate features. CPU only, without gradients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A guess at what is wrong with a photograph, from a few statistics of it. It is a suggestion and often finds nothing:
+"""Suggests the degradation of a photograph from a few image statistics. It is a suggestion and often finds nothing:
 the thresholds were chosen by eye on pictures of the usual data sets; docs/web-page.md says how often they are right.
 """
 

@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: `hf://user/name`, fetched into the hub's own cache and checked on the way.
 
-The library huggingface_hub does the work, and its switches hold: HF_HUB_OFFLINE=1 takes what is in the cache and opens
-no connection, HF_HOME says where the cache is, HF_ENDPOINT names another server.
+The library huggingface_hub does the transfer, and its settings apply: HF_HUB_OFFLINE=1 uses the cache without any
+connection, HF_HOME is the folder of the cache, HF_ENDPOINT another server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a model is made of, as recipes and headers of weight files have it. Every specification builds itself.
+"""Specifications of models and networks, as in recipes and headers of weight files; each has `build`.
 
 To add a network, give it a class here and add that to `NetSpec`.
 """

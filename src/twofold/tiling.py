@@ -1,4 +1,4 @@
-"""Large pictures piece by piece, exactly: every piece is computed with a halo as wide as the network can see.
+"""Exact tiling of large images: every tile is computed with a halo as wide as the receptive field.
 
 A sliding window with blended overlaps is not exact even for one 3 × 3 convolution. A halo of at least the receptive
 field is: what lies further away cannot reach the pixels that are kept, and pieces at the rim see the real border.

@@ -1,7 +1,7 @@
 """Models by name: the card that describes a model, and the file that holds its weights.
 
-A model is one safetensors file whose header carries how to build it, so the file alone can be loaded; beside a
-shipped one lies its card. Weights are never unpickled.
+A model is one safetensors file whose header contains its specification, so it can be loaded without other files;
+shipped models also have a card. Weights are never unpickled.
 """
 
 from __future__ import annotations

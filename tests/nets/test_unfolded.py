@@ -89,7 +89,7 @@ def test_tiles_at_inference_change_nothing() -> None:
     for tile in (1, 5, 17):
         net.tile = tile
         with torch.no_grad():
-            assert torch.allclose(net(y, noise, a_kernel()), whole, atol=1e-6)
+            assert torch.allclose(net(y, noise, a_kernel()), whole, atol=1e-5)  # rounding of values up to 6
 
 
 def test_the_linear_step_stays_in_float32_under_autocast() -> None:

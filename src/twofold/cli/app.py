@@ -19,19 +19,19 @@ from typing import Any
 import twofold
 
 VERBS = {
-    "restore": "restore photographs: a file, several, or a folder",
+    "restore": "restore photographs: files or folders",
     "degrade": "degrade clean images and save the ground-truth map",
-    "models": "list the models, and how well each was measured",
+    "models": "list the models and their measured PSNR",
     "train": "train a model from a recipe, on your pairs or on synthetic ones",
     "search": "find a loss and a network for a task, from a recipe",
-    "evaluate": "measure a model on pairs by an exact protocol",
-    "audit": "find bad pairs, and scenes that training and test data share",
-    "export": "write a model for other programs: ONNX, torch.export, spandrel, the hub",
-    "import": "take weights from elsewhere: official PReNet and GridDehazeNet, the hub",
-    "ui": "a web page to restore photographs with",
-    "doctor": "report what this machine and installation can do, and test them",
-    "demo": "degrade and restore bundled photographs, and train on them",
-    "completion": "print a script that completes verbs and options in your shell",
+    "evaluate": "measure a model on image pairs under a named protocol",
+    "audit": "find invalid pairs, and scenes shared by training and test data",
+    "export": "export a model: ONNX, torch.export, spandrel, Hugging Face Hub",
+    "import": "import weights: official PReNet and GridDehazeNet, Hugging Face Hub",
+    "ui": "open a web page for restoring photographs",
+    "doctor": "report on this machine and installation, and test them",
+    "demo": "degrade and restore example photographs, and train on them",
+    "completion": "print a shell completion script",
 }
 WIDEST = 120
 """Columns of help; lines across a wide terminal are hard to read."""
@@ -45,15 +45,15 @@ def usage() -> str:
         [
             "Usage: twofold VERB [OPTIONS] …",
             "",
-            "Restores photographs with models learned on two levels.",
+            "Restores photographs with models trained by bilevel optimization.",
             "",
             *lines,
             "",
             "  twofold restore rainy.jpg -o dry.jpg --model derain",
             "",
             "twofold VERB --help explains a verb; twofold --version prints the version.",
-            "Exit codes: 0 done, 1 an input is bad or a file failed, 2 the command itself is wrong, 3 audit found",
-            "something, 130 interrupted by Ctrl-C or SIGTERM.",
+            "Exit codes: 0 done, 1 invalid input or a failed file, 2 invalid command, 3 audit found problems,",
+            "130 interrupted by Ctrl-C or SIGTERM.",
         ]
     )
 
@@ -61,7 +61,7 @@ def usage() -> str:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Runs a command line and returns its exit code.
 
-    0 done; 1 an input is bad or a file failed; 2 the command itself is wrong; 3 `audit` found something; 130
+    0 done; 1 invalid input or a failed file; 2 invalid command; 3 `audit` found problems; 130
     interrupted, by Ctrl-C or SIGTERM. With --json, an error is also printed as JSON on standard output:
     {"error": {"kind": ..., "message": ...}}.
     """
@@ -155,6 +155,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _unwrapped(text: str) -> str:
-    """A docstring whose paragraphs are one line each, for a terminal of any width to wrap anew."""
+    """A docstring whose paragraphs are one line each, to be wrapped at the width of the terminal."""
     paragraphs = cleandoc(text).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

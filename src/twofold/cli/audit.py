@@ -14,8 +14,8 @@ from twofold.cli.pipeline import bar
 
 
 def command(
-    data: Annotated[Path, typer.Argument(help="The folder of the pairs that training will see.")],
-    test: Annotated[Path | None, typer.Option(help="The folder of the pairs that it must not have seen.")] = None,
+    data: Annotated[Path, typer.Argument(help="Folder of the training pairs.")],
+    test: Annotated[Path | None, typer.Option(help="Folder of the test pairs.")] = None,
     observed: Annotated[
         str | None, typer.Option(help="Sub-folder of degraded pictures; common layouts are recognised without.")
     ] = None,
@@ -23,18 +23,18 @@ def command(
     test_observed: Annotated[str | None, typer.Option(help="The same of --test; without it as in DATA.")] = None,
     test_clean: Annotated[str | None, typer.Option(help="The same of --test; without it as in DATA.")] = None,
     photographs: Annotated[
-        bool, typer.Option("--photographs", help="The folders hold single photographs: look for shared scenes alone.")
+        bool, typer.Option("--photographs", help="The folders hold single photographs: look for shared scenes only.")
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Says what is wrong with pairs before a model learns it: files that cannot be read, sizes that do not fit,
-    pictures that are shifted or lie beside the wrong partner, scenes that occur twice, and scenes of --test in DATA.
+    """Checks image pairs before training: unreadable files, different sizes, shifted images, images paired with the
+    wrong partner, duplicate scenes, and scenes of --test in DATA.
 
     twofold audit Rain100 --observed light --clean clean
 
     twofold audit my-photographs --photographs --test BSD68
 
-    Exit code 3 where anything was found.
+    Exit code 3 if anything was found.
     """
     from twofold.contracts import ConfigError, ImageError
     from twofold.data.audit import audit, leaks

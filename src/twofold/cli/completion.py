@@ -13,7 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def command(shell: Annotated[str, typer.Argument(help=f"{', '.join(SHELLS)}.")]) -> None:
-    """Prints a script that completes verbs, options and model names; file names stay with the shell.
+    """Prints a script that completes verbs, options and model names.
 
     twofold completion bash > ~/.local/share/bash-completion/completions/twofold
 
@@ -21,7 +21,7 @@ def command(shell: Annotated[str, typer.Argument(help=f"{', '.join(SHELLS)}.")])
 
     twofold completion fish > ~/.config/fish/completions/twofold.fish
 
-    The script holds the lists as they are now, so that a key stroke starts no Python. Make it anew after an update.
+    The script contains the current lists, so completion does not start Python. Regenerate it after an update.
     """
     if shell not in SHELLS:
         raise Misuse(f"unknown shell {shell!r}; known: {', '.join(SHELLS)}")

@@ -106,42 +106,42 @@ def command(
         typer.Argument(metavar="INPUT", help="Clean images, folders (with sub-folders), patterns, or - (stdin)."),
     ],
     kind: Annotated[
-        str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}, or another kind that recipes have.")
+        str, typer.Option("--kind", "-k", help=f"{', '.join(DEGRADATIONS)}, or another degradation of the recipes.")
     ],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", help="File, folder, or - (stdout). Without it: photo-KIND.jpg, FOLDER-KIND."),
+        typer.Option("-o", "--output", help="File, folder, or - (stdout). Default: photo-KIND.jpg, FOLDER-KIND."),
     ] = None,
     level: Annotated[
         str | None,
         typer.Option(
-            help="noise, blur: standard deviation on the [0, 1] scale, or a range that each picture draws "
+            help="noise, blur: standard deviation on the [0, 1] scale, or a range to draw from for each image: "
             "from: 0.02:0.1. Without it 0.05, for blur 0.01."
         ),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="noise, blur: how levels lie: uniform, halves, quadrants, smooth.")
+        str | None, typer.Option(help="noise, blur: layout of the levels: uniform, halves, quadrants, smooth.")
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help="blur: shake, gaussian, defocus, motion, or the file of a kernel. Without it shake."),
+        typer.Option(help="blur: shake, gaussian, defocus, motion, or a kernel file. Default: shake."),
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting, as recipes have it: --set beta=[0.5,1]. May be repeated."),
+        typer.Option("--set", help="Change a setting, as in recipes: --set beta=[0.5,1]. Repeatable."),
     ] = None,
     guidance_out: Annotated[
         Path | None,
         typer.Option(parser=place, help="Save the ground-truth map: a file for one image, a folder for several."),
     ] = None,
     kernel_out: Annotated[
-        Path | None, typer.Option(parser=place, help="Save the blur kernel likewise; white is its peak.")
+        Path | None, typer.Option(parser=place, help="Save the blur kernel likewise; its maximum is white.")
     ] = None,
     clean_out: Annotated[
         Path | None,
-        typer.Option(parser=place, help="Save the clean image likewise; blur loses its border."),
+        typer.Option(parser=place, help="Save the clean image likewise; for blur without the border that is lost."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed and file name give the same damage.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed and file name give the same degradation.")] = 0,
     format: FormatOption = None,
     quality: QualityOption = None,
     parallel: JobsOption = 1,
@@ -151,17 +151,17 @@ def command(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Degrades clean photographs in a known way, to test and compare what restores them.
+    """Degrades clean photographs with known parameters, to test and compare restorers.
 
-    Rain, and the map of where it falls:
+    Rain, and the true rain map:
 
     twofold degrade photo.png -o rainy.png --kind rain --guidance-out region.png
 
-    Noise whose level changes across the picture (0.1 is 25.5 grey levels):
+    Noise whose level varies over the image (0.1 is 25.5 grey levels):
 
     twofold degrade photo.png -o noisy.png --kind noise --level 0.02:0.1 --layout smooth
 
-    A folder, blurred by camera shake, with its kernels and the clean pictures that fit:
+    A folder with camera-shake blur, its kernels and the matching clean images:
 
     twofold degrade photos/ -o blurred/ --kind blur --format png --kernel-out kernels/ --clean-out clean/
     """

@@ -14,12 +14,12 @@ from twofold.files import locked
 def command(
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", parser=place, help="The folder that gets index.html, sheet.png and the images."),
+        typer.Option("-o", "--output", parser=place, help="Output folder for index.html, sheet.png and the images."),
     ] = Path("demo"),
-    seconds: Annotated[float, typer.Option(min=0, help="How long to train afterwards; 0 leaves it out.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds of training; 0: no training.")] = 60.0,
 ) -> int:
-    """Shows that everything works, with nothing but what is installed: photographs that come with scikit-image are
-    degraded and restored with the shipped weights, then a small network is trained on them for a minute.
+    """Demonstrates the installation without other data: photographs of scikit-image are degraded and restored with the
+    shipped weights, then a small network is trained on them for a minute.
 
     twofold demo --output demo --seconds 60
     """

@@ -12,17 +12,17 @@ from twofold.cli.misuse import Misuse
 
 
 def command(
-    test: Annotated[bool, typer.Option("--test/--no-test", help="Also restore a small picture, two seconds.")] = True,
+    test: Annotated[bool, typer.Option("--test/--no-test", help="Also restore a small image (two seconds).")] = True,
     choose: Annotated[
-        bool, typer.Option("--choose", help="First measure the runtimes that are installed, and keep the fastest.")
+        bool, typer.Option("--choose", help="First measure the installed runtimes, and store the fastest.")
     ] = False,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="For --choose: these; without it, all that are shipped."),
+        typer.Option("--model", "-m", help="For --choose: models to measure. Default: all shipped models."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all facts as JSON.")] = False,
 ) -> int:
-    """Says what this machine and installation can do, and tests them: the text to paste into a bug report.
+    """Reports on this machine and installation, and tests them. Paste the text into a bug report.
 
     twofold doctor
 
@@ -31,7 +31,7 @@ def command(
 
     twofold doctor --json > report.json
 
-    Which of torch, ONNX Runtime and OpenVINO restores fastest here, to be used from now on (some minutes):
+    Measure which of torch, ONNX Runtime and OpenVINO is fastest here, and use it from now on (some minutes):
 
     twofold doctor --choose
     """

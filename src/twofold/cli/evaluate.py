@@ -29,26 +29,24 @@ if TYPE_CHECKING:
 def command(
     data: Annotated[Path, typer.Option(parser=place, help="The folder that holds the pairs.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"{MODEL_HELP} none scores the pictures as they are.")
+        str | None, typer.Option("--model", "-m", help=f"{MODEL_HELP} none: score the unrestored images.")
     ] = None,
     every_model: Annotated[
         bool, typer.Option("--all", help="Every shipped model, on the validation sets of its recipe below --data.")
     ] = False,
-    protocol: Annotated[str, typer.Option(help="How numbers are made; docs/protocols.md explains each.")] = "rgb",
+    protocol: Annotated[str, typer.Option(help="How scores are computed; see docs/protocols.md.")] = "rgb",
     observed: Annotated[
         str | None, typer.Option(help="Sub-folder of degraded pictures; common layouts are recognised without.")
     ] = None,
     clean: Annotated[str | None, typer.Option(help="Sub-folder of clean pictures.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Take only each n-th scene by name, the first included.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Use only every n-th scene by name, starting with the first.")] = 1,
     kernels: Annotated[
         Path | None,
-        typer.Option(parser=place, help="Of the blur: one file for all, or a folder of them by name."),
+        typer.Option(parser=place, help="Blur kernels: one file for all images, or a folder of them by image name."),
     ] = None,
-    paper: Annotated[str, typer.Option(help="Set the papers' rows of this data set beside, such as Rain100L.")] = "",
-    features: Annotated[
-        Path | None, typer.Option(parser=place, help="Folder of network weights: measures LPIPS too.")
-    ] = None,
-    perceptual: Annotated[str, typer.Option(help="Which distance; the protocol's without this option.")] = "",
+    paper: Annotated[str, typer.Option(help="Also show the papers' scores on this data set, such as Rain100L.")] = "",
+    features: Annotated[Path | None, typer.Option(parser=place, help="Folder of network weights, for LPIPS.")] = None,
+    perceptual: Annotated[str, typer.Option(help="Perceptual distance. Default: the protocol's.")] = "",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
     output: Annotated[

@@ -23,7 +23,7 @@ def command(
     precision: Annotated[
         str, typer.Option(help=f"{', '.join(_PRECISIONS)}; the last two are written if they cost at most 0.1 dB.")
     ] = "float32",
-    private: Annotated[bool, typer.Option("--private", help="For hf://: nobody else sees a new repository.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="For hf://: create a private repository.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Writes a model for other programs, and beside it a JSON file that says what to do before and after.

@@ -16,9 +16,9 @@ def command(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The weights file to write: NAME.safetensors.")],
 ) -> None:
-    """Takes weights from elsewhere: the official files of PReNet and GridDehazeNet, or a model from the hub.
+    """Imports weights: the official files of PReNet and GridDehazeNet, or a model from the Hugging Face Hub.
 
-    A file is recognised by what it holds, and read as tensors alone: one that could run code is refused.
+    A file is recognised by its content and read as tensors only; a file that could execute code is refused.
 
     twofold import PReNet/logs/Rain100L/PReNet6/net_latest.pth prenet.safetensors
 

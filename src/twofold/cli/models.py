@@ -14,12 +14,12 @@ from twofold.settings import nearest
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="One model, with all that is known of it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print all details of one model.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Lists the shipped models: what each is for, its size, and what it was measured at on held-out images.
+    """Lists the shipped models: task, size, and PSNR on held-out images.
 
-    twofold models derain tells everything of one: data, terms, command, seed, time.
+    twofold models derain prints all details of one: data, licence terms, command, seed, time.
 
     twofold models --json prints the whole cards.
     """

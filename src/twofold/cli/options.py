@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what is checked of them before anything starts."""
+"""Options that several verbs share, and their validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twofold.cli.pictures import FORMATS
 
 
 def place(text: str) -> Path:
-    """A path as an option gives it; an empty one, as of a shell variable that is not set, would be the current folder.
+    """The path of an option. An empty one, as from an unset shell variable, is refused: it would be the current folder.
 
     Raises: typer.BadParameter.
     """
@@ -30,32 +30,32 @@ def model_names() -> list[str]:
 
 MODEL_HELP = f"{', '.join(model_names())}, or a .safetensors file; `twofold models` explains them."
 AUTO = "auto"
-"""As a model of `restore`: the one for the damage that each photograph shows."""
+"""Model name of `restore`: choose a model for the degradation found in each photograph."""
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 RuntimeOption = Annotated[
     str,
-    typer.Option(help="torch, onnx, openvino, or auto: what `twofold doctor --choose` kept here, else torch."),
+    typer.Option(help="torch, onnx, openvino, or auto: the choice of `twofold doctor --choose`, else torch."),
 ]
-FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; without it the input's own.")]
+FormatOption = Annotated[str | None, typer.Option(help=f"{', '.join(FORMATS)}; default: the input's format.")]
 QualityOption = Annotated[
-    int | None, typer.Option(min=1, max=100, help="Of JPEG (without it 95) and WebP (without it lossless).")
+    int | None, typer.Option(min=1, max=100, help="JPEG quality (default 95) or WebP quality (default lossless).")
 ]
 JobsOption = Annotated[
-    int, typer.Option("--jobs", min=1, max=64, help="Images read ahead and written behind; the files are the same.")
+    int, typer.Option("--jobs", min=1, max=64, help="Images read ahead and written in the background; same results.")
 ]
-RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Take sub-folders too.")]
-DataOption = Annotated[Path, typer.Option(help="The folder that the recipe's paths start from.")]
+RecursiveOption = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Include sub-folders.")]
+DataOption = Annotated[Path, typer.Option(help="Base folder of the recipe's paths.")]
 RunOption = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", parser=place, help="The run's folder; a run found there goes on. Without it runs/RECIPE."
+        "-o", "--output", parser=place, help="Output folder; an existing run is resumed. Default: runs/RECIPE."
     ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. May be repeated.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: --set seed=1. Repeatable.")]
 MinutesOption = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
-ShowOption = Annotated[bool, typer.Option("--show", help="Print the whole recipe after all changes, and stop.")]
-SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave outputs that are there and not empty.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+ShowOption = Annotated[bool, typer.Option("--show", help="Print the complete recipe with all changes, and exit.")]
+SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Skip images whose output exists and is not empty.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and exit.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 RUNTIMES = ("auto", "torch", "onnx", "openvino")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
@@ -69,7 +69,7 @@ def check_runtime(name: str) -> Any:
 
 
 def check_device(name: str) -> None:
-    """Raises: Misuse for a device that nothing can be computed on here."""
+    """Raises: Misuse for a device that cannot be used here."""
     import torch
 
     if name == "auto":

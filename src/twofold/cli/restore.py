@@ -55,48 +55,50 @@ def command(
     ],
     model: Annotated[
         list[str],
-        typer.Option("--model", "-m", help=f"{MODEL_HELP} auto: a guess for each image. Repeated: all in this order."),
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} auto: chosen for each image. Repeatable: applied in order."),
     ],
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
-            help="File, folder, or - (stdout). Without it photo-restored.jpg, FOLDER-restored.",
+            help="File, folder, or - (stdout). Default: photo-restored.jpg, FOLDER-restored.",
         ),
     ] = None,
     guidance_out: Annotated[
-        Path | None, typer.Option(parser=place, help="Save the guidance map: a file for one image, else a folder.")
+        Path | None, typer.Option(parser=place, help="Save the guidance map: a file for one image, otherwise a folder.")
     ] = None,
     guidance: Annotated[
         str | None,
-        typer.Option(help="Use this instead of the estimated map: an image of it, a folder of them, or one number."),
+        typer.Option(help="Map to use instead of the estimate: an image, a folder of images, or a number."),
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help="Of the blur: an image, .npy or text file, a folder of them by name, or estimate."),
+        typer.Option(help="Blur kernel: an image, .npy or text file, a folder of them by image name, or estimate."),
     ] = None,
     kernel_size: Annotated[
         int | None,
-        typer.Option(help="For --kernel estimate: an odd side in pixels that surely holds the blur. Without it 31."),
+        typer.Option(help="For --kernel estimate: odd side in pixels, larger than the blur. Default: 31."),
     ] = None,
     kernel_out: Annotated[
         Path | None,
-        typer.Option(parser=place, help="Save the kernel that was used: a file for one image, else a folder."),
+        typer.Option(parser=place, help="Save the kernel used: a file for one image, otherwise a folder."),
     ] = None,
     noise_level: Annotated[
-        float | None, typer.Option(help="Of the noise, a standard deviation where white is 1; 0.02 is 5 grey levels.")
+        float | None, typer.Option(help="Standard deviation of the noise on the [0, 1] scale; 0.02 is 5 grey levels.")
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="0 to 1.5: scales the guidance map; of rain, 0.5 removes about half.")
+        float, typer.Option(help="0 to 1.5: factor on the guidance map; 0.5 removes about half of the rain.")
     ] = 1.0,
     self_ensemble: Annotated[
         bool,
-        typer.Option("--self-ensemble", help="The mean over eight orientations: better, in eight times the time."),
+        typer.Option("--self-ensemble", help="Average over eight orientations: better, in eight times the time."),
     ] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option(parser=place, help="Also one image of everything: before, map or kernel, and after, row by row."),
+        typer.Option(
+            parser=place, help="Also save a contact sheet: input, map or kernel, and result, one row per image."
+        ),
     ] = None,
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels. The result is the same.")] = "auto",
     device: DeviceOption = "auto",
@@ -108,52 +110,52 @@ def command(
     skip_existing: SkipOption = False,
     dry: DryRunOption = False,
     quiet: QuietOption = False,
-    engine: Annotated[str, typer.Option(help="local, or ray: by workers on this machine or on a cluster.")] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray: workers on this machine or on a cluster.")] = "local",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="For --engine ray: images at once. Without it, as many as cores."),
+        typer.Option(min=1, help="For --engine ray: images at once. Default: the number of cores, or of GPUs on cuda."),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="For --engine ray: a running cluster, such as auto. Without it, one here."),
+        typer.Option(help="For --engine ray: address of a running cluster, or auto. Default: this machine."),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Restores photographs. An input is never changed, and an output file is complete or absent.
 
-    One picture, with the map of what the model takes for rain:
+    One image, with the estimated rain map:
 
     twofold restore rainy.jpg -o dry.jpg --model derain --guidance-out rain.png
 
-    Half of the effect, or by a map you painted (white is rain):
+    Half strength, or with your own map (white is rain):
 
     twofold restore rainy.jpg -o dry.jpg --model derain --strength 0.5
 
     twofold restore rainy.jpg -o dry.jpg --model derain --guidance rain.png
 
-    Out of a blur, its kernel found in the picture and kept to look at, or given:
+    Deblurring, with the kernel estimated from the image and saved, or given:
 
     twofold restore shaken.jpg -o sharp.jpg --model deblur --kernel estimate --kernel-out kernel.png
 
     twofold restore shaken.jpg -o sharp.jpg --model deblur --kernel kernel.png --noise-level 0.02
 
-    A folder at one glance:
+    A folder, with a contact sheet:
 
     twofold restore holiday/ -o dry/ --model derain --sheet holiday.jpg
 
-    A whole folder; after an interruption the same command goes on:
+    A folder; after an interruption the same command continues:
 
     twofold restore holiday/ -o dry/ --model derain --format png --skip-existing
 
-    Two models one after the other, within a pipe:
+    Two models in sequence, in a pipe:
 
     cat photo.jpg | twofold restore - -o - --model derain --model lowlight --format jpg > out.jpg
 
-    A folder, each photograph by the model for what is wrong with it (a guess, which may find nothing):
+    A folder, with a model chosen for the degradation of each photograph (none may be found):
 
     twofold restore holiday/ -o restored/ --model auto
 
-    By eight workers at once, or on a cluster (docs/many-machines.md):
+    With eight workers, or on a cluster (docs/many-machines.md):
 
     twofold restore holiday/ -o dry/ --model derain --engine ray --workers 8
     """

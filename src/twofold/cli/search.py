@@ -50,11 +50,11 @@ def command(
     output: RunOption = None,
     judge: Annotated[
         Path | None,
-        typer.Option(parser=place, help="A judge.safetensors; without it one is trained first, by the recipe's judge."),
+        typer.Option(parser=place, help="A judge.safetensors. Default: train the recipe's judge first."),
     ] = None,
     change: SetOption = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Search from so many seeds, and say what they agree on: stability.json, .png.")
+        int, typer.Option(min=1, help="Number of seeds; their agreement is written to stability.json, .png.")
     ] = 1,
     device: DeviceOption = "auto",
     minutes: MinutesOption = 5.0,
@@ -64,11 +64,12 @@ def command(
     """Finds a loss and a network for a task: twofold search list names the shipped recipes, --show prints one.
 
     twofold search search-lowlight --data DATA --output runs/search-lowlight
+
     twofold search search-lowlight --data DATA --output runs/seeds --seeds 5
 
     The folder gets loss.yaml and genotype.json, which `twofold train` reads, pictures of both (weights.png,
-    architecture.png, traces.png, features.png) and search.json with all facts. Interrupt with Ctrl-C and give the same
-    command again: the search goes on as if it had never stopped. The same seed finds the same on the same machine.
+    architecture.png, traces.png, features.png) and search.json with settings, costs and the judge. After Ctrl-C the
+    same command resumes the search exactly. The same seed gives the same result on the same machine.
     """
     if recipe == "list":
         print(recipe_table("search", as_json=as_json))

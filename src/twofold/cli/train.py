@@ -74,13 +74,13 @@ def command(
     output: RunOption = None,
     change: SetOption = None,
     loss: Annotated[
-        Path | None, typer.Option(parser=place, help="A loss.yaml that a search wrote, in place of the recipe's loss.")
+        Path | None, typer.Option(parser=place, help="A loss.yaml from a search, instead of the recipe's loss.")
     ] = None,
     device: DeviceOption = "auto",
     minutes: MinutesOption = 5.0,
     stop_after: Annotated[
         float | None,
-        typer.Option(min=0, help="Minutes after which the run stops with a checkpoint; exit code 3. Not for judges."),
+        typer.Option(min=0, help="Stop with a checkpoint after so many minutes; exit code 3. Not for judges."),
     ] = None,
     show: ShowOption = False,
     as_json: JsonOption = False,
@@ -91,12 +91,12 @@ def command(
 
     twofold train my.yaml --data DATA --set data.batch=4 --set optimizer.learning_rate=0.0005
 
-    The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample pictures, state.safetensors (to go on
-    from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
-    best.safetensors is the model of the step that validated best.
+    The run's folder gets recipe.yaml, log.jsonl, TensorBoard events, sample images, state.safetensors (to
+    resume from) and model.safetensors (to restore with: `twofold restore photo.jpg --model runs/x/model.safetensors`).
+    best.safetensors is the model with the best validation score.
 
-    Interrupt with Ctrl-C and give the same command again: the run goes on as if it had never stopped. --stop-after 10
-    interrupts it by itself, for machines that are lent for a time.
+    After Ctrl-C the same command resumes the run; the result equals that of an uninterrupted run. --stop-after 10 stops
+    it after ten minutes with a checkpoint, for machines with a time limit.
 
     A judge-TASK recipe trains the judge of a loss search, and writes judge.safetensors.
 

@@ -13,27 +13,27 @@ from twofold.contracts import TwofoldError
 
 
 def command(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the address; 0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 7860,
     host: Annotated[
-        str, typer.Option(help="127.0.0.1 for this machine alone; 0.0.0.0 lets everyone in the network use the page.")
+        str, typer.Option(help="127.0.0.1 for this machine only; 0.0.0.0 for everyone in the network.")
     ] = "127.0.0.1",
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of one photograph's file.")] = 100,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Of one photograph.")] = 100,
-    max_photographs: Annotated[int, typer.Option(min=1, help="On the page at once.")] = 100,
-    max_gigabytes: Annotated[int, typer.Option(min=1, help="On the disk, for all who use the page.")] = 4,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Limit for the file of one photograph.")] = 100,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Limit for one photograph.")] = 100,
+    max_photographs: Annotated[int, typer.Option(min=1, help="Limit for one page.")] = 100,
+    max_gigabytes: Annotated[int, typer.Option(min=1, help="Limit on disk for all pages together.")] = 4,
 ) -> int:
-    """Opens a web page to restore photographs with: before and after under a slider, the guidance map to paint on.
+    """Opens a web page for restoring photographs, with a before-after slider and an editable guidance map.
 
-    It needs `pip install 'twofold[ui]'` and no network: nothing is sent anywhere. What is added to the page is deleted
-    when the page is closed, and all of it when the server ends (Ctrl-C).
+    It needs the extra `ui` of the package, and no network: nothing is sent anywhere. Uploaded files are deleted when
+    the page is closed, and all of them when the server ends (Ctrl-C).
 
     twofold ui
 
     twofold ui --port 8000 --no-open
 
-    From a phone in the same network, which lets everyone there use it:
+    Access from other devices in the network, for everyone in it:
 
     twofold ui --host 0.0.0.0
     """

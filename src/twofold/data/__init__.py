@@ -1,1 +1,1 @@
-"""Training material: pairs on disk, synthetic pairs, crops in memory."""
+"""Training data: pairs on disk, synthetic pairs, crops in memory."""

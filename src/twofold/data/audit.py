@@ -1,4 +1,4 @@
-"""What is wrong with pairs, and which scenes of a test set are in the training set too."""
+"""Checks image pairs, and finds scenes that training and test sets share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twofold.data.pairs import Pair, middle
 from twofold.printing import printable
 
 ALIKE = 0.8
-"""Fingerprints of one scene, saved anew, resized, brightened or cropped by 2 % on each side, agree by 0.85 and more;
+"""Fingerprints of one scene, recompressed, resized, brightened or cropped by 2 % on each side, agree by 0.85 and more;
 those of two different photographs by less than 0.6 (588 photographs of five sets, all couples).
 """
 

@@ -1,4 +1,4 @@
-"""Batches that depend on the number of the step alone: whoever asks, in whatever order, on however many ranks."""
+"""Batches as a function of the step number only: independent of the order of calls and of the number of ranks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The data sets of the field: what lies where, how many there are, how they are measured, and what is known to leak.
+"""Common data sets: layout, number of images, protocol, and known leaks between training and test parts.
 
-Nothing here is downloaded, and terms are named for orientation: those of the source hold.
+Nothing is downloaded. Licence terms are for information only; those of the source apply.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Photographs with the distance of every pixel: what haze is made from."""
+"""Photographs with a depth for every pixel, from which haze is simulated."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def made_up_depth(picture: Tensor, *, horizon: float = 0.4, near: float = 0.08) 
 
 @dataclass(frozen=True)
 class HazyCrops:
-    """The same crop of a photograph and of its depth, with haze drawn anew over it. depths: `(1, H, W)` floats.
+    """The same crop of a photograph and of its depth, with new simulated haze. depths: `(1, H, W)` floats.
 
     For depth that is made up, bend: range of an exponent on it; veil: range of what even the nearest things have.
     """
@@ -129,7 +129,7 @@ class HazyCrops:
 
 @dataclass(frozen=True)
 class WithDepth:
-    """Photographs with measured depth, files of the same name in two folders; haze is drawn anew over them.
+    """Photographs with measured depth, files of the same name in two folders; haze is simulated on them.
 
     clean: folder of the photographs. haze: what is drawn. weight: how often this source is drawn, relative to the
     others. depth: folder of the depths; None makes one up that keeps to the picture's outlines. disparity, unit, limit:

@@ -1,4 +1,4 @@
-"""Files by what is in them."""
+"""Digests of file contents."""
 
 from __future__ import annotations
 

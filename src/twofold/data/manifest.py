@@ -1,4 +1,4 @@
-"""A list of pairs with the digest of every file: the same split, and the same pictures, on another day or machine."""
+"""A list of pairs with the digest of every file, to reproduce a split with the same images on another machine."""
 
 from __future__ import annotations
 

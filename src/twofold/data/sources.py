@@ -1,6 +1,7 @@
-"""Where one sample comes from: a source is a function of a generator, and nothing else.
+"""Sources of samples: a source is a function of a generator only.
 
-Its specification, as recipes have it, stands beside it and builds it: `Synthetic` makes `SyntheticCrops`, `Paired`
+The specification of each source, as in recipes, is in this module too and builds it:
+`Synthetic` makes `SyntheticCrops`, `Paired`
 makes `PairCrops`.
 """
 
@@ -65,7 +66,7 @@ def draw_zoom(generator: torch.Generator, zoom: Zoom) -> float:
 
 @dataclass(frozen=True)
 class SyntheticCrops:
-    """A clean crop, degraded anew at every draw. margin: extra pixels for degradations that return less than they are
+    """A clean crop degraded again at every draw. margin: extra pixels for degradations that return less than they are
     given.
     """
 
@@ -106,7 +107,7 @@ class Cases(Sequence[tuple[str, Sample]]):
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Clean photographs, degraded anew at every draw. clean: their folders. degradation: what is applied. rotate: crops
+    """Clean photographs degraded again at every draw. clean: their folders. degradation: what is applied. rotate: crops
     are also rotated by 90° and flipped; not for weather. weight: how often this source is drawn, relative to the
     others. each_kernel: `cases` blurs every photograph by every kernel, as the tables of Levin's and Sun's sets have
     it.

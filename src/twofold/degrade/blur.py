@@ -2,7 +2,7 @@
 blurred by it.
 
 Only the valid part of the convolution is kept, so that what lies beyond the border of the blurred picture is unknown,
-as in a photograph; blurring on a circle flatters every method that divides in the Fourier domain.
+as in a photograph; circular blur favours every method that divides in the Fourier domain.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ OCEAN_COLUMN = 20.0  # metres of clear water that make daylight as blue as the b
 
 
 class DepthSource(Protocol):
-    """Draws a depth map `(1, 1, H, W)` where nobody measured one."""
+    """Draws a depth map `(1, 1, H, W)` without measured depth."""
 
     def __call__(self, height: int, width: int, generator: torch.Generator) -> Tensor: ...
 
@@ -158,7 +158,7 @@ class Underwater:
             ocean = torch.tensor(WATER_TYPES["I"]).to(clean)[:, None, None]
             blue = torch.exp(-ocean * OCEAN_COLUMN)
             kept = through(clean, torch.exp(-ocean * self.kept * metres), light * blue)
-            # Exposed as brightly as the picture was: red is lost, and nobody leaves a photograph dark for it.
+            # Exposed as brightly as the picture was: red is lost, but photographs are exposed for it.
             gain = clean.mean((1, 2, 3), keepdim=True) / kept.mean((1, 2, 3), keepdim=True).clamp_min(1e-6)
             clean = (kept * gain).clamp(0, 1)
         return Sample(clean, observed, metres / 10)

@@ -64,7 +64,7 @@ def to_onnx(program: torch.export.ExportedProgram, whole: Whole, facts: Mapping[
         )
     assert made is not None
     model = made.model_proto
-    # The sizes that the exporter notes for the two halves of a Fourier transform are wrong; runtimes infer them anew.
+    # The sizes that the exporter notes for the two halves of a Fourier transform are wrong; runtimes infer them again.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         axes = value.type.tensor_type.shape.dim

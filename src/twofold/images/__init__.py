@@ -1,4 +1,4 @@
-"""Any image file ↔ `Picture`: pixels as a float tensor in [0, 1], and beside them what must survive a restoration.
+"""Image files ↔ `Picture`: pixels as a float tensor in [0, 1], and the metadata to be kept by a restoration.
 
 JPEG, PNG, WebP, TIFF and BMP; 8 and 16 bits; grey, colour, alpha. GIF, AVIF and HEIC are read only.
 """

@@ -1,4 +1,4 @@
-"""What an image file says beside pixels, EXIF and ICC profile: XMP, comment, resolution, text, PNG colour chunks."""
+"""Metadata of image files besides EXIF and ICC profile: XMP, comment, resolution, text, PNG colour chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture in memory: `Picture`, and between it and rows of samples as files have them."""
+"""One image in memory, `Picture`, and its conversion from and to rows of samples in files."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _partial(file: IO[bytes], size: int, largest: int) -> Picture:
     whole = io.BytesIO(file.read() + _END_OF_JPEG)
     picture = _decode(whole, JpegImageFile, size, largest)
     whole.seek(0)
-    stored = JpegImageFile(whole)  # anew, since the rows that are missing are those of the file, not the upright ones
+    stored = JpegImageFile(whole)  # again, since the rows that are missing are those of the file, not the upright ones
     stored.load()
     samples = np.asarray(stored)
     blank = (samples == 128).reshape(samples.shape[0], -1).all(1)

@@ -50,7 +50,7 @@ def circular_conv_norm(weight: Tensor, size: int | tuple[int, int]) -> Tensor:
     spectrum = torch.fft.rfft2(weight, s=(height, width)).permute(2, 3, 0, 1)
     wide = weight.shape[0] <= weight.shape[1]
     gram = spectrum @ spectrum.mH if wide else spectrum.mH @ spectrum
-    # The smaller Gram matrix: squaring harms the small singular values alone, and nobody asks for those.
+    # The smaller Gram matrix: squaring affects only the small singular values, which are not needed.
     largest: Tensor = torch.linalg.eigvalsh(gram)[..., -1].max()
     return largest.clamp_min(0).sqrt()
 

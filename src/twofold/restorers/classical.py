@@ -1,4 +1,4 @@
-"""Restorers without weights for haze, darkness and water: baselines that a trained model has to beat.
+"""Classical restorers without weights for haze, low light and water: baselines for the trained models.
 
 Each restores the whole image at once, or from statistics of it. Everything works on batches.
 """

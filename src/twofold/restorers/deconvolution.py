@@ -1,4 +1,4 @@
-"""Deconvolution without learned weights: the baselines that a trained model has to beat, and what to use without one.
+"""Deconvolution without learned weights: baselines for the trained models.
 
 The kernel is given, the noise level is the guidance; a level that is not given is estimated from the image and
 returned. Everything works on batches, grey or colour, channel by channel.

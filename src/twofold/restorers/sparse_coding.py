@@ -74,7 +74,7 @@ class SparseModel:
 
 
 class LearnedALM(nn.Module):
-    """Linearised augmented Lagrangian steps in a learned metric: whatever is learned, the solutions stay the model's.
+    """Linearised augmented Lagrangian steps in a learned metric; learning cannot change the solutions.
 
     Both unknowns are one, u = (Z, E / c), with the constraint P (A Z + E) = P X. P = diag(s) Uᵀ, U from AAᵀ = U Λ Uᵀ,
     leaves the solutions alone and sets how they are approached: ‖P [A, cI]‖ = max s √(Λ + c²) exactly, so the step

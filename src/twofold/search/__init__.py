@@ -1,4 +1,4 @@
-"""Searching a loss and an architecture: the programme behind `twofold search`, above training.
+"""Searching a loss and an architecture: the implementation of `twofold search`.
 
 Public: `run.search` and `seeds.searches` (whole searches by a recipe), `recipe.SearchRecipe` and `recipe.JudgeRecipe`
 (what they need to know), `scheme.Search` (one stage, for any network and any upper loss), `judge.train_judge` and

@@ -1,7 +1,7 @@
 """Training the judge of a loss search, and refusing one that is not accurate enough.
 
-A judge tells clear crops from degraded ones. It sees the training half of the pictures; how often it is right is
-measured on the other half, the one that a search validates on, and travels in the header of its file.
+A judge classifies crops as clear or degraded. It is trained on the training half of the images; its accuracy is
+measured on the validation half and stored in the header of its file.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from twofold.train.run import keep_recipe
 from twofold.train.schemes import Draw, Report
 
 MIN_ACCURACY = 0.9  # on held-out crops
-MIN_NEGATIVE_ACCURACY = 0.5  # share of counterfeits that it must not call clear, if it was shown any
+MIN_NEGATIVE_ACCURACY = 0.5  # required share of counterfeits classified as degraded, if trained with any
 
 
 class JudgeFacts(Settings):
     """What is known of a judge. accuracy: on `held_out` pictures, half of them clean, none of a training picture.
 
-    caught: share of counterfeits of those that it calls degraded; None where its training had none. train: what it was
+    caught: share of counterfeits that it classifies as degraded; None where its training had none. train: what it was
     trained on, which decides the halves of the pictures.
     """
 
@@ -87,7 +87,7 @@ class JudgeTraining:
 
 
 def counterfeit(sample: Sample, generator: torch.Generator) -> Tensor:
-    """Pictures `(B, 3, H, W)` that are not clear in the ways of a network: noisy, coarse, blocky, or half restored.
+    """Pictures `(B, 3, H, W)` with artefacts of networks: noisy, blurred, blocky, or partly restored.
 
     A judge trained on clear and degraded pictures alone classifies noise and the output of an untrained network as
     clear; a search would then find the loss that produces them.

@@ -1,4 +1,4 @@
-"""What a search found, and how: the facts of it, and the files it leaves."""
+"""The result of a search: its facts and output files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search and the training of its judge need to know, read from YAML as recipes of training are.
+"""Settings of a search and of the training of its judge, read from YAML as training recipes are.
 
 Each group of settings builds what it describes.
 """
@@ -134,7 +134,7 @@ class HierarchicalSpec(Settings):
     """The paper's (Zhu et al. 2022, eq. 4): the loss with α fixed, then α with the loss that was found.
 
     loss, architecture: steps of each stage in all. rounds: how often both are done in turn, t in eq. (4). Each stage
-    goes on from the last β or α, and trains ω anew. The paper's experiments take one round, whose α is the untrained
+    goes on from the last β or α, and trains ω again. The paper's experiments take one round, whose α is the untrained
     supernet's.
     """
 

@@ -1,4 +1,4 @@
-"""A whole search: its stages one after the other. Everything it leaves is in one folder."""
+"""A complete search: its stages in sequence, with all output in one folder."""
 
 from __future__ import annotations
 

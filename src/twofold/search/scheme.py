@@ -1,9 +1,9 @@
 """Searching a loss, an architecture or both, as a way of training (Zhu et al. 2022, eq. 2 to 4).
 
-Three levels: a judge says which loss weights β are right, the loss says which architecture α is right, and ω are the
-network's weights. A step sees one batch of each half of the data, split by picture: first what is searched moves by
-its hypergradient on the validation half, then ω by one step on the training half. So every search is an ordinary run
-of `twofold.train.loop.fit`: logged, resumed, reproducible.
+Three levels: the judge's loss is minimised over the loss weights β, the loss over the architecture α and the weights
+ω. A step uses one batch of each half of the data, split by image: first the searched variables take a hypergradient
+step on the validation half, then ω takes one step on the training half. So every search is an ordinary run of
+`twofold.train.loop.fit`: logged, resumed, reproducible.
 """
 
 from __future__ import annotations

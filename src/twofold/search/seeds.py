@@ -1,4 +1,4 @@
-"""The same search from several seeds: how much of what it finds is the task's, and how much is chance."""
+"""The same search from several seeds: how much its result varies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mathematics of two levels: fixed points, adjoints, hypergradients. Knows tensors, never sees an image.
+"""Fixed points, adjoints and hypergradients of bilevel problems, on tensors only.
 
 Everything in `__all__` is public and is imported from here: `from twofold.solve import fixed_point, hypergradient`.
 The modules hold more, for those who write a solver, a strategy or an operator of their own.

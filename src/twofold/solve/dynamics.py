@@ -215,7 +215,7 @@ class RMSprop(_WithMemory):
 class FixedPointSteps(_WithoutMemory):
     """u ← T(u; w), where operator(w) makes T: the lower level as a fixed point instead of a minimum.
 
-    The operator is made anew at every step, so what is costly in w alone, as the norms of a net's layers, is
+    The operator is rebuilt at every step, so what is costly in w alone, as the norms of a net's layers, is
     better done once outside and handed in as part of w.
 
     >>> way = FixedPointSteps(lambda w: lambda u: u / 2 + w)

@@ -84,9 +84,9 @@ def jacobian_penalty(operator: Operator, at: State, *, generator: torch.Generato
 class Broyden:
     """Broyden's first method on T(u) − u = 0 (Broyden 1965, in the form of the inverse, by Sherman and Morrison): a
     root finder, so it converges near fixed points that iteration runs away from. Each sample has its own approximation
-    of the inverse Jacobian, of rank at most `memory`; when that is full it starts anew.
+    of the inverse Jacobian, of rank at most `memory`; when that is full it is restarted.
 
-    growth: a step after which the residual has grown by more than this factor starts the approximation anew with one
+    growth: a step after which the residual has grown by more than this factor restarts the approximation with one
     plain step; memory: pairs kept, each as large as the state.
 
     >>> runaway = lambda u: 3 * u - 4                                              # fixed point 2, factor 3

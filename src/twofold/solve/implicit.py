@@ -198,7 +198,7 @@ class ConjugateGradient(_AtMinimum):
     products.
 
     steps, dynamics: how the minimum is approached first; 0 steps trust the parameters given. It needs ∇²f positive
-    definite there. iterations: products at most. tolerance: relative, on ‖∂_u F − ∇²f v‖, evaluated anew at the end and
+    definite there. iterations: products at most. tolerance: relative, on ‖∂_u F − ∇²f v‖, computed again at the end and
     not as the recursion has it; 1.0 accepts what `iterations` products leave. settled: how near the minimum the lower
     parameters must be. Memory is flat in `steps` and `iterations`.
 
@@ -223,7 +223,7 @@ class ConjugateGradient(_AtMinimum):
     def inverse(self, hessian: Callable[[State], State], b: State) -> tuple[State, float]:
         enough = self.tolerance if self.tolerance < 1 else 0.0
         v, used, residual, before = None, 0, 1.0, float("inf")
-        # The residual that the recursion tracks drifts from the true one: where that misses the tolerance, begin anew
+        # The residual that the recursion tracks drifts from the true one: if that misses the tolerance, restart
         # from where it stands, as long as that helps.
         while v is None or (residual > enough and used < self.iterations and residual < before / 2):
             result = conjugate_gradient(hessian, b, steps=self.iterations - used, tolerance=enough, start=v)

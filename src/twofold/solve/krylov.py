@@ -28,8 +28,8 @@ def minres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: 
     """Solves A x = b for a symmetric A, definite or not, until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: the
     minimum residual method (Paige and Saunders 1975), by Lanczos vectors and plane rotations.
 
-    For a singular A whose range holds b it finds a solution; otherwise the residual stalls, and says so. The residual
-    returned is computed from x once more, not carried along.
+    For a singular A whose range holds b it finds a solution. Otherwise the residual stalls, and with further steps
+    rounding makes it grow. The residual returned is computed from x once more, not carried along, so that both show.
 
     >>> A = torch.tensor([[2.0, 0.0], [0.0, -4.0]])
     >>> minres(lambda x: A @ x, torch.tensor([2.0, 8.0]), steps=2, tolerance=1e-6).value.round(decimals=4)
@@ -71,7 +71,7 @@ def gmres(apply: Callable[[State], State], b: State, *, steps: int, tolerance: f
     """Solves A x = b for any A until ‖b − A x‖ ≤ tolerance ‖b‖ or the steps are spent: generalised minimum residuals
     (Saad and Schultz 1986), with Arnoldi's vectors made orthogonal twice.
 
-    restart: vectors kept, each as large as b; then it starts anew from what it has, which for an indefinite A may
+    restart: vectors kept, each as large as b; then it restarts from the current iterate, which for an indefinite A may
     stall. Prefer `minres` where A is symmetric.
 
     >>> A = torch.tensor([[2.0, 1.0], [0.0, 4.0]])

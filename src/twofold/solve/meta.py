@@ -194,7 +194,7 @@ class Aggregated:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu < 1:
-            raise SolveError(f"mu must lie in [0, 1), got {self.mu}; with 1 nobody would follow the lower level")
+            raise SolveError(f"mu must lie in [0, 1), got {self.mu}; with 1 the lower level would be ignored")
 
     def begin(self, params: State) -> State:
         zero = tensors(params)[0].new_zeros(())

@@ -72,7 +72,7 @@ class Genotype:
         checkpointed: bool = False,
         border: int = 0,
     ) -> HadamardNet:
-        """The found network, its parameters drawn anew; the options are those of `HadamardNet`.
+        """The found network, newly initialised; the options are those of `HadamardNet`.
 
         >>> sum(p.numel() for p in uniform_genotype("3-C", "3-C").network().parameters())
         621408

@@ -1,4 +1,4 @@
-"""How a run of Bilevel Meta Optimization settled: one picture and one JSON, made of the run's log."""
+"""Convergence of a Bilevel Meta Optimization run: a figure and a JSON file made from its log."""
 
 from __future__ import annotations
 

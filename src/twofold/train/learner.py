@@ -1,4 +1,4 @@
-"""What moves parameters: a learner with its optimizer and schedule, their settings, and the machine it works on."""
+"""Updates of parameters: a learner with its optimizer and schedule, their settings, and its device."""
 
 from __future__ import annotations
 

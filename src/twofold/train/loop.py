@@ -1,4 +1,4 @@
-"""The training loop: one for every scheme, readable top to bottom."""
+"""The training loop, the same for every scheme."""
 
 from __future__ import annotations
 

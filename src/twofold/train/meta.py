@@ -1,7 +1,7 @@
-"""Bilevel Meta Optimization of a restorer whose picture is a fixed point (Liu et al. 2022).
+"""Bilevel Meta Optimization of a restorer whose result is a fixed point (Liu et al. 2022).
 
-The upper loss, on the picture against the clean one, pulls at every iterate in training. Nobody knows the clean
-picture afterwards, so restoring iterates T alone (inference, docs/bmo.md).
+In training every iterate also takes a descent step on the upper loss against the clean image. At test time the clean
+image is unknown, so restoring iterates T alone (inference, docs/bmo.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe: everything a training run needs to know. `reading` makes it from YAML, `run` and `data` build from it."""
+"""A recipe: all settings of a training run. `reading` makes it from YAML, `run` and `data` build from it."""
 
 from __future__ import annotations
 

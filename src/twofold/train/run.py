@@ -1,4 +1,4 @@
-"""A recipe becomes a run: objects are built from its strings, the loop is started, and the result is written down."""
+"""Runs a recipe: builds its objects, runs the loop, and writes the result."""
 
 from __future__ import annotations
 

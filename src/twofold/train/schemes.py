@@ -1,5 +1,4 @@
-"""Ways of training a restorer. A scheme holds what is learned and does one step; the loop around it is the same for
-all.
+"""Training schemes. A scheme holds the learned modules and does one step; the loop is the same for all.
 
 Names as in Gao et al. 2022: θ are the guide's parameters, ω the reconstruction's; D_h carries true guidance maps,
 D_tr need not. With a guide that sees only the observation, the guide's loss does not depend on ω, so Algorithm 1

@@ -1,4 +1,4 @@
-"""The web server around the page: what it answers, how much it takes, and that it speaks to nobody else."""
+"""The web server of the page: routes, limits, and no other connections."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Photo:
     map_of: the model whose map lies in the folder (`map.npy` the values, `map.png` to download, `shown.png` for the
     editor), or empty. white: what white stands for in the editor. painted: the map is the user's. searched: the size in
     which the kernel in the folder (`kernel.png`) was searched for, 0 if there is none; confidence: in it. runs: how
-    often all this changed, so that a browser asks anew.
+    often all this changed, so that a browser reloads it.
     """
 
     number: int
@@ -101,7 +101,7 @@ class Visit:
 
 
 class Visits:
-    """All visits, in one folder of the system's place for temporary files, which nobody else may enter.
+    """All visits, in one folder of the system's temporary directory, private to the user.
 
     root: that folder. uploads: where the web server puts what arrives, before a visit takes it.
     """

@@ -196,7 +196,7 @@ def uploaded_map(photo: Photo, source: Path, name: str, kind: GuidanceKind, mode
     if width * photo.height != height * photo.width:
         raise ImageError(
             f"{name}: {width} x {height} pixels do not have the proportions of the photograph, "
-            f"{photo.width} x {photo.height}; crop or draw it anew"
+            f"{photo.width} x {photo.height}; crop or draw it again"
         )
     size = (photo.height, photo.width)
     values = F.interpolate(values, size=size, mode="bilinear", antialias=height > photo.height)
