@@ -39,7 +39,7 @@ mutate: $(STAMP) ## change the mathematics at random and count the changes that 
 bench: $(STAMP)  ## the benchmarks into benchmarks/results; DATA=folder for those that measure on real pictures
 	for b in bilevel convergence data deconvolution hypergradient large search train; do \
 	  $(BIN)/python benchmarks/$$b.py --json benchmarks/results/$$b.json || exit 1; done
-	if [ -n "$(DATA)" ]; then for b in classical controls gkm guidance hadamard_guided hadamard_maps loss_strategies paper_a paper_c restore shipped steering; do \
+	if [ -n "$(DATA)" ]; then for b in classical controls fixed_losses gkm guidance hadamard_guided hadamard_maps loss_strategies paper_a paper_c restore shipped steering; do \
 	  $(BIN)/python benchmarks/$$b.py --data $(DATA) --json benchmarks/results/$$b.json || exit 1; done; \
 	  for task in lowlight underwater haze; do \
 	  $(BIN)/python benchmarks/paper_b.py --data $(DATA) --task $$task --json benchmarks/results/paper_b-$$task.json || exit 1; \

@@ -293,6 +293,16 @@ def middle(picture: Tensor, side: int) -> Tensor:
     return picture[..., max(top, 0) : max(top, 0) + side, max(left, 0) : max(left, 0) + side]
 
 
+def held_out(recipe: SearchRecipe, root: Path, side: int) -> list[Sample]:
+    """The middles, `side` pixels wide, of the pictures that the task's final recipe holds out."""
+    group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[recipe.task]]
+    test = []
+    for pair in group.pairs(root):
+        observed, clean = (middle(images.read(path).pixels, side) for path in (pair.observed, pair.clean))
+        test.append(Sample(clean, observed))
+    return test
+
+
 def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
     tree = reading.tree_of(f"search-{asked.task}")
     tree["net"] = {"kind": "supernet", "width": asked.width, "units": asked.units, "ops_per_branch": asked.ops}
@@ -308,11 +318,7 @@ def prepared(asked: argparse.Namespace, folder: Path) -> Bench:
     judge, _ = judges.competent(path, task=recipe.task, train=recipe.data.train)
     whole = recipe.data.source(asked.data)
     seen, held = split_source(whole, pictures=recipe.data.pictures)
-    group = reading.read_recipe(recipe.final).data.validation[HELD_OUT[asked.task]]
-    test = []
-    for pair in group.pairs(asked.data):
-        observed, clean = (middle(images.read(path).pixels, asked.test_side) for path in (pair.observed, pair.clean))
-        test.append(Sample(clean, observed))
+    test = held_out(recipe, asked.data, asked.test_side)
     device = torch.device(asked.device)
     distance = perceptual_squeeze(asked.data / "features")
     return Bench(asked, recipe, asked.data, whole, seen, held, test, judge.to(device), distance)

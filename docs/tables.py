@@ -27,6 +27,7 @@ BENCHMARKS = (
     "classical",
     "controls",
     "convergence",
+    "fixed_losses",
     "gkm",
     "guidance",
     "hadamard_guided",

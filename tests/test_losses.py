@@ -55,6 +55,33 @@ def test_gradient_of_negative_ssim_is_that_of_the_definition() -> None:
     torch.testing.assert_close(fast.grad, slow.grad, atol=1e-7, rtol=1e-3)
 
 
+def test_ms_ssim_of_flat_and_of_rescaled_pictures_has_its_closed_form() -> None:
+    flat = torch.full((1, 3, 20, 17), 0.3, dtype=torch.float64)
+    luminance = (2 * 0.3 * 0.7 + 1e-4) / (0.3**2 + 0.7**2 + 1e-4)
+    assert losses.ms_ssim(flat, flat + 0.4).item() == pytest.approx(1 - luminance, abs=1e-9)
+    x, _ = pictures(1, 3, 30, 40, dtype=torch.float64)
+    assert losses.ms_ssim(x, x).item() == pytest.approx(0, abs=1e-9)
+    # A checkerboard k times as strong, about the same mean: cs = (2 k v + c2) / ((1 + k²) v + c2) at every scale, where
+    # v = a² (1 − m²) and m is the window's mean of the board ±1, nearly 0 in the middle from a deviation of 1 on.
+    board = torch.ones(121, 121, dtype=torch.float64)
+    board[::2, ::2], board[1::2, 1::2] = -1, -1
+    a, k, expected = 0.1, 0.5, 1.0
+    for deviation in (0.5, 1, 2, 4, 8):
+        radius = int(3 * deviation + 0.5)
+        t = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        taps = torch.exp(-t.square() / (2 * deviation**2))
+        m = ((taps / taps.sum()) * (-1.0) ** t).sum().item() ** 2
+        v = a**2 * (1 - m**2)
+        expected *= (2 * k * v + 9e-4) / ((1 + k**2) * v + 9e-4)
+    board = board.expand(1, 1, 121, 121)
+    found = (0.5 + a * board).requires_grad_()
+    value = losses.ms_ssim(found, 0.5 + k * a * board)
+    assert value.item() == pytest.approx(1 - expected, abs=2e-3), "borders differ a little"
+    value.backward()
+    assert found.grad is not None
+    assert torch.isfinite(found.grad).all()
+
+
 @pytest.mark.parametrize("loss", ALL)
 def test_first_and_second_derivatives_are_right(loss: losses.Loss) -> None:
     x, y = pictures(2, 3, 6, 5, dtype=torch.float64)

@@ -8,16 +8,18 @@ import shlex
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from twofold import losses
 from twofold.contracts import RAIN_REGION, Sample
 from twofold.nets.guide import Guide
 from twofold.nets.hadamard import HadamardNet
+from twofold.nets.perceptual import DirectionDistance, squeezenet
 from twofold.search.judge import JudgeFacts
 from twofold.search.recipe import JudgeRecipe, SearchRecipe
 from twofold.settings import checked
@@ -130,6 +132,57 @@ def test_the_problem_of_the_loss_strategies_has_one_minimum(benchmark: Callable[
     ways = {name: {**facts, "cpu_seconds": 1.0, "cosine": 1.0} for name in strategies.WAYS}
     table = strategies.tables({"seeds": [{"all ones": {"upper": 0.6}, **ways}] * 2})["loss_strategies"]
     assert table.count("| +0.1000 (") == len(strategies.WAYS)
+
+
+def test_a_found_loss_is_compared_with_fixed_ones_seed_by_seed(benchmark: Callable[[str], ModuleType]) -> None:
+    """Two seeds whose differences are 1 and 2 dB: 1.5 ± 12.706 · 0.5; an unfinished third one does not count."""
+    fixed = benchmark("fixed_losses")
+    for task in fixed.HELD_OUT:
+        losses = fixed.losses_of(task)
+        assert list(losses) == [fixed.FOUND, *fixed.FIXED]
+        assert len(losses[fixed.FOUND].weights) == 8, "the shipped loss of eight terms"
+
+    def seed(found: float) -> dict[str, dict[str, float]]:
+        of = {name: {"psnr": 20.0, "ssim": 0.8, "perceptual_squeeze": 0.5, "ms": 9.0} for name in fixed.FIXED}
+        return {fixed.FOUND: {"psnr": found, "ssim": 0.9, "perceptual_squeeze": 0.4, "ms": 30.0}, **of}
+
+    seeds = {"0": seed(21.0), "1": seed(22.0), "2": {fixed.FOUND: seed(30.0)[fixed.FOUND]}}
+    lines = fixed.tables({"tasks": {"haze": {"seeds": seeds}}})["fixed_losses"].splitlines()
+    assert len(lines) == 2 + 5
+    assert lines[2] == "| haze, 2 seeds | found by search | 21.50 / 0.900 | 0.400 |  |  | 30 |"
+    assert lines[3].startswith("| haze, 2 seeds | l1 | 20.00 / 0.800 | 0.500 | +1.50 (-4.85 … +7.85) | +0.100 (")
+
+
+def test_every_loss_trains_the_same_network_on_the_same_batches(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = benchmark("fixed_losses")
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def recorded(restored: Tensor, clean: Tensor) -> Tensor:
+        if restored.requires_grad:
+            seen.append((restored.detach().clone(), clean))
+        return losses.l1(restored, clean)
+
+    def source(generator: torch.Generator) -> Sample:
+        clean = torch.rand(1, 3, 32, 32, generator=generator)
+        return Sample(clean, clean / 2)
+
+    monkeypatch.setattr(fixed, "network", lambda: torch.nn.Conv2d(3, 3, 1))
+    data = SimpleNamespace(batch=1)
+    asked = SimpleNamespace(steps=3, device="cpu")
+    bench = fixed.Bench(
+        asked, SimpleNamespace(data=data), Path(), source, source, source, [source(torch.Generator())],
+        torch.nn.Identity(), DirectionDistance(squeezenet(), (1,), name="random"),
+    )  # fmt: skip
+    monkeypatch.setitem(losses.LOSSES, "recorded", recorded)
+    scores = fixed.training(bench, losses.LossSpec({"recorded": 1.0}), 0)
+    fixed.training(bench, losses.LossSpec({"recorded": 1.0, "l2": 1.0}), 0)
+    assert set(scores) == {"ms", "psnr", "ssim", "perceptual_squeeze", "parameters"}
+    assert len(seen) == 6
+    torch.testing.assert_close(seen[0], seen[3])
+    assert torch.equal(seen[2][1], seen[5][1])
+    assert not torch.equal(seen[2][0], seen[5][0]), "another loss, another network"
 
 
 def test_the_softmax_of_figure_7_leaves_the_smoothness_terms_out(benchmark: Callable[[str], ModuleType]) -> None:

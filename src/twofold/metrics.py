@@ -111,6 +111,35 @@ def ssim_skimage_uniform7(restored: Tensor, clean: Tensor) -> Tensor:
     return _ssim(restored.double(), clean.double(), taps=taps, padding=0, sample_covariance=True)
 
 
+def ssim_multiscale(restored: Tensor, clean: Tensor) -> Tensor:
+    """`(B,)`: MS-SSIM as it is trained with (Zhao et al. 2017): l at the widest window times cs at all five, per pixel.
+
+    Gaussian windows of standard deviation 0.5, 1, 2, 4 and 8 pixels at full resolution, no exponents; every channel by
+    itself, then the mean. Windows are cut at the border of the picture and weighted to sum 1, so that any size from 1x1
+    does; float32 inside autocast; differentiable, twice too.
+
+    Two flat pictures differ in the luminance factor alone, as in `ssim_gaussian_valid`:
+
+    >>> ssim_multiscale(*torch.tensor([0.1, 0.2], dtype=torch.float64).view(2, 1, 1, 1, 1).expand(-1, 1, 1, 16, 16))
+    tensor([0.8004], dtype=torch.float64)
+    """
+    same_size(restored, clean)
+    c1, c2 = 0.01**2, 0.03**2
+    with torch.autocast(device_type=restored.device.type, enabled=False):
+        x, y = (image.contiguous() for image in map(full_precision, (restored, clean)))
+        planes = torch.stack((x, y, x * x + y * y, x * y))
+        product = torch.ones_like(x)
+        for deviation in (0.5, 1.0, 2.0, 4.0, 8.0):
+            radius = int(3 * deviation + 0.5)
+            taps = _gaussian(x.device, deviation, radius)
+            inside = _windowed(torch.ones_like(x[:1, :1]), taps, radius)
+            mean_x, mean_y, mean_squares, mean_xy = (_windowed(planes, taps, radius) / inside).unbind(0)
+            means, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+            product = product * (2 * (mean_xy - means) + c2) / (mean_squares - squares + c2)
+        luminance = (2 * means + c1) / (squares + c1)
+        return (luminance * product).mean(dim=(1, 2, 3))
+
+
 def _ssim(restored: Tensor, clean: Tensor, *, taps: Tensor, padding: int, sample_covariance: bool = False) -> Tensor:
     """`(B,)`: Wang et al. 2004, eq. (13), with K1 = 0.01 and K2 = 0.03, every channel by itself, then the mean.
 
@@ -149,10 +178,10 @@ def _windowed(images: Tensor, taps: Tensor, padding: int) -> Tensor:
     return planes.reshape(*images.shape[:-2], *planes.shape[-2:])
 
 
-def _gaussian(device: torch.device) -> Tensor:
-    """`(11,)`: Gaussian of standard deviation 1.5 pixels, sum 1; made on the device, since a copy to it would wait."""
-    distance = torch.arange(-5, 6, dtype=torch.float64, device=device)
-    taps = torch.exp(-distance.square() / (2 * 1.5**2))
+def _gaussian(device: torch.device, deviation: float = 1.5, radius: int = 5) -> Tensor:
+    """`(2 radius + 1,)`: Gaussian of that many pixels, sum 1; made on the device, since a copy to it would wait."""
+    distance = torch.arange(-radius, radius + 1, dtype=torch.float64, device=device)
+    taps = torch.exp(-distance.square() / (2 * deviation**2))
     return taps / taps.sum()
 
 
