@@ -166,7 +166,7 @@ class Branch(nn.Module):
         return features + inner
 
     def in_strips(self, features: Tensor) -> Tensor:
-        """The same without gradients, in one map besides `features`: an operation writes over its input, strip by
+        """`forward` of `(B, C, H, W)` without gradients, in one map besides `features`: an operation writes over its input, strip by
         strip, each strip after the next one has been computed; norm and ReLU are computed where they are read.
         """
         inner = torch.empty_like(features)
@@ -212,7 +212,7 @@ class HadamardUnit(nn.Module):
         return self.combine(u, self.divisor(features))
 
     def in_strips(self, features: Tensor) -> Tensor:
-        """The same without gradients, in two maps besides `features`."""
+        """`forward` of `(B, C, H, W)` without gradients, in two maps besides `features`."""
         u = self.numerator.in_strips(features)
         if self.divisor is None or self.combine is None:
             return F.relu_(u)
