@@ -49,8 +49,8 @@ def padded(images: Tensor, multiple: int, border: int = 0) -> Tensor:
 
 
 def mirrored(images: Tensor, axis: int, start: int, end: int) -> Tensor:
-    """Of images `(..., H, W)`, the part from `start` to `end` along an axis, mirrored beyond both sides; a view where that
-    part lies inside.
+    """Of images `(..., H, W)`, the part from `start` to `end` along an axis, mirrored beyond both sides; a view where
+    that part lies inside.
     """
     length = images.shape[axis]
     if start >= 0 and end <= length:

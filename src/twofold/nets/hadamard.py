@@ -166,8 +166,9 @@ class Branch(nn.Module):
         return features + inner
 
     def in_strips(self, features: Tensor) -> Tensor:
-        """`forward` of `(B, C, H, W)` without gradients, in one map besides `features`: an operation writes over its input, strip by
-        strip, each strip after the next one has been computed; norm and ReLU are computed where they are read.
+        """`forward` of `(B, C, H, W)` without gradients, in one map besides `features`: an operation writes over its
+        input, strip by strip, each strip after the next one has been computed; norm and ReLU are computed where they
+        are read.
         """
         inner = torch.empty_like(features)
         normalize: Callable[[Tensor], Tensor] | None = None
