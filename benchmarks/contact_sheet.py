@@ -66,10 +66,10 @@ def photographs(task: str, data: Path, longest: int) -> Iterator[Photograph]:
 
 def row(photograph: Photograph, candidates: Sequence[Candidate]) -> dict[str, Tensor]:
     """Titles and pictures: observed, what every candidate makes of it, the map of a shipped network that has one."""
-    told = {} if photograph.kernel is None else {"kernel": photograph.kernel}
+    given = {} if photograph.kernel is None else {"kernel": photograph.kernel}
     shown = {"observed": photograph.observed}
     for one in candidates:
-        found = one.restore(photograph.observed, **told)
+        found = one.restore(photograph.observed, **given)
         shown[one.name] = found.image
         if one.kind == "ours" and found.guidance is not None:
             shown[f"{one.name}: its map"] = found.guidance / found.guidance.max().clamp(min=1e-6)

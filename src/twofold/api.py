@@ -80,11 +80,16 @@ class Model:
         """See `restore`. A tensor may also be a batch `(B, C, H, W)`, whose images are restored one after the other."""
         if isinstance(image, Tensor) and image.ndim == 4 and image.shape[0] > 1:
             options: Any = {"kernel": kernel, "guidance": guidance, "strength": strength, "tile": tile}
-            options |= {"self_ensemble": self_ensemble, "progress": progress}
-            parts = [self(one[None], **options) for one in image]
+            options["self_ensemble"] = self_ensemble
+            count = len(image)
+            parts = [
+                self(one[None], **options, progress=part_of(progress, index / count, (index + 1) / count))
+                for index, one in enumerate(image)
+            ]
             maps = [part.guidance for part in parts if part.guidance is not None]
-            reports = [part.report for part in parts]
-            return Restored(torch.cat([part.image for part in parts]), torch.cat(maps) if maps else None, reports)
+            reports = [part.report for part in parts if part.report is not None]
+            restored_all = torch.cat([part.image for part in parts])
+            return Restored(restored_all, torch.cat(maps) if maps else None, reports or None)
         picture = images.from_any(image)
         searched = is_search(kernel)
         checked, report = kernel_for(picture, kernel, progress=part_of(progress, 0, SEARCH_SHARE))

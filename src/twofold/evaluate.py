@@ -282,21 +282,21 @@ def _row(
     kernel_of: Callable[[Files], Tensor] | None,
     distance: DirectionDistance | None,
 ) -> Row:
-    told: dict[str, Tensor] = {}
+    given: dict[str, Tensor] = {}
     if isinstance(pair, Files):
-        told = {} if kernel_of is None else {"kernel": kernel_of(pair)}
+        given = {} if kernel_of is None else {"kernel": kernel_of(pair)}
         name, observed, clean = pair.name, images.read(pair.observed).pixels, images.read(pair.clean).pixels
         clean = middle(clean, (observed.shape[-2], observed.shape[-1]), name=str(pair.clean))
     else:
         name, sample = pair
         observed, clean = sample.observed, sample.clean
-        told = {} if sample.kernel is None else {"kernel": sample.kernel}
+        given = {} if sample.kernel is None else {"kernel": sample.kernel}
     if observed.shape != clean.shape:
         sizes = f"observed is {tuple(observed.shape)} and clean {tuple(clean.shape)}"
         raise DataError(f"{sizes}, where one shape is needed; crop or convert one of them")
     start = time.perf_counter()
     with torch.no_grad():
-        restored = restorer(observed, **told).image.cpu()  # waits for a GPU, so the clock is right
+        restored = restorer(observed, **given).image.cpu()  # waits for a GPU, so the clock is right
     seconds = time.perf_counter() - start
     if not torch.isfinite(restored).all():
         raise DataError("the restored picture holds NaN or infinite values")

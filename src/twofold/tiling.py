@@ -17,7 +17,7 @@ from torch import Tensor
 from twofold.contracts import TwofoldError
 
 _SMALLEST = 64
-"""Pixels of a tile's side below which running out of memory is not mended by cutting it further."""
+"""Side of the smallest tile in pixels: one that runs out of memory at this size is not divided again."""
 
 
 @dataclass(frozen=True)

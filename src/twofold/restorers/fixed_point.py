@@ -84,6 +84,17 @@ class FixedPointRestorer(nn.Module, Restorer):
         return Restored(problem.image(solution.value), report=solution)
 
 
+def _each_colour(border: Border, observed: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """`observed` `(B, C, H, W)` extended beyond its border as grey images `(B C, 1, H', W')`, a kernel for each, and
+    the frame that `crop` takes off again.
+    """
+    if kernel is None:
+        raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as kernel=")
+    extended = border.extend(observed, kernel)
+    kernels = kernel.expand(len(observed), -1, -1, -1).repeat_interleave(observed.shape[1], 0)
+    return extended.flatten(0, 1)[:, None], kernels, margin(extended, observed)
+
+
 class Deconvolution(FixedPointRestorer):
     """T = denoiser ∘ argmin_x ½‖k ∗ x − observed‖² + ρ/2 ‖x − u‖², each colour by itself. kernel: `(B or 1, 1, h, w)`.
 
@@ -105,13 +116,8 @@ class Deconvolution(FixedPointRestorer):
         return self.log_penalty.exp()
 
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
-        if kernel is None:
-            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as kernel=")
         batch, colours = observed.shape[:2]
-        extended = self.border.extend(observed, kernel)
-        frame = margin(extended, observed)
-        grey = extended.flatten(0, 1)[:, None]
-        kernels = kernel.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
+        grey, kernels, frame = _each_colour(self.border, observed, kernel)
         parts = (DataProx(grey, kernels, self.penalty), DenoiserStep(steady(self.denoiser), weight=1.0))
 
         def image(u: State) -> Tensor:
@@ -152,13 +158,8 @@ class SplitDeconvolution(FixedPointRestorer):
         self.raw_fraction = nn.Parameter(torch.tensor(fraction / 0.99).logit())
 
     def problem(self, observed: Tensor, kernel: Tensor | None = None) -> Problem:
-        if kernel is None:
-            raise ImageError("deconvolution needs the blur kernel (1, 1, h, w); pass it as kernel=")
         batch, colours = observed.shape[:2]
-        extended = self.border.extend(observed, kernel)
-        frame = margin(extended, observed)
-        grey = extended.flatten(0, 1)[:, None]
-        kernels = kernel.expand(batch, -1, -1, -1).repeat_interleave(colours, 0)
+        grey, kernels, frame = _each_colour(self.border, observed, kernel)
         penalty, threshold = self.log_penalty.exp(), self.log_threshold.exp()
         differences = LinearMap(neighbours, neighbours_adjoint, math.sqrt(8))
         step = unit_interval(self.raw_fraction) / (penalty * differences.norm**2)
